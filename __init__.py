@@ -1,0 +1,1 @@
+"""Umbel: federated learning for Keras."""

@@ -1,0 +1,46 @@
+"""Chain: update transforms one after another on the client, undone in reverse on the server."""
+
+from __future__ import annotations
+
+from .random import Key
+from .spec import ModelSpec
+from .types import ClientUpdate, State, Total, UpdateTransform
+
+
+class Chain:
+    """transforms, in the order the client applies them. `Chain()` changes nothing.
+
+    Composes: a Chain is itself a transform. Equal chains compare equal; the repr rebuilds it.
+    """
+
+    def __init__(self, *transforms: UpdateTransform):
+        self.transforms = transforms
+
+    def __repr__(self) -> str:
+        return f"Chain({', '.join(map(repr, self.transforms))})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and self.transforms == other.transforms
+
+    def __hash__(self) -> int:
+        return hash(self.transforms)
+
+    def __len__(self) -> int:
+        return len(self.transforms)
+
+    def init(self, spec: ModelSpec) -> State:
+        """A tuple of the members' states."""
+        return tuple(transform.init(spec) for transform in self.transforms)
+
+    def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
+        """On the client: first to last."""
+        for position, (transform, own) in enumerate(zip(self.transforms, state, strict=True)):
+            update = transform.encode(own, update, key.derive(position))
+        return update
+
+    def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
+        """Once, on the server: last to first. Returns the members' new states and the decoded total."""
+        states = list(state)
+        for position in reversed(range(len(self.transforms))):
+            states[position], total = self.transforms[position].decode(states[position], total, key.derive(position))
+        return tuple(states), total

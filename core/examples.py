@@ -1,0 +1,80 @@
+"""Examples: what a client, a test set or a source holds, as arrays with the example on the first axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import ConfigError
+
+Arrays = Any  # an array, or a dict, list or tuple of arrays (a model with several inputs or outputs)
+
+
+def map_arrays(function: Callable[[Any], Any], arrays: Arrays) -> Arrays:
+    """Apply function to every array of a nested structure; None stays None."""
+    if arrays is None:
+        return None
+    if isinstance(arrays, dict):
+        return {name: map_arrays(function, value) for name, value in arrays.items()}
+    if isinstance(arrays, (list, tuple)):
+        return type(arrays)(map_arrays(function, value) for value in arrays)
+    return function(arrays)
+
+
+def leaves(arrays: Arrays) -> Iterator[Any]:
+    """Every array of a nested structure, in a fixed order."""
+    if isinstance(arrays, dict):
+        for value in arrays.values():
+            yield from leaves(value)
+    elif isinstance(arrays, (list, tuple)):
+        for value in arrays:
+            yield from leaves(value)
+    elif arrays is not None:
+        yield arrays
+
+
+class Examples(NamedTuple):
+    """Inputs, targets and optional per-example weights; all share their first axis."""
+
+    x: Arrays
+    y: Arrays = None
+    sample_weight: Arrays = None
+
+    @property
+    def count(self) -> int:
+        """Number of examples."""
+        return len(next(leaves(self.x)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for part in self for array in leaves(part))
+
+    def take(self, rows: np.ndarray | slice) -> Examples:
+        """The examples at `rows`, as a copy (a view for a slice)."""
+        return Examples(*(map_arrays(lambda array: array[rows], part) for part in self))
+
+    @staticmethod
+    def of(value: Examples | tuple | Arrays) -> Examples:
+        """Check that value, (x,), (x, y) or (x, y, sample_weight), holds arrays of one length; return it as Examples.
+
+        Lists of arrays count as several inputs, never as examples. Errors: ConfigError for no array, an array with
+        no first axis, or unequal lengths.
+        """
+        parts = value if isinstance(value, tuple) else (value,)
+        if not 1 <= len(parts) <= 3:
+            raise ConfigError(f"expected (x, y) or (x, y, sample_weight), got a tuple of {len(parts)}")
+        examples = Examples(*(map_arrays(as_array, part) for part in parts))
+        lengths = [array.shape[0] if array.ndim else None for part in examples for array in leaves(part)]
+        if not lengths or None in lengths:
+            raise ConfigError("expected arrays with the example on the first axis, got none or a scalar")
+        if len(set(lengths)) > 1:
+            raise ConfigError(f"expected arrays of one length, got lengths {', '.join(map(str, lengths))}")
+        return examples
+
+
+def as_array(value: Any) -> np.ndarray:
+    """value as an array; memory-mapped arrays stay on disk."""
+    return value if isinstance(value, np.ndarray) else np.asarray(value)

@@ -1,0 +1,187 @@
+"""Experiment: everything that changes the result of a run, in one frozen value, validated when built."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from .chain import Chain
+from .errors import ConfigError, IncompatibleError
+from .examples import Examples
+from .folds import WeightedSum
+from .types import Callback, Fold, Population, RoundRecord, Sampler, Schedule, Source, Strategy, UpdateTransform
+from .validation import require, require_count, require_real
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a client does in its round.
+
+    epochs: passes over its own examples.
+    batch_size: examples per step; None: all at once. The last batch of an epoch may be smaller; none is dropped.
+    learning_rate: of the model's own optimizer; a schedule over rounds; None leaves the optimizer as compiled.
+    shuffle: a fresh order per epoch, derived from (seed, round, client, epoch).
+    """
+
+    epochs: int = 1
+    batch_size: int | None = 32
+    learning_rate: float | Schedule | None = None
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        require_count("epochs", self.epochs)
+        if self.batch_size is not None:
+            require_count("batch_size", self.batch_size)
+        if self.learning_rate is not None and not hasattr(self.learning_rate, "at"):
+            require_real("learning_rate", self.learning_rate, above=0)
+
+    def learning_rate_at(self, round: int, records: Sequence[RoundRecord]) -> float | None:
+        """The clients' learning rate in `round`, after the rounds in `records`; None: the optimizer's own."""
+        if self.learning_rate is None or isinstance(self.learning_rate, (int, float)):
+            return self.learning_rate
+        return self.learning_rate.at(round, records)
+
+    def steps(self, examples: int) -> int:
+        """Optimizer steps of a client with `examples` examples."""
+        batch = self.batch_size or max(examples, 1)
+        return self.epochs * -(-examples // batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A federated experiment. It runs unchanged in simulation, over Flower and in a notebook.
+
+    name: letters, digits, "-" and "_"; what runs are listed under.
+    model: builds and compiles a fresh Keras model; called once per worker.
+    population: the clients and their training examples.
+    strategy: the server's half of the algorithm.
+    sampler: who takes part in a round.
+    local: what a client does in its round.
+    transforms: privacy and compression, applied to each update and undone on the sum.
+    fold: how updates become a sum; streaming and weighted unless robust.
+    rounds, seed: how long, and from which randomness. Equal seeds give equal bits.
+    test: the server's examples, (x, y) or a Source, for central evaluation; None for none.
+    validation: each client's held-out examples, for federated evaluation; None for none.
+    evaluate_every: rounds between evaluations; the last round is always evaluated.
+    personal: regular expressions over variable paths; what matches stays with the client (a head, normalisation).
+    weighting: a client's say in the mean: its number of "examples", or "uniform".
+    min_clients: updates that a round needs at least; with fewer the run stops.
+    callbacks: what may end the run early; part of the result, unlike watchers handed to `run`.
+
+    Errors: ConfigError for a value out of bounds, IncompatibleError for parts that exclude one another.
+    """
+
+    name: str
+    model: Callable[[], Any]
+    population: Population
+    strategy: Strategy
+    sampler: Sampler
+    local: Local = field(default_factory=Local)
+    transforms: UpdateTransform = field(default_factory=Chain)
+    fold: Fold = field(default_factory=WeightedSum)
+    rounds: int = 50
+    seed: int = 0
+    test: Examples | tuple | Source | None = None
+    validation: Population | None = None
+    evaluate_every: int = 1
+    personal: tuple[str, ...] = ()
+    weighting: Literal["examples", "uniform"] = "examples"
+    min_clients: int = 1
+    callbacks: tuple[Callback, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(
+            bool(re.fullmatch(r"[\w-]{1,64}", self.name)), f"expected name={self.name!r} of letters, digits, - and _"
+        )
+        require(
+            callable(self.model), f"expected model={self.model!r} to be a function that builds a compiled Keras model"
+        )
+        require_count("rounds", self.rounds)
+        require_count("evaluate_every", self.evaluate_every)
+        require_count("min_clients", self.min_clients)
+        require_count("seed", self.seed, at_least=0)
+        require(
+            self.weighting in ("examples", "uniform"), f"expected weighting={self.weighting!r} in examples, uniform"
+        )
+        for name, methods in REQUIRED_METHODS.items():
+            missing = [method for method in methods if not hasattr(getattr(self, name), method)]
+            require(not missing, f"expected {name}={getattr(self, name)!r} to have {', '.join(missing)}()")
+        if self.fold.needs_individual_updates and getattr(self.transforms, "hides_individual_updates", False):
+            raise IncompatibleError(
+                f"{self.fold!r} needs individual updates; {self.transforms!r} reveals only their sum"
+            )
+        if isinstance(self.test, (tuple, list)):
+            object.__setattr__(self, "test", Examples.of(tuple(self.test)))
+
+    def test_examples(self) -> Examples | None:
+        """The server's examples, loaded if they come from a Source."""
+        if self.test is None or isinstance(self.test, Examples):
+            return self.test
+        return self.test.load()  # type: ignore[union-attr]
+
+    def describe(self) -> dict[str, str]:
+        """Every value that changes the result, as {dotted path: text}; arrays by shape and content hash.
+
+        `rounds` is left out: a finished run may be resumed with more of them.
+        """
+        flat: dict[str, str] = {}
+        for name in (field.name for field in dataclasses.fields(self) if field.name != "rounds"):
+            _describe(name, getattr(self, name), flat)
+        return flat
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `describe()`, hex."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+
+    def check_unchanged(self, stored: Mapping[str, str]) -> None:
+        """Raise ConfigError naming the first value that differs from a stored run's `describe()`."""
+        current = self.describe()
+        for path in sorted(stored.keys() | current.keys()):
+            before, now = stored.get(path, "absent"), current.get(path, "absent")
+            if before != now:
+                raise ConfigError(
+                    f"the experiment changed since this run began: {path} was {before}, is now {now}; "
+                    "restore it, or start a new run without --resume"
+                )
+
+
+REQUIRED_METHODS = {
+    "population": ("sizes", "examples", "resident", "indices", "__len__"),
+    "strategy": ("init", "broadcast", "update"),
+    "sampler": ("sample",),
+    "transforms": ("init", "encode", "decode"),
+    "fold": ("zero", "add", "merge", "total"),
+}
+
+
+def _describe(path: str, value: Any, flat: dict[str, str]) -> None:
+    """Add value, found at a dotted path, to a flat description."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        flat[path] = type(value).__qualname__
+        for part in dataclasses.fields(value):
+            if part.compare:
+                _describe(f"{path}.{part.name}", getattr(value, part.name), flat)
+    elif isinstance(value, np.ndarray):
+        content = hashlib.blake2b(np.ascontiguousarray(value).view(np.uint8).data, digest_size=8).hexdigest()
+        flat[path] = f"{value.dtype}{list(value.shape)} {content}"
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            _describe(f"{path}.{name}", part, flat)
+    elif isinstance(value, (tuple, list)):
+        flat[path] = f"{type(value).__name__} of {len(value)}"
+        for position, part in enumerate(value):
+            _describe(f"{path}.{position}", part, flat)
+    elif callable(value):
+        flat[path] = getattr(value, "__qualname__", type(value).__qualname__)
+    elif hasattr(value, "describe"):
+        flat[path] = value.describe()
+    else:
+        flat[path] = repr(value)

@@ -1,0 +1,58 @@
+"""The streaming weighted sum: how updates become a Total unless an experiment asks for a robust fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from .types import NOTHING, ClientUpdate, Total, add_metrics
+
+BLOCK = 1 << 16  # numbers per step: the product of a block stays in the processor's cache
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """Σ weight·delta in one float32 accumulator, in the order updates arrive: equal orders give equal bits."""
+
+    needs_individual_updates: ClassVar[bool] = False
+
+    def zero(self, size: int) -> Total:
+        """The empty sum over vectors of `size` numbers."""
+        return Total(np.zeros(size, np.float32), NOTHING, 0.0, 0, {})
+
+    def add(self, accumulator: Total, update: ClientUpdate) -> Total:
+        """Fold one update in, in place: the accumulator passed in must not be used again."""
+        extra = accumulator.extra if accumulator.clients else np.zeros_like(update.extra)
+        add_scaled(accumulator.delta, update.delta, update.weight)
+        add_scaled(extra, update.extra, update.weight)
+        return Total(
+            accumulator.delta,
+            extra,
+            accumulator.weight + update.weight,
+            accumulator.clients + 1,
+            add_metrics(accumulator.metrics, update.metrics),
+        )
+
+    def merge(self, one: Total, other: Total) -> Total:
+        """The sum of two sums, in place in `one`."""
+        if not one.clients or not other.clients:
+            return one if one.clients else other
+        add_scaled(one.delta, other.delta, 1.0)
+        add_scaled(one.extra, other.extra, 1.0)
+        metrics = add_metrics(one.metrics, other.metrics)
+        return Total(one.delta, one.extra, one.weight + other.weight, one.clients + other.clients, metrics)
+
+    def total(self, accumulator: Total) -> Total:
+        """The accumulator is the total."""
+        return accumulator
+
+
+def add_scaled(target: np.ndarray, vector: np.ndarray, scale: float) -> None:
+    """target += scale·vector, in place, float32, without a temporary of the vector's size."""
+    scratch = np.empty(min(BLOCK, len(vector)), np.float32)
+    for start in range(0, len(vector), BLOCK):
+        block = vector[start : start + BLOCK]
+        product = np.multiply(block, np.float32(scale), out=scratch[: len(block)])
+        target[start : start + BLOCK] += product

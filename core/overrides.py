@@ -1,0 +1,115 @@
+"""Dotted overrides: `strategy.server_lr=0.5` applied to an Experiment, typed, with "did you mean"."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, Union
+
+from .errors import ConfigError
+from .validation import suggest
+
+T = TypeVar("T")
+
+
+def override(value: T, assignments: Sequence[str]) -> T:
+    """A copy of a (nested) dataclass with `path=text` assignments applied, left to right.
+
+    Text is read by the field's type: numbers, true/false, none, quoted or bare strings, (tuples). Errors:
+    ConfigError for a malformed assignment, an unknown path (with the nearest name) or a text of another type.
+    """
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator or not path.strip():
+            raise ConfigError(f"expected key=value, got {assignment!r}")
+        value = _replace(value, path.strip().split("."), text.strip(), path.strip())
+    return value
+
+
+def paths(value: Any, prefix: str = "") -> list[str]:
+    """Every dotted path that `override` accepts for value."""
+    found = []
+    for field in _settable(value):
+        part = getattr(value, field.name)
+        found.append(prefix + field.name)
+        if dataclasses.is_dataclass(part):
+            found.extend(paths(part, f"{prefix}{field.name}."))
+    return found
+
+
+def _settable(value: Any) -> list[dataclasses.Field]:
+    is_instance = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return [field for field in dataclasses.fields(value) if field.init] if is_instance else []
+
+
+def _replace(value: Any, names: list[str], text: str, path: str) -> Any:
+    """value with the field at `names` set from text."""
+    name, *rest = names
+    known = [field.name for field in _settable(value)]
+    if name not in known:
+        depth = path.split(".")[: -len(names)]
+        where = ".".join(depth)
+        if not known:
+            raise ConfigError(f"unknown key {path!r}: {where}={value!r} has no settings")
+        raise ConfigError(f"unknown key {path!r}: {suggest(name, known)}" + (f" (in {where})" if where else ""))
+    current = getattr(value, name)
+    if rest:
+        return dataclasses.replace(value, **{name: _replace(current, rest, text, path)})
+    module = vars(sys.modules[type(value).__module__])
+    hint = typing.get_type_hints(type(value), module).get(name, Any)
+    return dataclasses.replace(value, **{name: _typed(text, hint, path)})
+
+
+def _typed(text: str, hint: Any, path: str) -> Any:
+    """Text as a value of type `hint`."""
+    candidates = _read(text)
+    for option in _options(hint):
+        for candidate in candidates:
+            if option is float and type(candidate) is int:
+                return float(candidate)
+            if _is_of(candidate, option):
+                return candidate
+    names = " or ".join(sorted({_name(option) for option in _options(hint)}))
+    raise ConfigError(f"expected {path}={text} to be {names}")
+
+
+def _read(text: str) -> list[Any]:
+    """What text may mean: a Python literal first, then the bare string."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return [words[text.lower()], text]
+    try:
+        return [ast.literal_eval(text), text]
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return [text]
+
+
+def _options(hint: Any) -> list[Any]:
+    """The plain types of a hint: members of a union, numbers before strings."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return sorted((one for part in typing.get_args(hint) for one in _options(part)), key=lambda one: one is str)
+    return [hint]
+
+
+def _is_of(value: Any, option: Any) -> bool:
+    origin = typing.get_origin(option)
+    if origin is Literal:
+        return value in typing.get_args(option)
+    if option is Any:
+        return True
+    if origin is tuple:
+        member = typing.get_args(option)[0]
+        return isinstance(value, tuple) and all(_is_of(part, member) for part in value)
+    if option in (int, float, str, bool, type(None)):
+        return type(value) is option
+    return False
+
+
+def _name(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return " or ".join(map(repr, typing.get_args(option)))
+    return "none" if option is type(None) else getattr(option, "__name__", str(option))

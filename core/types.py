@@ -1,0 +1,259 @@
+"""The types everything else is written in. Read this first.
+
+An update is a vector: everything federated is one flat float32 vector w ∈ R^d in the order of `model.weights`.
+Sums travel; the mean is taken once, by `Total.mean`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from .examples import Examples
+from .random import Key
+from .spec import ModelSpec
+
+Vector = np.ndarray  # float32, shape (d,)
+State = Any  # nested tuples, named tuples, dicts, numbers and arrays: what `core.serial` can write
+NOTHING = np.zeros(0, np.float32)  # the empty vector
+
+
+class Weighted(NamedTuple):
+    """A sum and the weight behind it; a mean only when asked for one."""
+
+    sum: float
+    count: float
+
+    def __add__(self, other: Weighted) -> Weighted:  # type: ignore[override]
+        return Weighted(self.sum + other.sum, self.count + other.count)
+
+    def mean(self) -> float:
+        """sum / count; NaN when nothing was counted."""
+        return self.sum / self.count if self.count else float("nan")
+
+
+Metrics = Mapping[str, Weighted]
+
+
+def add_metrics(one: Metrics, other: Metrics) -> dict[str, Weighted]:
+    """The sum of two metric mappings, key by key. Commutative; the empty mapping is zero."""
+    total = dict(one)
+    for name, value in other.items():
+        total[name] = total[name] + value if name in total else value
+    return total
+
+
+class ClientUpdate(NamedTuple):
+    """One client's contribution to a round."""
+
+    delta: Vector  # local − global, float32, shape (d,)
+    extra: Vector  # what an algorithm sends besides the model, of fixed length; empty for most
+    weight: float  # the client's say in the mean: its number of examples, or 1.0
+    metrics: Metrics  # sums over the client's training
+
+
+class Mean(NamedTuple):
+    """What a strategy sees of a round."""
+
+    delta: Vector
+    extra: Vector
+    metrics: Mapping[str, float]
+
+
+class Total(NamedTuple):
+    """A cohort's sum."""
+
+    delta: Vector  # Σ weight·delta
+    extra: Vector  # Σ weight·extra
+    weight: float  # Σ weight; under differential privacy the public divisor
+    clients: int  # number of updates in the sum
+    metrics: Metrics  # Σ metrics
+
+    def mean(self) -> Mean:
+        """The weighted mean of the cohort. The only division in the project.
+
+        Errors: ZeroDivisionError when the total weight is 0; callers refuse such a round before.
+        """
+        if not self.weight:
+            raise ZeroDivisionError("a total of weight 0 has no mean")
+        divisor = np.float32(self.weight)
+        means = {name: value.mean() for name, value in self.metrics.items()}
+        return Mean(self.delta / divisor, self.extra / divisor, means)
+
+
+class Broadcast(NamedTuple):
+    """All that a client receives at the start of its round."""
+
+    round: int  # 1 for the first
+    params: Vector
+    extra: Vector  # from Strategy.broadcast
+    transforms: State  # state of the experiment's transforms
+    learning_rate: float | None  # of the clients, this round; None: the model's own optimizer decides
+
+
+class ServerState(NamedTuple):
+    """All that a checkpoint needs. `round` is the number of rounds finished."""
+
+    round: int
+    params: Vector
+    strategy: State
+    transforms: State
+    ledger: Mapping[str, int]  # privacy events released so far, {event: count}
+
+
+class Failure(NamedTuple):
+    """A client whose update is not in the total, and why."""
+
+    client: int
+    reason: str  # a short code: "non_finite", "timeout", "shape", …
+    detail: str
+
+
+class RoundResult(NamedTuple):
+    """What a runtime collected from one cohort."""
+
+    total: Total
+    failures: Sequence[Failure]
+    bytes_up: int | None  # of update payloads, clients to server; None where not measured
+    bytes_down: int | None  # of broadcasts, server to clients
+
+
+class ClientMetrics(NamedTuple):
+    """A federated evaluation: the cohort's sum, and each client's own means."""
+
+    total: Metrics
+    per_client: Mapping[str, np.ndarray]  # float64, shape (clients evaluated,)
+
+
+class RoundRecord(NamedTuple):
+    """One finished round, as history, store and `--json` show it."""
+
+    round: int
+    clients: int
+    failures: int
+    metrics: Mapping[str, float]  # train_…, test_…, validation_…: means
+    seconds: float  # cohort to new params
+    eval_seconds: float | None
+    bytes_up: int | None
+    bytes_down: int | None
+    epsilon: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object; the contract's names always there, None where not measured."""
+        flat = self._asdict() | {"train_loss": None, "test_loss": None, "test_accuracy": None} | dict(self.metrics)
+        del flat["metrics"]
+        return flat
+
+
+class Strategy(Protocol):
+    """The server's half of an algorithm: a frozen dataclass; state in, state out."""
+
+    def init(self, params: Vector) -> State: ...
+    def broadcast(self, state: State) -> Vector:
+        """What clients receive besides params; NOTHING for most."""
+
+    def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]: ...
+
+
+class UpdateTransform(Protocol):
+    """Privacy and linear compression: done by the client, undone once on the server."""
+
+    def init(self, spec: ModelSpec) -> State: ...
+    def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate: ...
+    def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]: ...
+
+
+class Fold(Protocol):
+    """How updates become a Total."""
+
+    needs_individual_updates: bool
+
+    def zero(self, size: int) -> Any: ...
+    def add(self, accumulator: Any, update: ClientUpdate) -> Any:
+        """Fold one update in; may reuse the accumulator's memory."""
+
+    def merge(self, one: Any, other: Any) -> Any: ...
+    def total(self, accumulator: Any) -> Total: ...
+
+
+class Sampler(Protocol):
+    """Who takes part in a round."""
+
+    def sample(self, clients: Sequence[int], sizes: Callable[[], np.ndarray], key: Key) -> list[int]:
+        """The cohort: distinct members of clients, ascending. `sizes()` gives their numbers of examples."""
+
+
+class Schedule(Protocol):
+    """A client learning rate that changes with the rounds: a pure function of the rounds before."""
+
+    def at(self, round: int, records: Sequence[RoundRecord]) -> float: ...
+
+
+class Callback(Protocol):
+    """Watches a run. What it decides is a function of the records, so a resumed run decides the same."""
+
+    def on_start(self, experiment: Any, records: Sequence[RoundRecord]) -> None: ...
+    def on_round(self, records: Sequence[RoundRecord], state: ServerState) -> str | None:
+        """After a committed round. A sentence ends the run and says why; None goes on."""
+
+    def on_end(self, records: Sequence[RoundRecord], state: ServerState) -> None: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set: named, loaded when first needed."""
+
+    def load(self) -> Examples: ...
+
+
+@runtime_checkable
+class Population(Protocol):
+    """Clients and their examples, lazily: 10⁶ clients are two arrays (offsets, indices)."""
+
+    def __len__(self) -> int: ...
+    def sizes(self) -> np.ndarray:
+        """Examples per client: int64, shape (clients,)."""
+
+    def examples(self, client: int) -> Examples:
+        """This client's own examples."""
+
+    def resident(self) -> Examples | None:
+        """The one data set that all clients index into, or None when each client's examples must be streamed."""
+
+    def indices(self, client: int) -> np.ndarray:
+        """This client's rows of `resident()`; only where there is one."""
+
+
+class Memory(Protocol):
+    """What clients keep at home between rounds: personal weights, one list of arrays per client."""
+
+    def read(self, client: int) -> list[np.ndarray] | None: ...
+    def write(self, client: int, arrays: list[np.ndarray]) -> None: ...
+
+
+class Runtime(Protocol):
+    """Where rounds run. The one seam between what is computed and where."""
+
+    is_live: bool  # real devices: noise and masks come from the operating system's entropy
+
+    def open(self, experiment: Any, memory: Memory) -> ModelSpec:
+        """Bind to an experiment; returns the spec of its model. Idempotent for an equal experiment."""
+
+    def describe(self) -> Mapping[str, str]:
+        """What was chosen that a resumed run must choose again to get the same bits (XLA or not)."""
+
+    def initial_params(self) -> Vector: ...
+    def client_ids(self) -> Sequence[int]: ...
+    def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult: ...
+    def evaluate(self, params: Vector, examples: Examples) -> Metrics:
+        """Central evaluation on the server's own examples."""
+
+    def evaluate_clients(self, params: Vector, clients: Sequence[int]) -> ClientMetrics:
+        """Federated evaluation on the clients' validation examples."""
+
+    def close(self) -> None: ...
+
+
+Cohort = Iterable[int]

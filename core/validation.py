@@ -1,0 +1,46 @@
+"""Checks at the edge: each raises ConfigError with the name and the value. Inside, types are trusted."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+from .errors import ConfigError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError(message) unless condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_count(name: str, value: object, *, at_least: int = 1) -> None:
+    """Raise unless value is an integer (not a bool) of at least `at_least`."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    require(is_integer and value >= at_least, f"expected {name}={value!r} to be an integer ≥ {at_least}")  # type: ignore[operator]
+
+
+def require_real(
+    name: str, value: object, *, above: float | None = None, at_least: float | None = None, at_most: float | None = None
+) -> None:
+    """Raise unless value is a finite number (not a bool) within the bounds given."""
+    bounds = " and ".join(
+        f"{sign} {bound:g}" for sign, bound in ((">", above), ("≥", at_least), ("≤", at_most)) if bound is not None
+    )
+    is_real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    within = is_real and (
+        (above is None or value > above)  # type: ignore[operator]
+        and (at_least is None or value >= at_least)  # type: ignore[operator]
+        and (at_most is None or value <= at_most)  # type: ignore[operator]
+    )
+    require(within, f"expected {name}={value!r} to be a finite number{' ' + bounds if bounds else ''}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The tail of an error about an unknown name: the nearest known one, and the list."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return (f"did you mean {near[0]!r}? " if near else "") + f"Known: {listed}"
