@@ -132,8 +132,9 @@ class Experiment:
         `rounds` is left out: a finished run may be resumed with more of them.
         """
         flat: dict[str, str] = {}
-        for name in (field.name for field in dataclasses.fields(self) if field.name != "rounds"):
-            _describe(name, getattr(self, name), flat)
+        for part in dataclasses.fields(self):
+            if part.name != "rounds":
+                _describe(part.name, getattr(self, part.name), flat)
         return flat
 
     @property

@@ -6,7 +6,7 @@ Sums travel; the mean is taken once, by `Total.mean`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -192,13 +192,26 @@ class Schedule(Protocol):
 
 
 class Callback(Protocol):
-    """Watches a run. What it decides is a function of the records, so a resumed run decides the same."""
+    """Part of an experiment: what may end a run early or choose its best round, from the records alone."""
 
-    def on_start(self, experiment: Any, records: Sequence[RoundRecord]) -> None: ...
-    def on_round(self, records: Sequence[RoundRecord], state: ServerState) -> str | None:
-        """After a committed round. A sentence ends the run and says why; None goes on."""
+    def decide(self, records: Sequence[RoundRecord]) -> str | None:
+        """After a committed round: a sentence that ends the run and says why, or None."""
 
-    def on_end(self, records: Sequence[RoundRecord], state: ServerState) -> None: ...
+    def best_round(self, records: Sequence[RoundRecord]) -> int | None:
+        """The round whose params the run ends with; None for the last."""
+
+
+class Watcher(Protocol):
+    """Sees a run and changes nothing: a progress bar, a logger."""
+
+    def on_start(self, experiment: Any, runtime: Any, run: str | None, records: Sequence[RoundRecord]) -> None:
+        """Before the first round; records are those of a resumed run."""
+
+    def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
+        """After a round was committed."""
+
+    def on_end(self, history: Any) -> None:
+        """After the last round."""
 
 
 @runtime_checkable
@@ -238,11 +251,14 @@ class Runtime(Protocol):
 
     is_live: bool  # real devices: noise and masks come from the operating system's entropy
 
-    def open(self, experiment: Any, memory: Memory) -> ModelSpec:
-        """Bind to an experiment; returns the spec of its model. Idempotent for an equal experiment."""
+    def open(self, experiment: Any, memory: Memory, choices: Mapping[str, str] | None = None) -> ModelSpec:
+        """Bind to an experiment; returns the spec of its model.
+
+        choices: what `describe` returned when a run began, for one that is resumed.
+        """
 
     def describe(self) -> Mapping[str, str]:
-        """What was chosen that a resumed run must choose again to get the same bits (XLA or not)."""
+        """What identifies the model ("model.…"), and what was chosen that a resumed run must choose again."""
 
     def initial_params(self) -> Vector: ...
     def client_ids(self) -> Sequence[int]: ...
@@ -254,6 +270,3 @@ class Runtime(Protocol):
         """Federated evaluation on the clients' validation examples."""
 
     def close(self) -> None: ...
-
-
-Cohort = Iterable[int]

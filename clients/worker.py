@@ -1,0 +1,159 @@
+"""A worker: one model on one device, built once; it does one client's work at a time, in every runtime."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ..core.errors import ClientError, ConfigError
+from ..core.examples import Examples, map_arrays
+from ..core.experiment import Experiment
+from ..core.random import Key, derive
+from ..core.spec import ModelSpec
+from ..core.types import NOTHING, Broadcast, ClientUpdate, Failure, Vector, Weighted
+from .building import build_model, describe_model
+from .debug import train_eagerly
+from .program import EvaluateProgram, ModelState, TrainProgram
+
+EVALUATION_BATCH = 512
+
+
+class Worker:
+    """Owns a model. Threads must not share one."""
+
+    def __init__(self, experiment: Experiment, device: str = "CPU:0", xla: bool = False, debug: bool = False):
+        """Build experiment's model on device.
+
+        xla: compile full batches with XLA. debug: run eagerly, batch by batch, so that errors name their batch.
+        Errors: ConfigError for a model that is not compiled or does not fit the clients' examples.
+        """
+        self.experiment, self.device, self.xla, self.debug = experiment, device, xla, debug
+        population = experiment.population
+        resident = population.resident()
+        sample = resident if resident is not None else population.examples(0)
+        with tf.device(device):
+            self.model = build_model(experiment.model, sample, derive(experiment.seed, "model"))
+            self.spec = ModelSpec.of(self.model, experiment.personal)
+            self.state = ModelState(self.model, self.spec)
+        if self.state.has_own_schedule and experiment.local.learning_rate is not None:
+            raise ConfigError(
+                "the model's optimizer has a learning rate schedule of its own; drop it, or local.learning_rate"
+            )
+        self.initial_params = self.spec.flatten(self.model.get_weights())
+        self.initial_memory = [np.array(weight) for weight in self.state.personal]
+        self.default_rate = math.nan if self.state.has_own_schedule else float(self.model.optimizer.learning_rate)
+        self._train: TrainProgram | None = None
+        self._evaluate: dict[Any, EvaluateProgram] = {}
+        self._sent: tuple[Vector, tf.Tensor] | None = None
+
+    def describe(self) -> dict[str, str]:
+        """What identifies the model: a digest of its variables, and one of its architecture and settings."""
+        return {"model.variables": self.spec.digest[:16], "model.config": describe_model(self.model)}
+
+    def train(
+        self, broadcast: Broadcast, client: int, key: Key, data: Examples, rows: np.ndarray, memory: list | None = None
+    ) -> tuple[ClientUpdate | Failure, list[np.ndarray]]:
+        """A client's round: train, then encode.
+
+        data: arrays or tensors on this device; rows: the client's own rows of them. memory: what the client kept from
+        its last round, None at first. Returns the encoded update, or why there is none, and what the client keeps.
+        """
+        local, memory = self.experiment.local, self.initial_memory if memory is None else memory
+        order = epoch_orders(rows, local.epochs, key.derive("shuffle") if local.shuffle else None)
+        seeds = key.derive("layers").words(2 * len(self.state.seeds)).reshape(-1, 2)
+        rate = self.default_rate if broadcast.learning_rate is None else broadcast.learning_rate
+        try:
+            with tf.device(self.device):
+                if self.debug:
+                    delta, kept, metrics = train_eagerly(
+                        self.state, broadcast, client, memory, data, order, local.batch_size, rate, seeds
+                    )
+                else:
+                    params = self._on_device(broadcast.params)
+                    program = self._train_program(data)
+                    data, order = self._padded(data, order)
+                    delta, kept, metrics = program(params, memory, data, order, len(rows), rate, seeds)
+        except tf.errors.OpError as error:
+            raise ClientError(first_line(error), round=broadcast.round, client=client) from error
+        if not np.isfinite(np.dot(delta, delta)):
+            loss = metrics.get("loss", Weighted(math.nan, 1.0)).mean()
+            return Failure(client, "non_finite", f"its update is not finite (training loss {loss:.4g})"), memory
+        weight = float(len(rows)) if self.experiment.weighting == "examples" else 1.0
+        update = ClientUpdate(delta, NOTHING, weight, metrics)
+        return self.experiment.transforms.encode(broadcast.transforms, update, key.derive("transforms")), kept
+
+    def evaluate(
+        self, params: Vector, data: Examples, rows: np.ndarray, memory: list | None = None
+    ) -> dict[str, Weighted]:
+        """Metric sums over rows of data, with the given vector and what the client keeps at home."""
+        with tf.device(self.device):
+            signature = str(map_arrays(lambda array: (array.dtype, array.shape[1:]), tuple(data)))
+            if signature not in self._evaluate:
+                self._evaluate[signature] = EvaluateProgram(self.state, data, EVALUATION_BATCH)
+            memory = self.initial_memory if memory is None else memory
+            return self._evaluate[signature](self._on_device(params), memory, data, rows.astype(np.int32))
+
+    def put(self, examples: Examples) -> Examples:
+        """examples as tensors on this worker's device."""
+        with tf.device(self.device):
+            return Examples(*(map_arrays(tf.convert_to_tensor, part) for part in examples))
+
+    def forget_programs(self) -> None:
+        """Compile anew at the next call."""
+        self._train = None
+
+    def _train_program(self, data: Examples) -> TrainProgram:
+        if self._train is None:
+            local = self.experiment.local
+            self._train = TrainProgram(self.state, data, local.epochs, local.batch_size, self.xla)
+        return self._train
+
+    def _padded(self, data: Examples, order: np.ndarray) -> tuple[Examples, np.ndarray]:
+        """Order, and streamed data, padded to a bucket: XLA compiles per shape."""
+        if not self.xla:
+            return data, order
+        order = pad(order, bucket(order.shape[1]), axis=1)
+        streamed = self.experiment.population.resident() is None
+        return (
+            Examples(*(map_arrays(lambda array: pad(array, bucket(len(array)), axis=0), tuple(data))))
+            if streamed
+            else data
+        ), order
+
+    def _on_device(self, params: Vector) -> tf.Tensor:
+        """params as a tensor; copied once per broadcast, not once per client."""
+        if self._sent is None or self._sent[0] is not params:
+            self._sent = params, tf.constant(params, tf.float32)
+        return self._sent[1]
+
+
+def epoch_orders(rows: np.ndarray, epochs: int, key: Key | None) -> np.ndarray:
+    """The order in which rows are visited: int32, shape (epochs, len(rows)); shuffled afresh per epoch given a key."""
+    rows = np.asarray(rows, np.int32)
+    if key is None:
+        return np.tile(rows, (epochs, 1))
+    generator = key.generator()
+    return np.stack([generator.permutation(rows) for _ in range(epochs)])
+
+
+def bucket(count: int) -> int:
+    """The smallest of 16, 24, 32, 48, 64, 96, … that is at least count: shapes recur, and at most a third is padding."""
+    size = 16
+    while size < count:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def pad(array: Any, length: int, axis: int) -> np.ndarray:
+    """array with zeros appended along axis up to length."""
+    widths = [(0, length - array.shape[axis] if position == axis else 0) for position in range(array.ndim)]
+    return np.pad(array, widths)
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,245 @@
+"""Simulation: every client on this machine, in this process, at hardware speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+
+from ..core.errors import ConfigError
+from ..core.examples import Examples
+from ..core.experiment import Experiment
+from ..core.random import Key
+from ..core.spec import ModelSpec
+from ..core.types import (
+    Broadcast,
+    ClientMetrics,
+    ClientUpdate,
+    Failure,
+    Memory,
+    Population,
+    RoundResult,
+    Vector,
+    add_metrics,
+)
+from ..core.validation import require, require_count
+
+if TYPE_CHECKING:  # TensorFlow is imported when a simulation opens, not when umbel is
+    from ..clients.worker import Worker
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+AHEAD = 2  # clients per worker that may be finished and wait for their turn in the fold
+CHUNK = 4096  # examples per evaluation call: fixed, so that sums do not depend on the number of workers
+
+
+class Simulation:
+    """Clients run side by side on worker threads, each with a model of its own; updates fold in cohort order.
+
+    workers: threads; by default one per processor, or one per accelerator. The result does not depend on it.
+    compile: "xla", "graph", or "auto": both are timed on the experiment's own model when the run is long enough to
+    repay XLA's compilation. The choice is reported, stored with a run, and kept when it is resumed.
+    devices: logical devices ("GPU:0", "CPU:1"), shared out among the workers; by default every GPU, else the CPU.
+    debug: run clients eagerly on one thread; errors name client, round and batch.
+
+    One Simulation can run several experiments in turn; workers are rebuilt only when the experiment changes.
+    """
+
+    is_live = False
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        compile: Literal["auto", "xla", "graph"] = "auto",
+        devices: Sequence[str] | None = None,
+        debug: bool = False,
+    ):
+        if workers is not None:
+            require_count("workers", workers)
+        require(compile in ("auto", "xla", "graph"), f"expected compile={compile!r} to be 'auto', 'xla' or 'graph'")
+        self.workers, self.compile, self.device_names, self.debug = workers, compile, devices, debug
+        self._experiment: Experiment | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._team: list[Worker] = []
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+
+    def __repr__(self) -> str:
+        return f"Simulation(workers={self.workers}, compile={self.compile!r})"
+
+    def open(self, experiment: Experiment, memory: Memory, choices: Mapping[str, str] | None = None) -> ModelSpec:
+        """Build the workers, unless they already stand for this experiment, and choose how they compile."""
+        self._memory = memory
+        if self._experiment is None or workers_of(experiment) != workers_of(self._experiment):
+            self.close()
+            self._build(experiment, (choices or {}).get("compile"))
+        self._experiment = experiment
+        for worker in self._team:
+            worker.experiment = experiment
+        return self._team[0].spec
+
+    def describe(self) -> Mapping[str, str]:
+        """The model's digests, and how it was compiled."""
+        return self._team[0].describe() | {"compile": "xla" if self._team[0].xla else "graph"}
+
+    def initial_params(self) -> Vector:
+        """The model's own initial weights, drawn from the experiment's seed."""
+        return self._team[0].initial_params
+
+    def client_ids(self) -> Sequence[int]:
+        """0 … clients − 1."""
+        return range(len(self._running.population))
+
+    def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
+        """Train the cohort; fold its updates in cohort order as they arrive."""
+        fold = self._running.fold
+        total, failures, extra_bytes = fold.zero(len(broadcast.params)), [], 0
+
+        def train(client: int) -> tuple[ClientUpdate | Failure, list[np.ndarray]]:
+            return self._borrow(lambda worker: self._train(worker, broadcast, client, key.derive("client", client)))
+
+        for client, (update, kept) in zip(cohort, self._in_order(train, cohort), strict=True):
+            if isinstance(update, Failure):
+                failures.append(update)
+                continue
+            if kept:
+                self._memory.write(client, kept)
+            total = fold.add(total, update)
+            extra_bytes += update.delta.nbytes + update.extra.nbytes
+        down = len(cohort) * (broadcast.params.nbytes + broadcast.extra.nbytes)
+        return RoundResult(fold.total(total), failures, extra_bytes, down)
+
+    def evaluate(self, params: Vector, examples: Examples) -> dict[str, Any]:
+        """Central evaluation, in chunks over the workers."""
+        tensors = self._resident(examples)
+        chunks = [np.arange(start, min(start + CHUNK, examples.count)) for start in range(0, examples.count, CHUNK)]
+        results = self._in_order(
+            lambda rows: self._borrow(lambda worker: worker.evaluate(params, tensors(worker), rows)), chunks
+        )
+        total: dict[str, Any] = {}
+        for sums in results:
+            total = add_metrics(total, sums)
+        return total
+
+    def evaluate_clients(self, params: Vector, clients: Sequence[int]) -> ClientMetrics:
+        """Each client's own validation examples, with what it keeps at home."""
+        population = self._running.validation
+        if population is None:
+            raise ConfigError("the experiment has no validation population to evaluate clients on")
+        clients = [client for client in clients if population.sizes()[client]]
+
+        def evaluate(client: int) -> dict[str, Any]:
+            def with_worker(worker: Worker) -> dict[str, Any]:
+                data, rows = self._examples(worker, population, client)
+                return worker.evaluate(params, data, rows, self._memory.read(client))
+
+            return self._borrow(with_worker)
+
+        total: dict[str, Any] = {}
+        values: dict[str, list[float]] = {}
+        for sums in self._in_order(evaluate, clients):
+            total = add_metrics(total, sums)
+            for name, value in sums.items():
+                values.setdefault(name, []).append(value.mean())
+        return ClientMetrics(total, {name: np.array(column) for name, column in values.items()})
+
+    def close(self) -> None:
+        """Stop the threads and let the models go."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool, self._team, self._experiment = None, [], None
+        self._idle = queue.SimpleQueue()
+        self._tensors: dict[tuple[int, str], tuple[Examples, Examples]] = {}
+
+    @property
+    def _running(self) -> Experiment:
+        if self._experiment is None:
+            raise ConfigError("this Simulation has no experiment yet; hand it to run(experiment, simulation)")
+        return self._experiment
+
+    def _build(self, experiment: Experiment, compiled: str | None) -> None:
+        from ..clients.choice import choose_xla
+        from ..clients.devices import configure_tensorflow, default_workers, pick_devices
+        from ..clients.worker import Worker
+
+        configure_tensorflow()
+        devices = pick_devices(self.device_names)
+        count = 1 if self.debug else self.workers or default_workers(devices)
+        self._team = [Worker(experiment, devices[i % len(devices)], debug=self.debug) for i in range(count)]
+        self._experiment = experiment
+        mode = compiled or self.compile
+        use_xla = mode == "xla"
+        if mode == "auto" and not self.debug:
+            probe = self._team[0]
+            use_xla = choose_xla(probe, *self._examples(probe, experiment.population, 0))
+        for worker in self._team:
+            worker.xla = use_xla
+            self._idle.put(worker)
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="umbel-worker")
+
+    def _train(self, worker: Worker, broadcast: Broadcast, client: int, key: Key):
+        data, rows = self._examples(worker, self._running.population, client)
+        return worker.train(broadcast, client, key, data, rows, self._memory.read(client))
+
+    def _examples(self, worker: Worker, population: Population, client: int) -> tuple[Examples, np.ndarray]:
+        """The arrays this client indexes into, on worker's device, and its rows of them."""
+        resident = population.resident()
+        if resident is not None:
+            return self._resident(resident)(worker), population.indices(client)
+        own = population.examples(client)
+        return own, np.arange(own.count, dtype=np.int32)
+
+    def _resident(self, examples: Examples) -> Callable[[Worker], Examples]:
+        """examples as tensors, put on each device once and kept there."""
+
+        def on(worker: Worker) -> Examples:
+            place = (id(examples.x), worker.device)
+            if place not in self._tensors:
+                self._tensors[place] = examples, worker.put(examples)
+            return self._tensors[place][1]
+
+        return on
+
+    def _borrow(self, work: Callable[[Worker], T]) -> T:
+        worker = self._idle.get()
+        try:
+            return work(worker)
+        finally:
+            self._idle.put(worker)
+
+    def _in_order(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
+        """work(item) for every item, side by side; results in the items' order, few of them waiting at any time."""
+        assert self._pool is not None
+        if len(self._team) == 1:
+            yield from map(work, items)  # errors keep their traceback, debuggers stop where they should
+            return
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._pool.submit(work, item))
+                if len(waiting) > AHEAD * len(self._team):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def workers_of(experiment: Experiment) -> tuple:
+    """What workers are built from: equal values mean they can be used again."""
+    local = dataclasses.replace(experiment.local, learning_rate=None, shuffle=True)
+    return (
+        experiment.model,
+        experiment.seed,
+        experiment.personal,
+        local,
+        experiment.local.learning_rate is None,
+        id(experiment.population.resident()),
+    )

@@ -1,0 +1,110 @@
+"""What a run leaves in memory: its rounds, its final params, and ways to look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core.errors import ConfigError
+from ..core.spec import ModelSpec
+from ..core.types import RoundRecord, Vector
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """A run's records, oldest first, and what it ended with."""
+
+    experiment: str
+    rounds: Sequence[RoundRecord]
+    params: Vector
+    spec: ModelSpec
+    run: str | None = None  # id in the store
+    model_version: int | None = None  # in the store's registry
+    stopped_early: str | None = None  # a callback's reason
+
+    @property
+    def params_sha256(self) -> str:
+        """SHA-256 of the final vector (little-endian float32), hex."""
+        return sha256(self.params.astype("<f4").tobytes()).hexdigest()
+
+    @property
+    def seconds(self) -> float:
+        """Rounds and evaluations, summed."""
+        return sum(record.seconds + (record.eval_seconds or 0.0) for record in self.rounds)
+
+    def column(self, name: str) -> np.ndarray:
+        """One number per round, NaN where not measured: a metric ("test_accuracy") or a field ("seconds").
+
+        Errors: ConfigError for a name that no round has.
+        """
+        rows = [record.to_json() for record in self.rounds]
+        if not any(name in row for row in rows):
+            known = sorted({key for row in rows for key in row})
+            raise ConfigError(f"no round has {name!r}; there is: {', '.join(known)}")
+        return np.array([np.nan if row.get(name) is None else row[name] for row in rows], float)
+
+    def rounds_to(self, target: float, metric: str = "test_accuracy") -> int | None:
+        """The first round in which metric reached target, as an accuracy does; None if it never did."""
+        reached = np.flatnonzero(self.column(metric) >= target)
+        return int(self.rounds[reached[0]].round) if len(reached) else None
+
+    def final(self) -> dict[str, Any]:
+        """The last object that `umbel run --json` prints."""
+        return {
+            "run": self.run,
+            "params_sha256": self.params_sha256,
+            "model_version": self.model_version,
+            "rounds": self.rounds[-1].round if self.rounds else 0,
+            "seconds": self.seconds,
+        }
+
+    def load_into(self, model: Any) -> Any:
+        """Assign the final params to a Keras model of the same variables; returns it.
+
+        Variables that stay with clients are left as they are. Errors: ConfigError when the model has other variables.
+        """
+        arrays = iter(self.spec.unflatten(self.params).values())
+        if [tuple(weight.shape) for weight in model.weights] != [variable.shape for variable in self.spec.variables]:
+            raise ConfigError(f"the model's variables are not those of experiment {self.experiment!r}")
+        for weight, variable in zip(model.weights, self.spec.variables, strict=True):
+            if variable.offset is not None:
+                weight.assign(next(arrays))
+        return model
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per round, indexed by round. Needs pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigError("to_frame() needs pandas: pip install 'umbel[notebooks]'") from error
+        rows = [record.to_json() for record in self.rounds]
+        return pandas.DataFrame(rows, columns=list(rows[0]) if rows else ["round"]).set_index("round")
+
+    def plot(self, path: str | None = None) -> Figure:
+        """Accuracy and loss per round; saved to path (.png, .svg, .pdf) when given."""
+        from .plots import plot_history
+
+        return plot_history(self, path)
+
+    def to_tensorboard(self, directory: str) -> None:
+        """Write every round's numbers as TensorBoard scalars. Needs the package tensorboard."""
+        try:
+            from tensorboard.summary import Writer
+        except ImportError as error:
+            raise ConfigError("to_tensorboard() needs TensorBoard: pip install 'umbel[tensorboard]'") from error
+        writer = Writer(directory)
+        for record in self.rounds:
+            for name, value in record.to_json().items():
+                if name != "round" and isinstance(value, (int, float)):
+                    group, _, rest = name.partition("_")
+                    is_metric = rest and group in ("train", "test", "validation")
+                    writer.add_scalar(f"{group}/{rest}" if is_metric else f"run/{name}", value, record.round)
+        writer.close()

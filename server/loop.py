@@ -1,0 +1,200 @@
+"""A run: rounds one after another, each committed before the next begins, so that it can be killed at any instruction."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.errors import ConfigError, RunStopped
+from ..core.experiment import Experiment
+from ..core.faults import crash_point
+from ..core.spec import ModelSpec
+from ..core.types import Memory, RoundRecord, Runtime, ServerState, Vector, Watcher
+from .history import History
+from .rounds import evaluate, play_round
+
+if TYPE_CHECKING:  # SQLAlchemy is imported when a run has a store, not when umbel is
+    from .store import Store
+
+
+def run(
+    experiment: Experiment,
+    runtime: Runtime,
+    *,
+    store: str | Store | None = None,
+    resume: str | None = None,
+    watchers: Sequence[Watcher] = (),
+) -> History:
+    """Train experiment on runtime until its rounds are done or a callback ends it.
+
+    store: a database URL ("sqlite:///runs.db", "postgresql://…") or an open Store; every round is committed there in
+    one transaction. None keeps the run in memory only. resume: the id of a run in the store (or "latest"); it
+    continues after its last committed round, and ends with the bits of a run that was never interrupted.
+
+    Errors: ConfigError (a bad value; a resumed run whose experiment changed), StoreError, RunStopped (too few valid
+    updates, params not finite; the rounds before are committed), ClientError (a client's code failed).
+    """
+    if resume is not None and store is None:
+        raise ConfigError(f"cannot resume run {resume!r} without a store; name the one it was kept in")
+    with _opened(store) as opened:
+        return _run(experiment, runtime, opened, resume, watchers)
+
+
+def _run(
+    experiment: Experiment, runtime: Runtime, store: Store | None, resume: str | None, watchers: Sequence[Watcher]
+) -> History:
+    journal = _Journal(store)
+    state, spec = journal.begin(experiment, runtime, resume)
+    records, reason = journal.records, _decision(experiment, journal.records)
+    for watcher in watchers:
+        watcher.on_start(experiment, runtime, journal.run, tuple(records))
+    try:
+        while state.round < experiment.rounds and reason is None:
+            state, record, failures = play_round(experiment, runtime, state, records)
+            reason = _decision(experiment, [*records, record])
+            if record.round % experiment.evaluate_every == 0 or record.round == experiment.rounds:
+                record = evaluate(experiment, runtime, state, record)
+                reason = _decision(experiment, [*records, record])
+            records.append(record)
+            journal.commit(state, record, is_best=_best_round(experiment, records) == record.round)
+            for watcher in watchers:
+                watcher.on_round(record, failures)
+    except RunStopped as stopped:
+        journal.finish("stopped", str(stopped))
+        raise
+    except KeyboardInterrupt:
+        journal.finish("paused", "interrupted")
+        raise
+    except Exception as error:
+        journal.finish("failed", f"{type(error).__name__}: {error}")
+        raise
+    best = _best_round(experiment, records)
+    params = state.params if best in (None, state.round) else journal.params_of(best)
+    version = journal.publish(experiment, params, spec)
+    journal.finish("finished", reason)
+    history = History(experiment.name, tuple(records), params, spec, journal.run, version, reason)
+    for watcher in watchers:
+        watcher.on_end(history)
+    return history
+
+
+class _Journal:
+    """A run's memory: in the store where there is one, otherwise in this process."""
+
+    def __init__(self, store: Store | None):
+        self.store, self.run = store, None
+        self.records: list[RoundRecord] = []
+        self.memory = _ClientMemory()
+        self._best: tuple[int, Vector] | None = None
+
+    def begin(self, experiment: Experiment, runtime: Runtime, resume: str | None) -> tuple[ServerState, ModelSpec]:
+        """The state to go on from, and the model's spec."""
+        if resume is not None:
+            return self._resume(experiment, runtime, resume)
+        spec = runtime.open(experiment, self.memory, None)
+        params = runtime.initial_params()
+        state = ServerState(0, params, experiment.strategy.init(params), experiment.transforms.init(spec), {})
+        if self.store is not None:
+            described, choices = experiment.describe(), dict(runtime.describe())
+            self.run = self.store.create_run(
+                experiment.name, described, experiment.rounds, experiment.seed, choices, spec, state
+            )
+            self.memory.stored = self.store.memory(self.run)
+        return state, spec
+
+    def _resume(self, experiment: Experiment, runtime: Runtime, resume: str) -> tuple[ServerState, ModelSpec]:
+        assert self.store is not None
+        stored = self.store.load_run(resume)
+        experiment.check_unchanged(stored.description)
+        self.run, self.memory.stored = stored.run, self.store.memory(stored.run)
+        spec = runtime.open(experiment, self.memory, stored.choices)
+        now = runtime.describe()
+        for name, before in stored.choices.items():
+            if now.get(name, before) != before:
+                raise ConfigError(
+                    f"the experiment changed since run {stored.run} began: {name} was {before}, is now {now[name]}; "
+                    "restore the model, or start a new run without --resume"
+                )
+        self.records = list(stored.records)
+        self.store.set_rounds(stored.run, experiment.rounds)
+        template = ServerState(
+            0, NO_VECTOR, experiment.strategy.init(runtime.initial_params()), experiment.transforms.init(spec), {}
+        )
+        return self.store.checkpoint(stored.run, "last", like=template), spec
+
+    def commit(self, state: ServerState, record: RoundRecord, is_best: bool) -> None:
+        """The round is done: nothing of it is lost, or done again, from here on."""
+        if is_best and self.store is None:
+            self._best = record.round, state.params
+        crash_point("before-commit", record.round)
+        if self.store is not None:
+            self.store.commit_round(self.run, state, record, self.memory.written, best=is_best)
+            self.memory.written = {}
+        crash_point("after-commit", record.round)
+
+    def params_of(self, round: int) -> Vector:
+        """The params after `round`, the best one."""
+        if self.store is not None:
+            return self.store.checkpoint(self.run, round).params
+        assert self._best is not None and self._best[0] == round
+        return self._best[1]
+
+    def publish(self, experiment: Experiment, params: Vector, spec: ModelSpec) -> int | None:
+        """Register the final params as a version of the experiment's model."""
+        if self.store is None or not self.records:
+            return None
+        last = self.records[-1]
+        return self.store.models.register(self.run, params, spec, dict(last.metrics), epsilon=last.epsilon).version
+
+    def finish(self, state: str, reason: str | None) -> None:
+        """Note how the run ended."""
+        if self.store is not None and self.run is not None:
+            self.store.finish(self.run, state, reason)
+
+
+class _ClientMemory:
+    """What clients keep at home: written this round, else as last committed."""
+
+    def __init__(self) -> None:
+        self.written: dict[int, list[np.ndarray]] = {}
+        self.stored: Memory | None = None
+
+    def read(self, client: int) -> list[np.ndarray] | None:
+        """The client's arrays, None if it never took part."""
+        if client in self.written:
+            return self.written[client]
+        return self.stored.read(client) if self.stored is not None else None
+
+    def write(self, client: int, arrays: list[np.ndarray]) -> None:
+        """Replace the client's arrays."""
+        self.written[client] = arrays
+
+
+NO_VECTOR = np.zeros(0, np.float32)
+
+
+def _decision(experiment: Experiment, records: Sequence[RoundRecord]) -> str | None:
+    """The first callback's reason to end the run."""
+    reasons = (callback.decide(records) for callback in experiment.callbacks)
+    return next((reason for reason in reasons if reason), None) if records else None
+
+
+def _best_round(experiment: Experiment, records: Sequence[RoundRecord]) -> int | None:
+    """The round the run ends with, by the first callback that names one."""
+    rounds = (callback.best_round(records) for callback in experiment.callbacks)
+    return next((round for round in rounds if round is not None), None)
+
+
+@contextlib.contextmanager
+def _opened(store: str | Store | None) -> Iterator[Store | None]:
+    """The store a run was handed: opened and closed here if it is a URL."""
+    if store is None or not isinstance(store, str):
+        yield store
+        return
+    from .store import Store
+
+    with Store.open(store) as opened:
+        yield opened

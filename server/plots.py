@@ -1,0 +1,60 @@
+"""A run as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .history import History
+
+COLOURS = {"train": "#7a8794", "test": "#1b6ca8", "validation": "#2e8b57"}
+
+
+def plot_history(history: History, path: str | None = None) -> Figure:
+    """Two panels: every accuracy, and every loss, per round; one where there is no accuracy. Saved to path when given."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = sorted({name for record in history.rounds for name in record.metrics})
+    groups = [
+        ("accuracy", [name for name in names if name.endswith("accuracy")]),
+        ("loss", [n for n in names if n.endswith("_loss")]),
+    ]
+    panels = [(title, members) for title, members in groups if members] or [("loss", [])]
+    figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
+    for position, (title, members) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), position + 1)
+        for name in members:
+            _draw(axes, history, name)
+        axes.set(xlabel="round", ylabel=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        if members:
+            axes.legend(frameon=False)
+    figure.suptitle(history.experiment, fontsize=11)
+    if path:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _draw(axes, history: History, name: str) -> None:
+    """One metric as a line; federated metrics with the band of their 10th to 90th percentile."""
+    rounds, values = history.column("round"), history.column(name)
+    measured = np.isfinite(values)
+    group = name.split("_")[0]
+    colour = COLOURS.get(group)
+    axes.plot(
+        rounds[measured],
+        values[measured],
+        label=name.replace("_", " "),
+        color=colour,
+        marker="." if measured.sum() < 20 else None,
+    )
+    if any(f"{name}_p10" in record.metrics for record in history.rounds):
+        low, high = history.column(f"{name}_p10"), history.column(f"{name}_p90")
+        axes.fill_between(rounds[measured], low[measured], high[measured], color=colour, alpha=0.15, linewidth=0)
