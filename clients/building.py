@@ -41,23 +41,28 @@ def build_model(make: Callable[[], Any], sample: Examples, key: Key) -> keras.Mo
         one = sample.take(slice(0, 1))
         check_labels(model, sample)
         try:
-            if not model.built:
-                model(one.x)
-            before = model.get_weights()
-            model.train_step(batch_of(one))
-        except ConfigError:
-            raise
+            create_variables(model, one)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise ConfigError(f"model={name}() does not train on an example of {shapes(one)}: {reason}") from error
-        model.set_weights(before)
-        model.optimizer.build(model.trainable_variables)
-        model.reset_metrics()
     if getattr(model.optimizer, "use_ema", False):
         raise ConfigError(
             f"model={name}() uses an optimizer with use_ema=True, whose averages outlive a client's round"
         )
     return model
+
+
+def create_variables(model: keras.Model, one: Examples) -> None:
+    """Create what Keras creates lazily, in one training step on one example; every value is put back after it."""
+    if not model.built:
+        model(one.x)
+    model.optimizer.build(model.trainable_variables)
+    variables = [*model.weights, *model.optimizer.variables]
+    before = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    model.train_step(batch_of(one))
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
+    model.reset_metrics()
 
 
 def batch_of(examples: Examples) -> tuple:

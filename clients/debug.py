@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -45,5 +46,5 @@ def train_eagerly(
         if not np.isfinite(loss):
             raise ClientError(f"the loss is {loss}", round=broadcast.round, client=client, batch=batch)
     names, sums = metric_sums(state.model, tf.constant(count * epochs))
-    kept = [np.array(weight) for weight in state.personal]
+    kept = [keras.ops.convert_to_numpy(weight) for weight in state.personal]
     return state.delta(params).numpy(), kept, named_sums(names, sums)

@@ -236,5 +236,5 @@ def named_sums(names: Sequence[str], sums: tf.Tensor) -> dict[str, Weighted]:
 
 def _initial(variable: keras.Variable) -> np.ndarray | None:
     """The variable's value now, or None for zeros."""
-    value = np.array(variable)
+    value = keras.ops.convert_to_numpy(variable)
     return value if value.any() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -43,7 +44,7 @@ class Worker:
                 "the model's optimizer has a learning rate schedule of its own; drop it, or local.learning_rate"
             )
         self.initial_params = self.spec.flatten(self.model.get_weights())
-        self.initial_memory = [np.array(weight) for weight in self.state.personal]
+        self.initial_memory = [keras.ops.convert_to_numpy(weight) for weight in self.state.personal]
         self.default_rate = math.nan if self.state.has_own_schedule else float(self.model.optimizer.learning_rate)
         self._train: TrainProgram | None = None
         self._evaluate: dict[Any, EvaluateProgram] = {}
@@ -140,7 +141,7 @@ def epoch_orders(rows: np.ndarray, epochs: int, key: Key | None) -> np.ndarray:
 
 
 def bucket(count: int) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, … that is at least count: shapes recur, and at most a third is padding."""
+    """The smallest of 16, 24, 32, 48, 64, 96, … that is at least count: few shapes, at most a third of it padding."""
     size = 16
     while size < count:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3

@@ -132,7 +132,8 @@ class Simulation:
         population = self._running.validation
         if population is None:
             raise ConfigError("the experiment has no validation population to evaluate clients on")
-        clients = [client for client in clients if population.sizes()[client]]
+        sizes = population.sizes()
+        clients = [client for client in clients if sizes[client]]
 
         def evaluate(client: int) -> dict[str, Any]:
             def with_worker(worker: Worker) -> dict[str, Any]:
