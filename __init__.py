@@ -2,7 +2,8 @@
 
 from umbel import Experiment, FedAvg, FixedCohort, Local, Simulation, run
 
-history = run(Experiment(name=…, model=build_model, population=…, strategy=FedAvg(), sampler=FixedCohort(10)), Simulation())
+experiment = Experiment(name=…, model=build_model, population=…, strategy=FedAvg(), sampler=FixedCohort(10))
+history = run(experiment, Simulation())
 """
 
 from importlib.metadata import version as _version
@@ -30,6 +31,7 @@ from .server import (
     StopAt,
     WarmUp,
     WeightedCohort,
+    cross_validate,
     run,
 )
 from .strategies import FedAvg
@@ -63,6 +65,7 @@ __all__ = [
     "UmbelError",
     "WarmUp",
     "WeightedCohort",
+    "cross_validate",
     "data",
     "derive",
     "override",

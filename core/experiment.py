@@ -117,6 +117,9 @@ class Experiment:
             raise IncompatibleError(
                 f"{self.fold!r} needs individual updates; {self.transforms!r} reveals only their sum"
             )
+        divisions = [getattr(part, "division", None) for part in (self.population, self.validation)]
+        if None not in divisions and divisions[0] != divisions[1]:
+            raise ConfigError("population and validation are parts of different divisions; examples would be in both")
         if isinstance(self.test, (tuple, list)):
             object.__setattr__(self, "test", Examples.of(tuple(self.test)))
 

@@ -133,12 +133,14 @@ class Simulation:
         if population is None:
             raise ConfigError("the experiment has no validation population to evaluate clients on")
         sizes = population.sizes()
+        # A fold of other clients has its own numbering: what training clients keep at home is not theirs.
+        remembers = not hasattr(population, "members")
         clients = [client for client in clients if sizes[client]]
 
         def evaluate(client: int) -> dict[str, Any]:
             def with_worker(worker: Worker) -> dict[str, Any]:
                 data, rows = self._examples(worker, population, client)
-                return worker.evaluate(params, data, rows, self._memory.read(client))
+                return worker.evaluate(params, data, rows, self._memory.read(client) if remembers else None)
 
             return self._borrow(with_worker)
 

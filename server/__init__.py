@@ -1,6 +1,7 @@
 """The server's half: rounds, the loop, samplers, schedules, history and the store."""
 
 from .callbacks import EarlyStopping, KeepBest, StopAt
+from .crossvalidation import CrossValidation, cross_validate
 from .history import History
 from .loop import run
 from .rounds import play_round
@@ -11,6 +12,7 @@ __all__ = [
     "AllClients",
     "Constant",
     "Cosine",
+    "CrossValidation",
     "EarlyStopping",
     "ExponentialDecay",
     "FixedCohort",
@@ -22,6 +24,7 @@ __all__ = [
     "StopAt",
     "WarmUp",
     "WeightedCohort",
+    "cross_validate",
     "play_round",
     "run",
 ]

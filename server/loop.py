@@ -1,4 +1,4 @@
-"""A run: rounds one after another, each committed before the next begins, so that it can be killed at any instruction."""
+"""A run: rounds one after another, each committed before the next: it may be killed at any instruction."""
 
 from __future__ import annotations
 
@@ -120,6 +120,7 @@ class _Journal:
                 )
         self.records = list(stored.records)
         self.store.set_rounds(stored.run, experiment.rounds)
+        self.store.reopen(stored.run)
         template = ServerState(
             0, NO_VECTOR, experiment.strategy.init(runtime.initial_params()), experiment.transforms.init(spec), {}
         )
@@ -139,7 +140,8 @@ class _Journal:
         """The params after `round`, the best one."""
         if self.store is not None:
             return self.store.checkpoint(self.run, round).params
-        assert self._best is not None and self._best[0] == round
+        assert self._best is not None
+        assert self._best[0] == round
         return self._best[1]
 
     def publish(self, experiment: Experiment, params: Vector, spec: ModelSpec) -> int | None:

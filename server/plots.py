@@ -15,7 +15,7 @@ COLOURS = {"train": "#7a8794", "test": "#1b6ca8", "validation": "#2e8b57"}
 
 
 def plot_history(history: History, path: str | None = None) -> Figure:
-    """Two panels: every accuracy, and every loss, per round; one where there is no accuracy. Saved to path when given."""
+    """A panel for every accuracy and one for every loss, per round, where there are any. Saved to path when given."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

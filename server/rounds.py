@@ -64,7 +64,7 @@ def evaluate(experiment: Experiment, runtime: Runtime, state: ServerState, recor
         found = runtime.evaluate(state.params, examples)
         metrics |= {f"test_{name}": value.mean() for name, value in found.items()}
     if experiment.validation is not None:
-        clients = runtime.evaluate_clients(state.params, runtime.client_ids())
+        clients = runtime.evaluate_clients(state.params, range(len(experiment.validation)))
         metrics |= {f"validation_{name}": value.mean() for name, value in clients.total.items()}
         for name, values in clients.per_client.items():
             for percent in (10, 50, 90):

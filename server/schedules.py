@@ -1,4 +1,4 @@
-"""Client learning rates that change with the rounds. Each is a pure function of the rounds before, so resuming is free."""
+"""Client learning rates that change with the rounds: pure functions of the rounds before, so resuming is free."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ExponentialDecay:
 
 @dataclass(frozen=True)
 class Cosine:
-    """From rate in round 1 down to floor in round `rounds`, along half a cosine; floor after. Loshchilov & Hutter 2017."""
+    """From rate in round 1 to floor in round `rounds` along half a cosine; floor after. Loshchilov & Hutter 2017."""
 
     rate: float
     rounds: int

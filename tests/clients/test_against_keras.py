@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from federations import CLASSES, FEATURES, adam, blobs, dense, federation, normalised
 
+from federations import CLASSES, FEATURES, adam, blobs, dense, federation, normalised
 from umbel import AllClients, Local, Simulation, data, run
 
 
@@ -28,7 +28,9 @@ def regularised():
 
 def focal(y_true, y_pred):
     return -tf.reduce_mean(
-        (1 - y_pred) ** 2 * tf.math.log(y_pred + 1e-6) * tf.one_hot(tf.cast(y_true, tf.int32)[:, 0], CLASSES)
+        (1 - y_pred) ** 2
+        * tf.math.log(y_pred + 1e-6)
+        * tf.one_hot(tf.cast(tf.reshape(y_true, [-1]), tf.int32), CLASSES)
     )
 
 

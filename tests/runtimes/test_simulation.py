@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from federations import Nowhere, adam, blobs, dense, dropped_and_normalised, federation
 
-from umbel import AllClients, ConfigError, Local, RunStopped, Simulation, data, derive, run
+from federations import Nowhere, adam, blobs, dense, dropped_and_normalised, federation
+from umbel import AllClients, ConfigError, FixedCohort, Local, RunStopped, Simulation, cross_validate, data, derive, run
 from umbel.core.examples import Examples
 from umbel.core.types import NOTHING, Broadcast
 
@@ -214,3 +214,26 @@ def test_debug_names_client_round_and_batch():
 def test_examples_must_be_of_one_length():
     with pytest.raises(ConfigError, match="one length"):
         Examples.of((np.zeros((3, 2)), np.zeros(4)))
+
+
+@pytest.mark.parametrize("folds", [data.kfold_within, data.kfold_clients])
+def test_cross_validation_holds_out_every_fold(folds):
+    experiment = federation(sampler=FixedCohort(3), test=None, evaluate_every=3, personal=("dense_1",))
+    simulation = Simulation(workers=2)
+    found = cross_validate(experiment, simulation, folds(experiment.population, 2))
+    assert found.scores().shape == (2,)
+    assert "over 2 folds" in found.summary()
+    train, held_out = next(iter(folds(experiment.population, 2)))
+    alone = run(
+        dataclasses.replace(experiment, name="small-fold1", population=train, validation=held_out),
+        Simulation(workers=1),
+    )
+    assert found.scores()[0] == alone.column("validation_accuracy")[-1]
+
+
+def test_parts_of_different_divisions_are_refused():
+    population = federation().population
+    train, _ = data.split_clients(population, seed=0)
+    _, held_out = data.split_clients(population, seed=1)
+    with pytest.raises(ConfigError, match="different divisions"):
+        federation(population=train, validation=held_out)

@@ -1,0 +1,93 @@
+"""Finding an experiment: by its name in `umbel.experiments`, or by the path of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from .errors import ConfigError
+from .experiment import Experiment
+from .overrides import override
+from .validation import suggest
+
+PACKAGE = f"{__name__.partition('.')[0]}.experiments"
+
+
+def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The `experiment` of a module of `umbel.experiments` ("digits_fedavg") or of a file ("work/mine.py").
+
+    overrides: `key=value` assignments, applied left to right. A file is run anew at each call; its module stays in
+    `sys.modules`, so that what it defines can be pickled. Errors: ConfigError for an unknown name (with the nearest
+    one), a missing file, a file that fails, or one that defines no Experiment.
+    """
+    is_path = reference.endswith(".py") or "/" in reference or "\\" in reference
+    module = _load_file(Path(reference)) if is_path else _load_name(reference)
+    found = getattr(module, "experiment", None)
+    if not isinstance(found, Experiment):
+        kind = "no `experiment`" if found is None else f"experiment of type {type(found).__name__}"
+        raise ConfigError(f"{reference} defines {kind}; expected experiment = Experiment(…)")
+    return override(found, overrides)
+
+
+def experiment_names() -> list[str]:
+    """The names that `load_experiment` knows, sorted. Imports none of them."""
+    folder = importlib.import_module(PACKAGE).__path__
+    return sorted(
+        name for _, name, is_package in pkgutil.iter_modules(folder) if not is_package and not name.startswith("_")
+    )
+
+
+def _load_name(name: str) -> ModuleType:
+    names = experiment_names()
+    if name not in names:
+        remedy = f"{suggest(name, names)}. " if names else ""
+        raise ConfigError(f"unknown experiment {name!r}: {remedy}Or give the path of a .py file")
+    module = f"{PACKAGE}.{name}"
+    return _imported(name, lambda: importlib.import_module(module))
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    # The digest keeps two files of one stem apart, and a file apart from any installed module of its name.
+    name = f"umbel_experiment_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file")
+    loader, module = spec.loader, importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        return _imported(str(path), lambda: loader.exec_module(module) or module)
+    except ConfigError:
+        del sys.modules[name]
+        raise
+
+
+def _imported(reference: str, load: Callable[[], ModuleType]) -> ModuleType:
+    """load(), with anything it raises as a ConfigError of one line that says where."""
+    try:
+        return load()
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error).strip().split("\n")[0]
+        raise ConfigError(f"{_place(reference, error)}: {type(error).__name__}: {reason}") from error
+
+
+def _place(reference: str, error: BaseException) -> str:
+    """reference, with the line at which its own code failed, if it was its own."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).stem == Path(reference).stem
+    ]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f"{reference}, line {line}" if line else reference

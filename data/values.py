@@ -1,0 +1,124 @@
+"""Frozen values that hold arrays or compute something once: how they compare, hash, print, pickle and remember."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..core.examples import leaves
+
+T = TypeVar("T")
+
+
+class _Result:
+    """What a computation gave; unlike a tuple or an array, it can be referred to weakly."""
+
+    __slots__ = ("__weakref__", "value")
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+_results: weakref.WeakValueDictionary[Hashable, _Result] = weakref.WeakValueDictionary()
+_computing = threading.RLock()  # re-entrant: a population computes by loading its source
+
+
+def once(compute: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Make a method without arguments of a frozen dataclass compute when first called, then remember.
+
+    Equal instances of one process share a result, which is freed with the last of them. It is no part of a value's
+    fields, equality or pickle. A value with a `path` shares only while that file stays unchanged. Thread-safe.
+    """
+    place = f"_once_{compute.__name__}"
+
+    @functools.wraps(compute)
+    def remembered(self: Any) -> T:
+        result = vars(self).get(place)
+        if result is None:
+            with _computing:
+                result = vars(self).get(place) or _shared(self, compute)
+                vars(self)[place] = result
+        return result.value
+
+    return remembered
+
+
+def _shared(owner: Any, compute: Callable[[Any], Any]) -> _Result:
+    """The result that equal owners share."""
+    # The key is a copy without results: the owner itself would keep its own entry alive for ever.
+    bare = object.__new__(type(owner))
+    vars(bare).update(fields_only(owner))
+    key = (compute, bare, _file_version(getattr(owner, "path", None)))
+    try:
+        result = _results.get(key)
+    except TypeError:  # it holds something of the user's that has no hash
+        return _Result(compute(owner))
+    if result is None:
+        result = _results[key] = _Result(compute(owner))
+    return result
+
+
+def _file_version(path: Any) -> Hashable:
+    try:
+        status = os.stat(path)
+    except (OSError, TypeError):
+        return str(path)
+    return str(path), status.st_mtime_ns, status.st_size
+
+
+def fields_only(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, without what it remembers: a `__getstate__`."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def same_fields(one: Any, other: Any) -> bool:
+    """An `__eq__` for dataclasses that hold arrays: equal by content."""
+    if type(one) is not type(other):
+        return NotImplemented
+    return one is other or all(
+        _same(getattr(one, field.name), getattr(other, field.name))
+        for field in dataclasses.fields(one)
+        if field.compare
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if type(one) is not type(other) and not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
+        return False
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and np.array_equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+def hash_fields(value: Any) -> int:
+    """A `__hash__` that goes with `same_fields`: shapes, types and the first and last rows stand for arrays."""
+    return hash((type(value), *(_hashable(part) for part in fields_only(value).values())))
+
+
+def _hashable(part: Any) -> Hashable:
+    if not isinstance(part, (np.ndarray, dict, tuple, list)):
+        return part
+    arrays = [one for one in leaves(part) if isinstance(one, np.ndarray)]
+    return tuple((one.shape, one.dtype.str, one[:1].tobytes(), one[-1:].tobytes()) for one in arrays)
+
+
+def brief(arrays: Any) -> str:
+    """Nested arrays as a log line shows them: type and shape."""
+    if isinstance(arrays, dict):
+        return "{" + ", ".join(f"{name}: {brief(part)}" for name, part in arrays.items()) + "}"
+    if isinstance(arrays, (tuple, list)):
+        return "(" + ", ".join(map(brief, arrays)) + ")"
+    return f"{arrays.dtype}{list(arrays.shape)}" if isinstance(arrays, np.ndarray) else repr(arrays)

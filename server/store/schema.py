@@ -1,0 +1,165 @@
+"""The store's tables. A change here needs a revision in `migrations/versions`; a test compares the two.
+
+Times are UTC, ISO 8601 text with microseconds. Structured text is strict JSON, in which NaN and infinities are the
+strings "nan", "inf" and "-inf": SQLite turns a NaN of its own into NULL.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+VERSION_TABLE = "umbel_schema"  # Alembic's; a name of our own tells our databases from other programs'
+HEAD = "0002"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def _run() -> Column:
+    return Column("run", String(32), ForeignKey("runs.run", ondelete="CASCADE"), primary_key=True)
+
+
+def _digest(name: str = "digest") -> Column:
+    """A reference that keeps its blob from being deleted; indexed, since orphans are looked for by digest."""
+    return Column(name, String(64), ForeignKey("blobs.digest"), nullable=False, index=True)
+
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run", String(32), primary_key=True),
+    Column("name", Text, nullable=False),  # of the experiment
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    Column("description", Text, nullable=False),  # JSON object
+    Column("choices", Text, nullable=False),  # JSON object
+    Column("seed", Text, nullable=False),  # decimal: a seed may exceed 64 bits
+    Column("spec", Text, nullable=False),  # ModelSpec.to_json
+    Column("planned", Integer, nullable=False),  # rounds
+    Column("done", Integer, nullable=False),  # rounds; the guard against two processes committing one round
+    Column("created", String(32), nullable=False, index=True),
+    Column("updated", String(32), nullable=False),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    _run(),
+    Column("round", Integer, primary_key=True),
+    Column("clients", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("metrics", Text, nullable=False),  # JSON object
+    Column("seconds", Double, nullable=False),
+    Column("eval_seconds", Double),
+    Column("bytes_up", BigInteger),
+    Column("bytes_down", BigInteger),
+    Column("epsilon", Double),
+    Column("committed", String(32), nullable=False),
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    _run(),
+    Column("event", Text, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("digest", String(64), primary_key=True),  # SHA-256 of the whole, hex
+    Column("size", BigInteger, nullable=False),
+)
+
+blob_parts = Table(
+    "blob_parts",
+    metadata,
+    Column("digest", String(64), ForeignKey("blobs.digest", ondelete="CASCADE"), primary_key=True),
+    Column("part", Integer, primary_key=True),
+    Column("bytes", LargeBinary, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _run(),
+    Column("round", Integer, primary_key=True),
+    Column("best", Boolean, nullable=False),
+    Column("created", String(32), nullable=False),
+)
+
+checkpoint_blobs = Table(
+    "checkpoint_blobs",
+    metadata,
+    Column("run", String(32), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("position", Integer, primary_key=True),
+    _digest(),
+    ForeignKeyConstraint(["run", "round"], ["checkpoints.run", "checkpoints.round"], ondelete="CASCADE"),
+)
+
+memory = Table(
+    "memory",
+    metadata,
+    _run(),
+    Column("client", BigInteger, primary_key=True, autoincrement=False),
+    _digest(),
+)
+
+model_versions = Table(  # append-only: triggers refuse UPDATE and DELETE
+    "model_versions",
+    metadata,
+    Column("name", Text, primary_key=True),  # of the experiment
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("header", Text, nullable=False),  # canonical JSON: exactly the bytes that are hashed
+    Column("hash", String(64), nullable=False),
+    _digest("params"),
+)
+
+model_labels = Table(
+    "model_labels",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("label", Text, primary_key=True),
+    ForeignKeyConstraint(["name", "version"], ["model_versions.name", "model_versions.version"]),
+)
+
+alias_moves = Table(  # append-only; an alias points where its last move put it
+    "alias_moves",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("alias", Text, nullable=False),
+    Column("version", Integer),  # NULL: the alias was removed
+    Column("moved", String(32), nullable=False),
+    ForeignKeyConstraint(["name", "version"], ["model_versions.name", "model_versions.version"]),
+    Index("ix_alias_moves_name_alias", "name", "alias"),
+)
+
+
+def now() -> str:
+    """This moment, as the tables keep it; text order is time order."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")

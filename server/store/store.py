@@ -1,0 +1,212 @@
+"""Store: runs, their rounds and checkpoints, clients' memory, and the registry of models, in one database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+import numpy as np
+from sqlalchemy import delete, select
+
+from ...core import serial
+from ...core.errors import ConfigError
+from ...core.spec import ModelSpec
+from ...core.types import RoundRecord, ServerState
+from . import blobs, checking, checkpoints, runs
+from . import memory as memories
+from .address import parse
+from .database import Database
+from .memory import StoredMemory
+from .models import ModelRegistry
+from .runs import RunSummary, StoredRun
+from .schema import now
+from .schema import runs as runs_table
+from .upgrade import prepare
+
+Like = ServerState | Callable[[ModelSpec], ServerState] | None
+
+
+class Store:
+    """A store that was opened: `with Store.open("sqlite:///runs.db") as store: ...`.
+
+    Every method is one transaction: a process killed inside it leaves the store as it was before. Safe for threads
+    and for several processes. Methods that read take a run's id, a unique prefix of it, or "latest"; methods that
+    write take the id. Errors: StoreError for an unknown run and for whatever the database reports, such as a full disk.
+    """
+
+    def __init__(self, database: Database):
+        self._database = database
+        self.models = ModelRegistry(database)
+
+    @staticmethod
+    def open(url: str, *, create: bool = True) -> Store:
+        """Open the store at a URL: sqlite:///FILE.db or postgresql://USER@HOST/DATABASE.
+
+        A store of an older schema is migrated; a SQLite file is first copied beside itself (FILE.db.SCHEMA.backup).
+        Errors: StoreError, one line with the URL (without passwords) and the remedy, for a URL, server, file or schema
+        that cannot be used, and for a store that does not exist where create is False.
+        """
+        database = Database(parse(url))
+        try:
+            prepare(database, create)
+        except BaseException:
+            database.close()
+            raise
+        return Store(database)
+
+    def close(self) -> None:
+        """Close the connections; what was committed is on disk already."""
+        self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store.open({str(self._database.address)!r})"
+
+    def create_run(
+        self,
+        name: str,
+        description: Mapping[str, str],
+        rounds: int,
+        seed: int,
+        choices: Mapping[str, str],
+        spec: ModelSpec,
+        initial: ServerState,
+    ) -> str:
+        """Add a running run of the experiment `name` with the checkpoint of round 0; its id."""
+        if initial.round != 0:
+            raise ConfigError(f"expected initial.round={initial.round} to be 0: no round is finished yet")
+        moment, state = now(), blobs.gather(serial.parts(tuple(initial)))
+        row = {
+            "name": name,
+            "state": runs.RUNNING,
+            "reason": None,
+            "description": json.dumps(dict(description)),
+            "choices": json.dumps(dict(choices)),
+            "seed": str(int(seed)),
+            "spec": spec.to_json(),
+            "planned": runs.check_rounds(rounds),
+            "done": 0,
+            "created": moment,
+            "updated": moment,
+        }
+        with self._database.write() as connection:
+            run = runs.new_id(connection)
+            connection.execute(runs_table.insert(), {"run": run, **row})
+            checkpoints.save(connection, run, 0, state, best=False)
+            runs.spend(connection, run, initial.ledger)
+        return run
+
+    def commit_round(
+        self,
+        run: str,
+        state: ServerState,
+        record: RoundRecord,
+        memory: Mapping[int, list[np.ndarray]],
+        keep: int = 2,
+        best: bool = False,
+    ) -> None:
+        """Commit a finished round: its checkpoint, record, ledger, and the clients' memory, all or nothing.
+
+        memory: the arrays of the clients whose memory changed. keep: how many of the last checkpoints stay; the one
+        committed with best stays too, until another is. Errors: StoreError unless the round follows the last one
+        committed, as when two processes continue one run; ConfigError for keep < 1.
+        """
+        if keep < 1 or record.round != state.round:
+            raise ConfigError(f"expected keep={keep} ≥ 1 and record.round={record.round} = state.round={state.round}")
+        # Hashed and packed before the transaction, which keeps other writers waiting.
+        pieces, packed = blobs.gather(serial.parts(tuple(state))), memories.pack(memory)
+        row = runs.record_row(record)
+        with self._database.write() as connection:
+            runs.advance(connection, run, state.round, row)
+            runs.spend(connection, run, state.ledger)
+            checkpoints.save(connection, run, state.round, pieces, best)
+            unused = checkpoints.prune(connection, run, state.round, keep)
+            unused += memories.save(connection, run, packed)
+            blobs.collect(connection, unused)
+
+    def write_ledger(self, run: str, ledger: Mapping[str, int]) -> None:
+        """Put privacy events on record, {event: count so far}, before what they paid for is released.
+
+        Counts never go down: a smaller one than is on record leaves it.
+        """
+        with self._database.write() as connection:
+            runs.change(connection, run)
+            runs.spend(connection, run, ledger)
+
+    def load_run(self, run: str, like: Like = None) -> StoredRun:
+        """The run with all its records and its last checkpoint.
+
+        like: a state whose named tuples the loaded one takes, or a function from the run's spec to one.
+        """
+        with self._database.read() as connection:
+            run = runs.resolve(connection, run)
+            row = connection.execute(select(runs_table).where(runs_table.c.run == run)).one()
+            spec = ModelSpec.from_json(row.spec)
+            last = checkpoints.find(connection, run, "last")
+            return StoredRun(
+                run,
+                row.name,
+                row.state,
+                row.reason,
+                json.loads(row.description),
+                json.loads(row.choices),
+                row.planned,
+                int(row.seed),
+                spec,
+                runs.records(connection, run),
+                checkpoints.load(connection, run, last, like(spec) if callable(like) else like),
+                runs.spent(connection, run),
+                row.created,
+                row.updated,
+            )
+
+    def checkpoint(self, run: str, round: int | str = "last", like: ServerState | None = None) -> ServerState:
+        """The state after a round: "last", "best" or a number. Errors: StoreError naming the rounds that are kept."""
+        with self._database.read() as connection:
+            run = runs.resolve(connection, run)
+            return checkpoints.load(connection, run, checkpoints.find(connection, run, round), like)
+
+    def memory(self, run: str) -> StoredMemory:
+        """The clients' memory of a run, read from the database client by client."""
+        with self._database.read() as connection:
+            return StoredMemory(self._database, runs.resolve(connection, run))
+
+    def finish(self, run: str, state: str, reason: str | None = None) -> None:
+        """End a run: "finished", "stopped", "failed" or "paused", and why. Errors: ConfigError for another word."""
+        if state not in runs.ENDED:
+            raise ConfigError(f"expected state={state!r} to be one of {', '.join(runs.ENDED)}")
+        with self._database.write() as connection:
+            runs.change(connection, run, state=state, reason=reason)
+
+    def reopen(self, run: str) -> None:
+        """Mark a run that is continued as running again. Committing a round does so too."""
+        with self._database.write() as connection:
+            runs.change(connection, run, state=runs.RUNNING, reason=None)
+
+    def set_rounds(self, run: str, rounds: int) -> None:
+        """Plan another number of rounds. Errors: ConfigError for fewer than are done."""
+        with self._database.write() as connection:
+            done = connection.scalar(select(runs_table.c.done).where(runs_table.c.run == run))
+            runs.change(connection, run, planned=runs.check_rounds(rounds, done or 0))
+
+    def runs(self) -> list[RunSummary]:
+        """Every run, newest first."""
+        with self._database.read() as connection:
+            return runs.summaries(connection)
+
+    def delete_run(self, run: str) -> None:
+        """Delete a run with its records, checkpoints, memory and ledger. Model versions made from it stay."""
+        with self._database.write() as connection:
+            if connection.execute(delete(runs_table).where(runs_table.c.run == run)).rowcount != 1:
+                raise runs.unknown(connection, run)
+            blobs.collect(connection)
+
+    def check(self) -> list[str]:
+        """What is wrong with the store, one line each; empty when sound. Reads everything, so it takes a while."""
+        return checking.problems(self._database)

@@ -1,0 +1,205 @@
+"""A run and its store: resuming gives the bits of the uninterrupted run, whatever the round remembers."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from federations import dense, dropped_and_normalised, federation
+from umbel import (
+    AllClients,
+    ConfigError,
+    EarlyStopping,
+    ExponentialDecay,
+    FedAvg,
+    KeepBest,
+    Local,
+    ReduceOnPlateau,
+    RunStopped,
+    Simulation,
+    StopAt,
+    StoreError,
+    run,
+)
+from umbel.core.types import NOTHING
+from umbel.server.store import Store
+
+
+class Velocity(NamedTuple):
+    value: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class HeavyBall:
+    """Server momentum: a strategy whose state matters."""
+
+    beta: float = 0.9
+
+    def init(self, params):
+        return Velocity(np.zeros_like(params))
+
+    def broadcast(self, state):
+        return NOTHING
+
+    def update(self, state, params, mean):
+        velocity = self.beta * state.value + mean.delta
+        return Velocity(velocity), params + velocity
+
+
+def stateful():
+    """Server momentum, personal statistics, Dropout, and a rate that depends on the history."""
+    return federation(
+        model=dropped_and_normalised,
+        strategy=HeavyBall(),
+        personal=("batch_normalization",),
+        local=Local(epochs=1, batch_size=5, learning_rate=ReduceOnPlateau(0.1, patience=1, min_delta=1.0)),
+        rounds=5,
+    )
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'runs.db'}"
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptAfter:
+    """A watcher that fails like a killed notebook."""
+
+    def __init__(self, round):
+        self.round = round
+
+    def on_start(self, experiment, runtime, run, records):
+        self.run = run
+
+    def on_round(self, record, failures):
+        if record.round == self.round:
+            raise Interrupted
+
+    def on_end(self, history):
+        pass
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return run(stateful(), Simulation(workers=2))
+
+
+@pytest.mark.parametrize("round", [1, 3])
+def test_resumed_run_equals_uninterrupted_run(url, round, uninterrupted):
+    watcher = InterruptAfter(round)
+    with pytest.raises(Interrupted):
+        run(stateful(), Simulation(workers=2), store=url, watchers=[watcher])
+    resumed = run(stateful(), Simulation(workers=1), store=url, resume=watcher.run)
+    assert resumed.params_sha256 == uninterrupted.params_sha256
+    assert [record.metrics for record in resumed.rounds] == [record.metrics for record in uninterrupted.rounds]
+    assert resumed.run == watcher.run
+
+
+def test_a_store_changes_nothing(url, uninterrupted):
+    history = run(stateful(), Simulation(workers=2), store=url)
+    assert history.params_sha256 == uninterrupted.params_sha256
+    with Store.open(url) as store:
+        (summary,) = store.runs()
+        assert (summary.run, summary.state, summary.rounds_done) == (history.run, "finished", 5)
+        _, params = store.models.get("small", history.model_version)
+        np.testing.assert_array_equal(params, history.params)
+        assert store.check() == []
+
+
+def test_a_finished_run_goes_on_with_more_rounds(url):
+    first = run(federation(rounds=2), Simulation(workers=1), store=url)
+    longer = run(federation(rounds=4), Simulation(workers=1), store=url, resume=first.run)
+    assert longer.params_sha256 == run(federation(rounds=4), Simulation(workers=1)).params_sha256
+    assert [record.round for record in longer.rounds] == [1, 2, 3, 4]
+
+
+def wider():
+    import keras
+
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+wider.__qualname__ = dense.__qualname__  # the same name: only the model itself tells
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 4}, "seed was 1, is now 4"),
+        ({"strategy": FedAvg(0.5)}, "strategy.server_lr was 1.0, is now 0.5"),
+        ({"model": wider}, r"model\.(config|variables) was"),
+    ],
+)
+def test_a_changed_experiment_is_not_resumed(url, changes, message):
+    first = run(federation(rounds=1), Simulation(workers=1), store=url)
+    with pytest.raises(ConfigError, match=message):
+        run(federation(rounds=2, **changes), Simulation(workers=1), store=url, resume=first.run)
+    with Store.open(url) as store:
+        assert len(store.load_run(first.run).records) == 1
+
+
+def test_unknown_run_and_missing_store(url):
+    with pytest.raises(ConfigError, match="without a store"):
+        run(federation(), Simulation(workers=1), resume="x")
+    with pytest.raises(StoreError):
+        run(federation(), Simulation(workers=1), store=url, resume="nobody")
+
+
+def test_a_stopped_run_says_why_and_keeps_its_rounds(url):
+    with pytest.raises(RunStopped, match="expected at least 6"):
+        run(federation(min_clients=6), Simulation(workers=1), store=url)
+    with Store.open(url) as store:
+        (summary,) = store.runs()
+        stored = store.load_run(summary.run)
+    assert (summary.state, summary.rounds_done) == ("stopped", 0)
+    assert "expected at least 6" in stored.reason
+
+
+@pytest.mark.parametrize("with_store", [True, False])
+def test_best_round_is_what_the_run_ends_with(url, with_store):
+    """A rate that explodes after some rounds makes the last round worse than the best."""
+    local = Local(learning_rate=ExponentialDecay(0.2, factor=4.0), batch_size=5)
+    experiment = federation(local=local, rounds=4, callbacks=(KeepBest("test_loss"),))
+    history = run(experiment, Simulation(workers=1), store=url if with_store else None)
+    best = int(np.argmin(history.column("test_loss"))) + 1
+    assert best < 4
+    until = run(dataclasses.replace(experiment, rounds=best, callbacks=()), Simulation(workers=1))
+    assert history.params_sha256 == until.params_sha256
+
+
+def test_callbacks_end_a_run_early():
+    history = run(federation(rounds=50, callbacks=(StopAt("test_accuracy", 0.5),)), Simulation(workers=1))
+    assert len(history.rounds) < 50
+    assert "test_accuracy reached" in history.stopped_early
+    history = run(
+        federation(rounds=50, callbacks=(EarlyStopping("train_loss", 1, min_delta=10.0),)), Simulation(workers=1)
+    )
+    assert len(history.rounds) == 2
+
+
+def test_evaluation_does_not_change_training():
+    often = run(federation(sampler=AllClients()), Simulation(workers=2))
+    never = run(federation(sampler=AllClients(), test=None), Simulation(workers=2))
+    seldom = run(federation(sampler=AllClients(), evaluate_every=2), Simulation(workers=2))
+    assert often.params_sha256 == never.params_sha256 == seldom.params_sha256
+    assert [record.eval_seconds is None for record in seldom.rounds] == [True, False, False]
+    assert never.rounds[0].to_json()["test_accuracy"] is None
+
+
+def test_history_in_other_forms(tmp_path):
+    history = run(federation(), Simulation(workers=1))
+    frame = history.to_frame()
+    assert list(frame.index) == [1, 2, 3]
+    assert frame["test_accuracy"].iloc[-1] == history.rounds[-1].metrics["test_accuracy"]
+    history.plot(str(tmp_path / "run.png"))
+    assert (tmp_path / "run.png").stat().st_size > 5000
+    assert history.rounds_to(0.0) == 1
+    with pytest.raises(ConfigError, match=r"no round has 'accuracy'; there is: .*test_accuracy"):
+        history.column("accuracy")
