@@ -15,6 +15,7 @@ from .core.examples import Examples
 from .core.experiment import Experiment, Local
 from .core.overrides import override
 from .core.random import derive
+from .privacy import Clip
 from .runtimes.simulation import Simulation
 from .server import (
     AllClients,
@@ -42,6 +43,7 @@ __all__ = [
     "AllClients",
     "Chain",
     "ClientError",
+    "Clip",
     "ConfigError",
     "Constant",
     "Cosine",

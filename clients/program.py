@@ -20,6 +20,7 @@ from ..core.examples import Examples, map_arrays
 from ..core.spec import ModelSpec
 from ..core.types import Weighted
 from .building import batch_of
+from .dispatch import flat_call
 
 
 class ModelState:
@@ -77,10 +78,9 @@ class TrainProgram:
         self._full_batches = (
             tf.function(self._loop_full_batches, jit_compile=True, autograph=False) if xla else self._loop_full_batches
         )
-        self._call = tf.function(
+        self._call = flat_call(
             self._round,
-            autograph=False,
-            input_signature=[
+            [
                 tf.TensorSpec([state.spec.size], tf.float32),
                 state.personal_specs(),
                 data_specs(data),
@@ -145,10 +145,9 @@ class EvaluateProgram:
     def __init__(self, state: ModelState, data: Examples, batch_size: int):
         self.state, self.batch_size = state, batch_size
         self.metric_names: list[str] = []
-        self._call = tf.function(
+        self._call = flat_call(
             self._evaluate,
-            autograph=False,
-            input_signature=[
+            [
                 tf.TensorSpec([state.spec.size], tf.float32),
                 state.personal_specs(),
                 data_specs(data),
@@ -158,8 +157,7 @@ class EvaluateProgram:
 
     def __call__(self, params: tf.Tensor, personal: list, data: Examples, rows: np.ndarray) -> dict[str, Weighted]:
         """Metric sums over the rows of data."""
-        sums = self._call(params, personal, batch_of(data), rows)  # tracing sets the names
-        return named_sums(self.metric_names, sums)
+        return named_sums(self.metric_names, self._call(params, personal, batch_of(data), rows))
 
     def _evaluate(self, params, personal, data, rows):
         self.state.load(params, personal)
