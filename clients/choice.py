@@ -64,4 +64,4 @@ def _seconds_per_batch(worker: Worker, data: Examples, rows: np.ndarray) -> floa
         start = time.perf_counter()
         worker.train(broadcast, 0, key, data, rows)
         best = min(best, time.perf_counter() - start)
-    return best * worker.experiment.local.batch_size / (len(rows) * worker.experiment.local.epochs)
+    return best / (TIMED_BATCHES * worker.experiment.local.epochs)

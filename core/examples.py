@@ -43,7 +43,7 @@ class Examples(NamedTuple):
     sample_weight: Arrays = None
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # hides tuple.count, which nobody asks of examples
         """Number of examples."""
         return len(next(leaves(self.x)))
 

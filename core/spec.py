@@ -91,10 +91,11 @@ class ModelSpec:
         """
         if vector.shape != (self.size,):
             raise ConfigError(f"expected a vector of shape ({self.size},), got {vector.shape}")
-        return {
-            variable.path: vector[variable.offset : variable.offset + variable.size].reshape(variable.shape)
-            for variable in self.shared
-        }
+        parts, start = {}, 0
+        for variable in self.shared:
+            parts[variable.path] = vector[start : start + variable.size].reshape(variable.shape)
+            start += variable.size
+        return parts
 
     def to_json(self) -> str:
         """Every variable, as text; `from_json` reads it back."""

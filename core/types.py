@@ -7,6 +7,7 @@ Sums travel; the mean is taken once, by `Total.mean`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,13 +21,14 @@ State = Any  # nested tuples, named tuples, dicts, numbers and arrays: what `cor
 NOTHING = np.zeros(0, np.float32)  # the empty vector
 
 
-class Weighted(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Weighted:
     """A sum and the weight behind it; a mean only when asked for one."""
 
     sum: float
     count: float
 
-    def __add__(self, other: Weighted) -> Weighted:  # type: ignore[override]
+    def __add__(self, other: Weighted) -> Weighted:
         return Weighted(self.sum + other.sum, self.count + other.count)
 
     def mean(self) -> float:
@@ -168,7 +170,9 @@ class UpdateTransform(Protocol):
 class Fold(Protocol):
     """How updates become a Total."""
 
-    needs_individual_updates: bool
+    @property
+    def needs_individual_updates(self) -> bool:
+        """True for robust folds; they exclude whatever hides single updates."""
 
     def zero(self, size: int) -> Any: ...
     def add(self, accumulator: Any, update: ClientUpdate) -> Any:

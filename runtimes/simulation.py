@@ -15,6 +15,7 @@ import numpy as np
 from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.experiment import Experiment
+from ..core.faults import crash_point
 from ..core.random import Key
 from ..core.spec import ModelSpec
 from ..core.types import (
@@ -45,7 +46,8 @@ class Simulation:
 
     workers: threads; by default one per processor, or one per accelerator. The result does not depend on it.
     compile: "xla", "graph", or "auto": both are timed on the experiment's own model when the run is long enough to
-    repay XLA's compilation. The choice is reported, stored with a run, and kept when it is resumed.
+    repay XLA's compilation. The choice is reported, stored with a run, and kept when it is resumed. It changes results
+    by rounding only, unless the model draws random numbers (Dropout): XLA draws others.
     devices: logical devices ("GPU:0", "CPU:1"), shared out among the workers; by default every GPU, else the CPU.
     debug: run clients eagerly on one thread; errors name client, round and batch.
 
@@ -69,6 +71,7 @@ class Simulation:
         self._pool: ThreadPoolExecutor | None = None
         self._team: list[Worker] = []
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._tensors: dict[tuple[int, str], tuple[Examples, Examples]] = {}
 
     def __repr__(self) -> str:
         return f"Simulation(workers={self.workers}, compile={self.compile!r})"
@@ -76,9 +79,11 @@ class Simulation:
     def open(self, experiment: Experiment, memory: Memory, choices: Mapping[str, str] | None = None) -> ModelSpec:
         """Build the workers, unless they already stand for this experiment, and choose how they compile."""
         self._memory = memory
-        if self._experiment is None or workers_of(experiment) != workers_of(self._experiment):
+        compiled = (choices or {}).get("compile")
+        fits = self._experiment is not None and workers_of(experiment) == workers_of(self._experiment)
+        if not fits or compiled not in (None, self.describe()["compile"]):
             self.close()
-            self._build(experiment, (choices or {}).get("compile"))
+            self._build(experiment, compiled)
         self._experiment = experiment
         for worker in self._team:
             worker.experiment = experiment
@@ -99,7 +104,7 @@ class Simulation:
     def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
         """Train the cohort; fold its updates in cohort order as they arrive."""
         fold = self._running.fold
-        total, failures, extra_bytes = fold.zero(len(broadcast.params)), [], 0
+        total, failures, bytes_up = fold.zero(len(broadcast.params)), [], 0
 
         def train(client: int) -> tuple[ClientUpdate | Failure, list[np.ndarray]]:
             return self._borrow(lambda worker: self._train(worker, broadcast, client, key.derive("client", client)))
@@ -111,9 +116,10 @@ class Simulation:
             if kept:
                 self._memory.write(client, kept)
             total = fold.add(total, update)
-            extra_bytes += update.delta.nbytes + update.extra.nbytes
+            crash_point("mid-training", broadcast.round)
+            bytes_up += update.delta.nbytes + update.extra.nbytes
         down = len(cohort) * (broadcast.params.nbytes + broadcast.extra.nbytes)
-        return RoundResult(fold.total(total), failures, extra_bytes, down)
+        return RoundResult(fold.total(total), failures, bytes_up, down)
 
     def evaluate(self, params: Vector, examples: Examples) -> dict[str, Any]:
         """Central evaluation, in chunks over the workers."""
@@ -158,7 +164,7 @@ class Simulation:
             self._pool.shutdown(cancel_futures=True)
         self._pool, self._team, self._experiment = None, [], None
         self._idle = queue.SimpleQueue()
-        self._tensors: dict[tuple[int, str], tuple[Examples, Examples]] = {}
+        self._tensors = {}
 
     @property
     def _running(self) -> Experiment:

@@ -85,7 +85,8 @@ class _Journal:
     """A run's memory: in the store where there is one, otherwise in this process."""
 
     def __init__(self, store: Store | None):
-        self.store, self.run = store, None
+        self.store = store
+        self.run: str | None = None
         self.records: list[RoundRecord] = []
         self.memory = _ClientMemory()
         self._best: tuple[int, Vector] | None = None
@@ -99,10 +100,10 @@ class _Journal:
         state = ServerState(0, params, experiment.strategy.init(params), experiment.transforms.init(spec), {})
         if self.store is not None:
             described, choices = experiment.describe(), dict(runtime.describe())
-            self.run = self.store.create_run(
+            run = self.store.create_run(
                 experiment.name, described, experiment.rounds, experiment.seed, choices, spec, state
             )
-            self.memory.stored = self.store.memory(self.run)
+            self.run, self.memory.stored = run, self.store.memory(run)
         return state, spec
 
     def _resume(self, experiment: Experiment, runtime: Runtime, resume: str) -> tuple[ServerState, ModelSpec]:
@@ -131,14 +132,14 @@ class _Journal:
         if is_best and self.store is None:
             self._best = record.round, state.params
         crash_point("before-commit", record.round)
-        if self.store is not None:
+        if self.store is not None and self.run is not None:
             self.store.commit_round(self.run, state, record, self.memory.written, best=is_best)
             self.memory.written = {}
         crash_point("after-commit", record.round)
 
     def params_of(self, round: int) -> Vector:
         """The params after `round`, the best one."""
-        if self.store is not None:
+        if self.store is not None and self.run is not None:
             return self.store.checkpoint(self.run, round).params
         assert self._best is not None
         assert self._best[0] == round
@@ -146,7 +147,7 @@ class _Journal:
 
     def publish(self, experiment: Experiment, params: Vector, spec: ModelSpec) -> int | None:
         """Register the final params as a version of the experiment's model."""
-        if self.store is None or not self.records:
+        if self.store is None or self.run is None or not self.records:
             return None
         last = self.records[-1]
         return self.store.models.register(self.run, params, spec, dict(last.metrics), epsilon=last.epsilon).version

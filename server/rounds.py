@@ -28,6 +28,7 @@ def play_round(
     cohort = experiment.sampler.sample(runtime.client_ids(), experiment.population.sizes, key.derive("cohort"))
     rate = experiment.local.learning_rate_at(number, records)
     extra = experiment.strategy.broadcast(state.strategy)
+    crash_point("before-training", number)
     result = runtime.collect(Broadcast(number, state.params, extra, state.transforms, rate), cohort, key)
     _check_enough(experiment, number, result)
     transforms, total = experiment.transforms.decode(state.transforms, result.total, key.derive("decode"))

@@ -203,3 +203,13 @@ def test_history_in_other_forms(tmp_path):
     assert history.rounds_to(0.0) == 1
     with pytest.raises(ConfigError, match=r"no round has 'accuracy'; there is: .*test_accuracy"):
         history.column("accuracy")
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    history = run(federation(), Simulation(workers=1))
+    history.to_tensorboard(str(tmp_path))
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    written = {event.step: event.tensor_proto.float_val[0] for event in events.Tensors("test/accuracy")}
+    assert written == pytest.approx({record.round: record.metrics["test_accuracy"] for record in history.rounds})
+    assert len(events.Tensors("run/seconds")) == 3
