@@ -1,0 +1,1 @@
+"""Umbel against its peers, on the same work: `make bench`."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from ..core.examples import Examples
+from ..core.experiment import Experiment
 from ..core.random import derive
 from ..core.types import NOTHING, Broadcast
 from .worker import Worker
@@ -15,53 +18,58 @@ from .worker import Worker
 log = logging.getLogger(__name__)
 
 WORTHWHILE_SECONDS = 20.0  # a shorter run does not repay XLA's compilation, a few seconds per worker
-ADVANTAGE = 1.2  # below this, timing noise would decide, and graph mode starts sooner
-TIMED_BATCHES = 3
+ADVANTAGE = 1.1  # below this, timing noise would decide, and graph mode starts sooner
+PROBE_SECONDS = 0.3  # of one timed call, unless a single batch takes longer
 
 
-def choose_xla(worker: Worker, data: Examples, rows: np.ndarray) -> bool:
-    """Whether worker's experiment should compile with XLA.
+def choose_xla(team: Sequence[Worker], data: Sequence[Examples], rows: np.ndarray) -> bool:
+    """Whether the workers of a team should compile with XLA. data: what rows refer to, on each worker's device.
 
-    Times a few full batches both ways, XLA's compilation aside. Graph mode where batches have no fixed size
-    (batch_size=None or no client with a full batch) or the whole run is expected to be short.
+    Times clients of the mean size both ways, XLA's compilation aside, all workers at once, since they compete for the
+    same cores; fewer batches where batches are slow. Graph mode where batches have no fixed size (batch_size=None, or
+    clients smaller than one batch) or the whole run is expected to be short.
     """
-    experiment = worker.experiment
-    batch = experiment.local.batch_size
-    sizes = experiment.population.sizes()
-    if not batch or sizes.mean() < batch or len(rows) < batch:
+    experiment = team[0].experiment
+    batch, mean = experiment.local.batch_size, float(experiment.population.sizes().mean())
+    if not batch or mean < batch or not len(rows):
         return False
-    rows = np.resize(rows, TIMED_BATCHES * batch)
-    graph = _seconds_per_batch(worker, data, rows)
-    per_round = float(sizes.mean()) / batch * experiment.local.epochs * _cohort(worker)
-    expected = graph * per_round * experiment.rounds
+    steps = int(mean / batch)
+    graph = _seconds_per_batch(team, data, rows, steps)
+    expected = graph * steps * experiment.local.epochs * _cohort(experiment) * experiment.rounds / len(team)
     if expected < WORTHWHILE_SECONDS:
         return False
-    worker.xla = True
-    worker.forget_programs()
-    xla = _seconds_per_batch(worker, data, rows)
-    worker.xla = False
-    worker.forget_programs()
+    for worker in team:
+        worker.use_xla(True)
+    xla = _seconds_per_batch(team, data, rows, steps)
     chosen = graph > ADVANTAGE * xla
     log.info(
-        "%s: a batch takes %.2f ms with XLA, %.2f ms without", "XLA" if chosen else "no XLA", 1e3 * xla, 1e3 * graph
+        "a batch takes %.2f ms with XLA, %.2f ms without: %s", 1e3 * xla, 1e3 * graph, "XLA" if chosen else "no XLA"
     )
     return chosen
 
 
-def _cohort(worker: Worker) -> float:
+def _cohort(experiment: Experiment) -> float:
     """Clients per round, as far as the sampler tells."""
-    sampler, clients = worker.experiment.sampler, len(worker.experiment.population)
+    sampler, clients = experiment.sampler, len(experiment.population)
     return float(getattr(sampler, "size", getattr(sampler, "rate", 1.0) * clients))
 
 
-def _seconds_per_batch(worker: Worker, data: Examples, rows: np.ndarray) -> float:
-    """Seconds per full batch; the first call, which traces and compiles, is not counted."""
-    broadcast = Broadcast(0, worker.initial_params, NOTHING, worker.experiment.transforms.init(worker.spec), None)
-    key = derive(0, "choice")
-    worker.train(broadcast, 0, key, data, rows)
-    best = np.inf
-    for _ in range(2):
-        start = time.perf_counter()
-        worker.train(broadcast, 0, key, data, rows)
-        best = min(best, time.perf_counter() - start)
-    return best / (TIMED_BATCHES * worker.experiment.local.epochs)
+def _seconds_per_batch(team: Sequence[Worker], data: Sequence[Examples], rows: np.ndarray, steps: int) -> float:
+    """Seconds in which every worker does a full batch: of `steps` a call, or of as many as PROBE_SECONDS allow."""
+    experiment, spec = team[0].experiment, team[0].spec
+    broadcast = Broadcast(0, team[0].initial_params, NOTHING, experiment.transforms.init(spec), None)
+    batch, epochs = experiment.local.batch_size or 1, experiment.local.epochs
+
+    with ThreadPoolExecutor(len(team)) as pool:
+
+        def seconds(steps: int) -> float:
+            visited = np.resize(rows, steps * batch)
+            start = time.perf_counter()
+            list(pool.map(lambda worker, own: worker.train(broadcast, 0, derive(0), own, visited), team, data))
+            return (time.perf_counter() - start) / (steps * epochs)
+
+        seconds(1)  # traces and compiles
+        single = seconds(1)
+        allowed = max(1, min(steps, int(PROBE_SECONDS / (single * epochs))))
+        seconds(allowed)  # compiles for the bucket this many rows need
+        return min(seconds(allowed) for _ in range(3)) if allowed > 1 else single

@@ -102,9 +102,10 @@ class Worker:
         with tf.device(self.device):
             return Examples(*(map_arrays(tf.convert_to_tensor, part) for part in examples))
 
-    def forget_programs(self) -> None:
-        """Compile anew at the next call."""
-        self._train = None
+    def use_xla(self, xla: bool) -> None:
+        """Compile full batches with XLA, or not, from the next call on."""
+        if xla != self.xla:
+            self.xla, self._train = xla, None
 
     def _train_program(self, data: Examples) -> TrainProgram:
         if self._train is None:

@@ -11,11 +11,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from .errors import ConfigError
 from .experiment import Experiment
 from .overrides import override
 from .validation import suggest
+
+T = TypeVar("T")
 
 PACKAGE = f"{__name__.partition('.')[0]}.experiments"
 
@@ -65,13 +68,14 @@ def _load_file(path: Path) -> ModuleType:
     loader, module = spec.loader, importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        return _imported(str(path), lambda: loader.exec_module(module) or module)
+        _imported(str(path), lambda: loader.exec_module(module))
     except ConfigError:
         del sys.modules[name]
         raise
+    return module
 
 
-def _imported(reference: str, load: Callable[[], ModuleType]) -> ModuleType:
+def _imported(reference: str, load: Callable[[], T]) -> T:
     """load(), with anything it raises as a ConfigError of one line that says where."""
     try:
         return load()

@@ -185,10 +185,10 @@ class Simulation:
         mode = compiled or self.compile
         use_xla = mode == "xla"
         if mode == "auto" and not self.debug:
-            probe = self._team[0]
-            use_xla = choose_xla(probe, *self._examples(probe, experiment.population, 0))
+            data, rows = zip(*(self._examples(worker, experiment.population, 0) for worker in self._team), strict=True)
+            use_xla = choose_xla(self._team, data, rows[0])
         for worker in self._team:
-            worker.xla = use_xla
+            worker.use_xla(use_xla)
             self._idle.put(worker)
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="umbel-worker")
 

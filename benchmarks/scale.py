@@ -1,0 +1,173 @@
+"""A million clients on one machine: does a round cost what its cohort costs, and does memory stay flat?
+
+    python benchmarks/scale.py [--clients 1000000] [--cohort 1000] [--rounds 60] [--json]
+
+Each client owns 10 of 100,000 resident rows (64 features, 10 classes). A client is what it is in any population of
+Umbel, an offset into an array of row numbers: a million of them are two arrays of 48 MB, and the rows are 26 MB. Rows
+are shared between clients; ten million distinct ones would be 2.6 GB of numbers, and a round would do the same work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from umbel import Examples, Experiment, FedAvg, FixedCohort, Local, Simulation, run
+
+ROWS, FEATURES, CLASSES = 100_000, 64, 10
+EXAMPLES = 10
+SETTLED = 5  # the round from which memory must not grow
+
+
+@dataclass(frozen=True, eq=False)
+class Crowd:
+    """A population: client k owns rows[offsets[k]:offsets[k + 1]] of one resident data set."""
+
+    data: Examples
+    offsets: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def sizes(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def resident(self) -> Examples:
+        return self.data
+
+    def indices(self, client: int) -> np.ndarray:
+        return self.rows[self.offsets[client] : self.offsets[client + 1]]
+
+    def examples(self, client: int) -> Examples:
+        return self.data.take(self.indices(client))
+
+
+@dataclass(frozen=True)
+class MemoryWatch:
+    """Resident memory of this process after each round, in MiB."""
+
+    resident: list[float]
+
+    def on_start(self, experiment: Experiment, runtime: Any, run: str | None, records: Sequence[Any]) -> None: ...
+
+    def on_round(self, record: Any, failures: Sequence[Any]) -> None:
+        self.resident.append(memory("VmRSS"))
+
+    def on_end(self, history: Any) -> None: ...
+
+
+def memory(field: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process, MiB. Linux only."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 1024
+
+
+def crowd(clients: int) -> Crowd:
+    """Ten classes around ten centres; every client draws its rows at random."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, CLASSES, ROWS)
+    centres = generator.standard_normal((CLASSES, FEATURES), np.float32)
+    features = centres[labels] + 2 * generator.standard_normal((ROWS, FEATURES), np.float32)
+    offsets = np.arange(clients + 1, dtype=np.int64) * EXAMPLES
+    rows = generator.integers(0, ROWS, clients * EXAMPLES, dtype=np.int32)
+    return Crowd(Examples(features, labels.astype(np.int32)), offsets, rows)
+
+
+def build() -> Any:
+    """A digits-sized MLP: 64-32-10."""
+    import keras
+
+    model = keras.Sequential(
+        [keras.Input((FEATURES,)), keras.layers.Dense(32, activation="relu"), keras.layers.Dense(CLASSES)]
+    )
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def measure(clients: int, cohort: int, rounds: int) -> dict[str, Any]:
+    """Play the rounds; seconds per round (the first left out), memory and the training loss, first and last."""
+    began = time.perf_counter()
+    population = crowd(clients)
+    experiment = Experiment(
+        name="scale",
+        model=build,
+        population=population,
+        strategy=FedAvg(),
+        sampler=FixedCohort(cohort),
+        local=Local(epochs=1, batch_size=EXAMPLES, learning_rate=0.1),
+        rounds=rounds,
+    )
+    prepared = time.perf_counter() - began
+    watch = MemoryWatch([])
+    simulation = Simulation(workers=2)
+    history = run(experiment, simulation, watchers=[watch])
+    seconds = [record.seconds for record in history.rounds[1:]]
+    losses = history.column("train_loss")
+    return {
+        "clients": clients,
+        "cohort": cohort,
+        "rounds": rounds,
+        "compile": simulation.describe()["compile"],
+        "prepare_seconds": prepared,
+        "first_round_seconds": history.rounds[0].seconds,
+        "seconds": statistics.median(seconds),
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "peak_mib": memory("VmHWM"),
+        "growth_mib": watch.resident[-1] - watch.resident[SETTLED - 1],
+        "first_loss": float(losses[0]),
+        "last_loss": float(losses[-1]),
+    }
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The result for the terminal."""
+    shown = Table(title=f"{result['clients']:,} clients, {result['cohort']:,} a round, {result['rounds']} rounds")
+    shown.add_column("measured")
+    shown.add_column("", justify="right")
+    for name, text in describe(result):
+        shown.add_row(name, text)
+    return shown
+
+
+def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, how much) of a result."""
+    return [
+        ("seconds per round", f"{result['seconds']:.3f} ({result['fastest']:.3f}–{result['slowest']:.3f})"),
+        ("per client", f"{1e3 * result['seconds'] / result['cohort']:.2f} ms"),
+        ("peak memory", f"{result['peak_mib']:.0f} MiB"),
+        (f"memory, round {SETTLED} to the last", f"{result['growth_mib']:+.1f} MiB"),
+        ("training loss, first round to last", f"{result['first_loss']:.3f} → {result['last_loss']:.3f}"),
+        ("compiled as", result["compile"]),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A million clients on one machine.")
+    parser.add_argument("--clients", type=int, default=1_000_000)
+    parser.add_argument("--cohort", type=int, default=1_000)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--json", action="store_true", help="the result as one JSON object on standard output")
+    options = parser.parse_args()
+    if options.rounds <= SETTLED:
+        parser.error(f"expected --rounds {options.rounds} > {SETTLED}")
+    result = measure(options.clients, options.cohort, options.rounds)
+    Console(file=sys.stderr if options.json else sys.stdout).print(table(result))
+    if options.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

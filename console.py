@@ -1,0 +1,280 @@
+"""What the command shows: progress on standard error, JSON lines or a summary on standard output."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .core.errors import ConfigError
+from .core.experiment import Experiment
+from .core.types import Failure, RoundRecord, Runtime, Watcher
+from .server.history import History
+
+if TYPE_CHECKING:
+    from .launch import Ended
+
+SHOWN_FAILURES = 3  # per round; a round of a thousand failures says no more with a thousand lines
+
+
+# What TensorFlow's C++ libraries print before they can be told not to.
+NATIVE_LOG = re.compile(
+    rb"WARNING: All log messages before absl|[IW]\d{4} [\d:.]+ +\d+ \S+\.(cc|h):\d+\]|To enable the foll"
+)
+
+COMPILED = {"xla": "with XLA", "graph": "as TensorFlow graphs, without XLA"}
+GROUPS = ("test", "validation", "train")  # of metrics, the most telling first
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ends a run as Ctrl-C does, between two commits, so that it can be resumed; exits with `status`."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Bar:
+    """A progress bar with the last round's figures, for a terminal. A context manager."""
+
+    def __init__(self, console: Console):
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None, figures="")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def on_start(
+        self, experiment: Experiment, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]
+    ) -> None:
+        """Turn from waiting to counting."""
+        self._progress.reset(
+            self._task, description=experiment.name, total=experiment.rounds, completed=len(records), figures=""
+        )
+
+    def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
+        """One round further."""
+        for line in failure_lines(record, failures):
+            self._progress.console.print(line, markup=False, highlight=False)
+        self._progress.update(self._task, completed=record.round, figures=figures(record))
+
+    def on_end(self, history: History) -> None:
+        """The bar goes; the summary says the rest."""
+
+
+class Lines:
+    """A line per round, for a log."""
+
+    def __init__(self, stream: IO[str]):
+        self._stream, self._planned = stream, 0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to undo."""
+
+    def on_start(
+        self, experiment: Experiment, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]
+    ) -> None:
+        """What starts, or goes on after which round."""
+        self._planned = experiment.rounds
+        named = f" as run {run}" if run else ""
+        print(f"{experiment.name}{named}, round {len(records)} of {experiment.rounds} done", file=self._stream)
+
+    def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
+        """The round and its figures."""
+        seconds = record.seconds + (record.eval_seconds or 0.0)
+        for line in failure_lines(record, failures):
+            print(line, file=self._stream)
+        text = f"round {record.round}/{self._planned}  {figures(record)}  {record.clients} clients  {seconds:.2f} s"
+        print(text, file=self._stream, flush=True)
+
+    def on_end(self, history: History) -> None:
+        """The summary says the rest."""
+
+
+class JsonLines:
+    """One JSON object per round, then {"final": …}."""
+
+    def __init__(self, stream: IO[str]):
+        self._stream = stream
+
+    def on_start(
+        self, experiment: Experiment, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]
+    ) -> None:
+        """Rounds of a resumed run were printed by the process that played them."""
+
+    def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
+        """The round's object."""
+        self._print(record.to_json())
+
+    def on_end(self, history: History) -> None:
+        """The last object."""
+        self._print({"final": history.final()})
+
+    def _print(self, value: Mapping[str, Any]) -> None:
+        try:
+            print(to_json(value), file=self._stream, flush=True)
+        except BrokenPipeError as error:
+            raise Interrupted(141, "nobody reads its output") from error
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """One line of JSON. NaN and infinities, which JSON does not have, are null."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def figures(record: RoundRecord) -> str:
+    """A round's accuracy and loss, each of the most telling examples it was measured on."""
+    found = []
+    for name in ("accuracy", "loss"):
+        group = next((group for group in GROUPS if f"{group}_{name}" in record.metrics), None)
+        if group:
+            found.append(f"{group} {name} {record.metrics[f'{group}_{name}']:.4f}")
+    return "  ".join(found)
+
+
+def failure_lines(record: RoundRecord, failures: Sequence[Failure]) -> list[str]:
+    """Who was left out of a round, and why; the first few."""
+    lines = [f"round {record.round}: client {f.client} left out ({f.reason}): {f.detail}" for f in failures]
+    return lines[:SHOWN_FAILURES] + [f"… and {len(lines) - SHOWN_FAILURES} more"] * (len(lines) > SHOWN_FAILURES)
+
+
+def accuracy(metrics: Mapping[str, float]) -> str:
+    """The accuracy among a round's metrics, measured on the test examples if it was; empty without one."""
+    found = (metrics[name] for name in (f"{group}_accuracy" for group in GROUPS) if name in metrics)
+    return next((f"{value:.4f}" for value in found), "")
+
+
+def summary(ended: Ended, plot: str | None) -> str:
+    """What a finished run came to, in a few lines."""
+    history, population = ended.history, ended.experiment.population
+    count = len(history.rounds)
+    failed = sum(record.failures for record in history.rounds)
+    clients = sum(record.clients for record in history.rounds) / count
+    early = f"; ended early: {history.stopped_early}" if history.stopped_early else ""
+    facts = {
+        "reached": figures(history.rounds[-1]),
+        "rounds": f"{count} in {history.seconds:.1f} s{early}",
+        "clients": f"{clients:.4g} of {len(population)} per round" + (f", {failed} failed" if failed else ""),
+        "compiled": COMPILED.get(ended.compiled or ""),
+        "plot": plot,
+        "run": f"{history.run}, model version {history.model_version}",
+        **ended.commands,
+    }
+    width = max(map(len, facts))
+    return "\n".join([history.experiment, *(f"  {name:<{width}}  {fact}" for name, fact in facts.items() if fact)])
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output: within the terminal's width, or in a pipe a row a line, however wide."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+        for row in [titles, *rows]:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, title in enumerate(titles):
+        table.add_column(title, no_wrap=position < len(titles) - 1)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[list[Watcher]]:
+    """What shows a run's progress on standard error: a bar on a terminal, lines in a log, nothing if quiet."""
+    if quiet:
+        yield []
+    elif not sys.stderr.isatty():
+        yield [Lines(sys.stderr)]
+    else:
+        # A descriptor of its own: descriptor 2 is elsewhere while TensorFlow is imported.
+        with open(os.dup(2), "w", buffering=1) as stream, Bar(Console(file=stream)) as bar:
+            yield [bar]
+
+
+def exclusive_output() -> IO[str]:
+    """Standard output for the caller alone: what anything else prints, an experiment's file too, goes to stderr."""
+    sys.stdout.flush()
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return stream
+
+
+@contextmanager
+def without_native_logs() -> Iterator[None]:
+    """Keep TensorFlow's C++ log off standard error while it is imported; all else printed meanwhile comes after.
+
+    Does nothing with TF_CPP_MIN_LOG_LEVEL=0, which asks for the whole log.
+    """
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "0":
+        yield
+        return
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            hidden.seek(0)
+            os.write(2, b"".join(line for line in hidden if not NATIVE_LOG.match(line)))
+
+
+def check_plot_path(path: str) -> None:
+    """Make the plot's folder. Errors: ConfigError for a kind of picture that cannot be drawn, or an unwritable place.
+
+    Called before a run: an hour of training should not end in a misspelt file name.
+    """
+    folder, suffix = os.path.dirname(path) or ".", os.path.splitext(path)[1]
+    if suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"expected plot={path!r} to end in .png, .svg or .pdf")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder of plot={path!r}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK) or os.path.isdir(path):
+        raise ConfigError(f"cannot write plot={path!r}; choose another place")
+
+
+def save_plot(history: History, path: str) -> None:
+    """Draw a run. Errors: ConfigError where the file cannot be written."""
+    try:
+        history.plot(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write plot={path!r}: {error.strerror}") from error

@@ -1,0 +1,47 @@
+"""Keras models of published experiments, as functions that build and compile them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
+
+
+def two_hidden_layers() -> keras.Model:
+    """McMahan et al. 2017's 2NN: 784-200-200-10, 199,210 parameters; inputs of shape (784,)."""
+    import keras
+
+    layers = [
+        keras.Input((784,)),
+        keras.layers.Dense(200, "relu"),
+        keras.layers.Dense(200, "relu"),
+        keras.layers.Dense(10),
+    ]
+    return compiled(keras.Sequential(layers))
+
+
+def convolutional() -> keras.Model:
+    """McMahan et al. 2017's CNN: two 5×5 convolutions, 1,663,370 parameters; inputs of shape (28, 28, 1)."""
+    import keras
+
+    layers = [
+        keras.Input((28, 28, 1)),
+        keras.layers.Conv2D(32, 5, padding="same", activation="relu"),
+        keras.layers.MaxPooling2D(),
+        keras.layers.Conv2D(64, 5, padding="same", activation="relu"),
+        keras.layers.MaxPooling2D(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(512, "relu"),
+        keras.layers.Dense(10),
+    ]
+    return compiled(keras.Sequential(layers))
+
+
+def compiled(model: keras.Model) -> keras.Model:
+    """model, whose outputs are logits, compiled with plain SGD; the experiment sets the learning rate."""
+    import keras
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(), loss, metrics=["accuracy"])
+    return model

@@ -1,0 +1,260 @@
+"""From what was typed to a finished run: `umbel run` without its options and its output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from .console import Interrupted, without_native_logs
+from .core.errors import ConfigError, RunStopped, UmbelError
+from .core.experiment import Experiment
+from .core.loading import experiment_names, load_experiment
+from .core.overrides import override, paths
+from .core.types import Failure, RoundRecord, Runtime, Watcher
+from .server import History, run
+
+if TYPE_CHECKING:  # SQLAlchemy is imported when a run begins, not for shell completion
+    from .server.store import Store, StoredRun
+
+DEFAULT_EXPERIMENT = "digits_fedavg"
+DEFAULT_STORE = "sqlite:///umbel.db"
+FLOWER_CLIENTS = 3  # each is a process with a TensorFlow of its own
+
+
+class Paused(UmbelError):
+    """A run was interrupted between two commits. Exits with 130 for Ctrl-C, as shells expect, else as asked."""
+
+    def __init__(self, message: str, exit_status: int):
+        super().__init__(message)
+        self.exit_status = exit_status  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed."""
+
+    reference: str | None  # name or file of the experiment; None: the default, or that of the run to resume
+    settings: Sequence[str]  # path=value
+    runtime: str
+    workers: int | None
+    clients: int | None
+    store: str
+    resume: str | None
+    compile: Any
+    debug: bool
+
+    def __post_init__(self) -> None:
+        if self.runtime != "flower":
+            return
+        if self.workers is not None or self.debug:
+            option = "--debug" if self.debug else "--workers"
+            raise ConfigError(f"{option} is of the simulation; over Flower every client is a process of its own")
+        if self.compile == "xla":
+            raise ConfigError("--compile xla is of the simulation; over Flower it would compile anew for every message")
+
+    @property
+    def overrides(self) -> list[str]:
+        """The settings, that of the number of clients among them."""
+        return ([] if self.clients is None else [f"population.clients={self.clients}"]) + list(self.settings)
+
+    def again(self, run: str, *more: str) -> str:
+        """The command that resumes a run. One of Umbel's own experiments finds its name and settings in the store."""
+        is_file = self.reference is not None and self.reference not in experiment_names()
+        words = [str(self.reference), *(word for setting in self.overrides for word in ("--set", setting))]
+        runtime = ["--runtime", self.runtime] if self.runtime != "simulation" else []
+        return shlex.join(["umbel", "run", *words * is_file, *runtime, "--resume", run, *more, *self.store_words])
+
+    @property
+    def store_words(self) -> list[str]:
+        """The option for the store, if it is needed; without a password."""
+        if self.store == os.environ.get("UMBEL_STORE", DEFAULT_STORE):
+            return []
+        from .server.store.address import parse
+
+        return ["--store", str(parse(self.store))]
+
+
+class Ended(NamedTuple):
+    """A finished run, and what can be done with it."""
+
+    experiment: Experiment
+    history: History
+    compiled: str | None  # "xla", "graph", or None where the runtime does not say
+    commands: Mapping[str, str]
+
+
+def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
+    """Play a new or resumed run to its end.
+
+    Errors: those of `umbel.run`; RunStopped says how to resume, as does Paused, for Ctrl-C, SIGTERM and closed output.
+    """
+    from .server.store import Store
+
+    with contextlib.ExitStack() as stack:
+        with without_native_logs():  # an experiment's file may import Keras
+            if request.resume is None:
+                # Before the store: a misspelt name, or missing data, should not leave an empty one behind.
+                reference, overrides = request.reference or DEFAULT_EXPERIMENT, request.overrides
+                experiment = load_experiment(reference, overrides)
+                experiment.population.sizes()  # loads the data
+                store = stack.enter_context(Store.open(request.store))
+            else:
+                store = stack.enter_context(Store.open(request.store, create=False))
+                reference, overrides = resumed(request, store.load_run(request.resume))
+                experiment = load_experiment(reference, overrides)
+        kept = Kept(request)
+        with terminated_as_interrupted(), kept:
+            play = federate if request.runtime == "flower" else simulate
+            history, compiled = play(request, reference, overrides, experiment, store, [kept, *watchers])
+        more = f"rounds={2 * len(history.rounds)}"
+        commands = {
+            "go on": request.again(str(history.run), "--set", more),
+            "list": shlex.join(["umbel", "runs", *request.store_words]),
+        }
+        return Ended(experiment, history, compiled, commands)
+
+
+def resumed(request: Request, stored: StoredRun) -> tuple[str, list[str]]:
+    """Reference and overrides of a stored run: its number of rounds, and one of Umbel's own its settings.
+
+    A file may have been edited since, so its settings are its own: resuming compares them with the run's.
+    """
+    reference = request.reference or stored.name
+    is_own = reference in experiment_names()
+    if request.reference is None and not is_own:
+        raise ConfigError(
+            f"run {stored.run} is of experiment {reference!r}, which is not one of Umbel's own; name its file: "
+            f"umbel run FILE.py --resume {stored.run}"
+        )
+    settings = settings_of(load_experiment(reference), stored.description) if is_own else []
+    return reference, [*settings, f"rounds={stored.rounds}", *request.overrides]
+
+
+def settings_of(experiment: Experiment, description: Mapping[str, str]) -> list[str]:
+    """The overrides that lead from experiment to a stored description, as far as `--set` can go."""
+    found: list[str] = []
+    current = experiment.describe()
+    for path in paths(experiment):
+        before = description.get(path)
+        if before is not None and before != current.get(path):
+            with contextlib.suppress(ConfigError):  # a part of another type: resuming will name it
+                experiment = override(experiment, [f"{path}={before}"])
+                found.append(f"{path}={before}")
+    return found
+
+
+def simulate(
+    request: Request,
+    reference: str,
+    overrides: Sequence[str],
+    experiment: Experiment,
+    store: Store,
+    watchers: Sequence[Watcher],
+) -> tuple[History, str | None]:
+    """Play the run in this process."""
+    from .runtimes.simulation import Simulation
+
+    with contextlib.closing(Simulation(request.workers, request.compile, debug=request.debug)) as runtime:
+        with without_native_logs():
+            from .clients import worker  # noqa: F401  imports TensorFlow
+        history = run(experiment, runtime, store=store, resume=request.resume, watchers=watchers)
+        return history, runtime.describe().get("compile")
+
+
+def federate(
+    request: Request,
+    reference: str,
+    overrides: Sequence[str],
+    experiment: Experiment,
+    store: Store,
+    watchers: Sequence[Watcher],
+) -> tuple[History, str | None]:
+    """Play the run on a SuperLink and SuperNodes on this machine; the history is read back from the store."""
+    from .runtimes.flower.local import fit_to, run_local
+
+    default = len(experiment.population) if request.resume else FLOWER_CLIENTS
+    clients = request.clients or default
+    fitted = override(experiment, fit_to(experiment, clients))
+
+    def on_start(run: str | None, records: Sequence[RoundRecord]) -> None:
+        for watcher in watchers:
+            watcher.on_start(fitted, None, run, records)
+
+    def on_round(record: RoundRecord, failures: Sequence[Failure]) -> None:
+        for watcher in watchers:
+            watcher.on_round(record, failures)
+
+    outcome = run_local(
+        reference,
+        overrides,
+        clients=clients,
+        store=request.store,
+        resume=request.resume,
+        on_start=on_start,
+        on_round=on_round,
+    )
+    stored = store.load_run(outcome.final["run"])
+    version, params = store.models.get(stored.name, outcome.final["model_version"])
+    history = History(
+        stored.name, tuple(stored.records), params, version.spec, stored.run, version.version, stored.reason
+    )
+    for watcher in watchers:
+        watcher.on_end(history)
+    return history, None
+
+
+class Kept:
+    """Watches what a run has committed. Around a run, it adds to the error that ends one how to resume it."""
+
+    def __init__(self, request: Request):
+        self._request, self._rounds = request, 0
+        self._run: str | None = None
+
+    def on_start(
+        self, experiment: Experiment, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]
+    ) -> None:
+        """The run, and the rounds it has."""
+        self._run, self._rounds = run, len(records)
+
+    def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
+        """A round more."""
+        self._rounds = record.round
+
+    def on_end(self, history: History) -> None:
+        """Nothing more."""
+
+    def __enter__(self) -> None:
+        """Nothing yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RunStopped):
+            raise RunStopped(f"{error}. {self}") from error
+        if isinstance(error, Interrupted):
+            raise Paused(f"paused, {error.reason}. {self}", error.status) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise Paused(f"paused. {self}", 130) from error
+
+    def __str__(self) -> str:
+        if self._run is None:
+            return "No run was begun"
+        rounds = f"{self._rounds} {'round is' if self._rounds == 1 else 'rounds are'} kept"
+        return f"{rounds}; resume with: {self._request.again(self._run)}"
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM inside ends a run as Ctrl-C does, but with status 0: a service that was asked to stop, and did."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise Interrupted(0, "asked to stop")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

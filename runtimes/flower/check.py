@@ -1,0 +1,79 @@
+"""The edge: nothing that a client sent goes further before it has passed here."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from flwr.app import Message
+
+from ...core.types import ClientUpdate, Failure, Metrics
+from .wire import MAX_TEXT, Malformed, unpack_failure, unpack_metrics, unpack_update
+
+# Of Flower's error codes, those that are not the client's code: its message expired, its node is gone.
+FLOWER_REASONS = {3: "timeout", 5: "unreachable"}
+
+
+class Expected(NamedTuple):
+    """What a valid reply of one client looks like."""
+
+    client: int
+    round: int
+    size: int  # d, of delta
+    extra_size: int
+    max_weight: float  # a client's number of examples, or 1
+
+
+def check_update(reply: Message, expected: Expected) -> ClientUpdate | Failure:
+    """The update in reply; or, for whatever is wrong with it, a Failure with a reason and the value.
+
+    Reasons: "schema", "dtype", "shape", "metrics", "round", "weight", "non_finite"; "client_error" when the client's
+    code raised or its process died, "unreachable" when its node is gone; or the client's own. Guarantees of an
+    update: delta and extra are float32 of the expected lengths, and finite with a finite squared norm;
+    0 < weight ≤ max_weight; metrics are finite sums over counts ≥ 0.
+    """
+    client = expected.client
+    try:
+        failure = check_content(reply, client) or unpack_failure(reply.content, client)
+        if failure is not None:
+            return failure
+        round, update = unpack_update(reply.content)
+        _check_bounds(round, update, expected)
+    except Malformed as malformed:
+        return Failure(client, malformed.reason, malformed.detail)
+    return update._replace(weight=float(update.weight))
+
+
+def check_metrics(reply: Message, client: int) -> Metrics | Failure:
+    """The metrics in the reply to an evaluation, or why there are none."""
+    try:
+        failure = check_content(reply, client) or unpack_failure(reply.content, client)
+        return failure or unpack_metrics(reply.content)
+    except Malformed as malformed:
+        return Failure(client, malformed.reason, malformed.detail)
+
+
+def check_content(reply: Message, client: int) -> Failure | None:
+    """None when reply has content; else Flower's own error, with its code and words."""
+    if reply.has_content():
+        return None
+    error = reply.error
+    reason = FLOWER_REASONS.get(error.code, "client_error")
+    return Failure(client, reason, f"Flower error {error.code}: {(error.reason or 'no reason given')[:MAX_TEXT]}")
+
+
+def _check_bounds(round: int, update: ClientUpdate, expected: Expected) -> None:
+    """Raise Malformed for a well-formed update with a value out of bounds."""
+    if round != expected.round:
+        raise Malformed("round", f"expected an update for round {expected.round}, got one for {round}")
+    for name, vector, size in (("delta", update.delta, expected.size), ("extra", update.extra, expected.extra_size)):
+        if len(vector) != size:
+            raise Malformed("shape", f"expected {name} of shape ({size},), got {vector.shape}")
+        with np.errstate(all="ignore"):
+            # One pass that also catches numbers so large that a sum over clients would not be finite.
+            squared_norm = float(np.dot(vector, vector))
+        if not math.isfinite(squared_norm):
+            raise Malformed("non_finite", f"expected {name} to be finite, its squared norm is {squared_norm}")
+    if not 0 < update.weight <= expected.max_weight:
+        raise Malformed("weight", f"expected 0 < weight={update.weight!r} ≤ {expected.max_weight:g}")

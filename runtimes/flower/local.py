@@ -1,0 +1,278 @@
+"""A real federation on this machine: one SuperLink and N SuperNodes, as child processes on loopback."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn
+
+from ...core import errors
+from ...core.errors import ConfigError, UmbelError
+from ...core.experiment import Experiment
+from ...core.loading import load_experiment
+from ...core.overrides import override
+from ...core.types import Failure, RoundRecord
+from ...core.validation import require_count
+from .private import Control
+from .processes import Processes, free_ports, healthy
+from .server import STORE_VARIABLE
+
+START_SECONDS = 90.0  # for the SuperLink to answer; it takes one or two, and longer on a machine that is busy
+WATCH_SECONDS = 0.2  # between two looks at whether all processes still live
+NO_STORE = {STORE_VARIABLE: ""}  # what a client's process inherits must not hold the database's password
+
+Event = tuple[str, dict[str, Any]]
+
+
+class Outcome(NamedTuple):
+    """How a run over Flower ended."""
+
+    records: tuple[RoundRecord, ...]
+    final: dict[str, Any]  # History.final: run, params_sha256, model_version, rounds, seconds
+
+
+class LocalFederation:
+    """A SuperLink and `clients` SuperNodes, alive inside a `with` block, for one run after another.
+
+        with LocalFederation(clients=3) as federation:
+            for name, content in federation.submit("digits_fedavg", ["rounds=2"]):
+                ...
+
+    store: URL of the database that runs are kept in; it never leaves the server's processes.
+    Leaving the block ends every process, also on Ctrl-C, SIGTERM and errors; if this process is killed, they end
+    themselves. Connections are not encrypted, and reach no further than this machine.
+    """
+
+    def __init__(self, clients: int, *, store: str | None = None):
+        require_count("clients", clients)
+        self.clients, self.store = clients, store
+
+    def __enter__(self) -> LocalFederation:
+        with ExitStack() as stack:
+            stack.enter_context(_sigterm_unwinds())
+            home = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="umbel-flower-", ignore_cleanup_errors=True))
+            )
+            self._processes = stack.enter_context(Processes(home))
+            self._start()
+            stack.callback(self._control.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def submit(
+        self,
+        reference: str,
+        overrides: Sequence[str] = (),
+        *,
+        resume: str | None = None,
+        timeout_seconds: float = 600.0,
+        join_seconds: float = 120.0,
+        compile: str = "graph",
+    ) -> Iterator[Event]:
+        """Start a run, and yield its events until it has finished (see `server` for what they hold).
+
+        Errors: those of `umbel.run`, raised here as they were there; UmbelError when a process of the federation dies
+        or the run fails otherwise, with the end of its log.
+        """
+        # Children may run in another folder than the one that a path is relative to.
+        path = Path(reference).expanduser()
+        config = {
+            "experiment": str(path.resolve()) if path.suffix == ".py" else reference,
+            "overrides": json.dumps(list(overrides)),
+            "clients": self.clients,
+            "resume": resume or "",
+            "timeout_seconds": float(timeout_seconds),
+            "join_seconds": float(join_seconds),
+            "compile": compile,
+        }
+        yield from self._play(pyproject(config))
+
+    def _play(self, app: str) -> Iterator[Event]:
+        """The events of a run of app, from its start to its end."""
+        run_id = self._control.start_run(app)
+        done = False
+        try:
+            for name, content in self._follow(run_id):
+                if name == "error":
+                    raise _error_of(content)
+                yield name, content
+                done = name == "final"
+            if not done:
+                status = self._control.status(run_id)
+                raise UmbelError(
+                    f"the run {status.sub_status or status.status}: {status.details or 'no reason given'}\n"
+                    + self._processes.log_tail("SuperExec")
+                )
+        finally:
+            if not done:
+                self._stop(run_id)
+
+    def _start(self) -> None:
+        link, *nodes = free_ports(1 + self.clients)
+        address = f"127.0.0.1:{link}"
+        # With "process" isolation, what runs the ServerApp is ours to start and to end; a SuperLink would detach it.
+        options = ["--insecure", "--disable-runtime-dependency-installation", "--isolation", "process"]
+        self._processes.start("SuperLink", ["superlink", *options, "--port", str(link)], NO_STORE)
+        self._processes.wait_until(lambda: healthy(address), START_SECONDS, "the SuperLink does not answer")
+        executor = ["superexec", "--insecure", "--runtime-api-address", address]
+        self._processes.start("SuperExec", executor, {STORE_VARIABLE: self.store or ""})
+        for client, port in enumerate(nodes):
+            config = f"partition-id={client} num-partitions={self.clients}"
+            options = ["--superlink", address, "--port", str(port), "--node-config", config]
+            self._processes.start(f"SuperNode {client}", ["supernode", "--insecure", *options], NO_STORE)
+        self._control = Control(address)
+
+    def _follow(self, run_id: int) -> Iterator[Event]:
+        """A run's events; raises as soon as a process dies instead of waiting for events that cannot come."""
+        events: queue.SimpleQueue[Event | Exception | None] = queue.SimpleQueue()
+
+        def read() -> None:
+            try:
+                for event in self._control.events(run_id):
+                    events.put(event)
+                events.put(None)
+            except Exception as error:  # the connection broke: the process that died says why
+                events.put(error)
+
+        threading.Thread(target=read, name="umbel-events", daemon=True).start()
+        while True:
+            try:
+                event = events.get(timeout=WATCH_SECONDS)
+            except queue.Empty:
+                self._processes.check()
+                continue
+            if event is None:
+                return
+            if isinstance(event, Exception):
+                time.sleep(WATCH_SECONDS)
+                self._processes.check()
+                raise UmbelError(f"lost the SuperLink: {type(event).__name__}: {event}") from event
+            yield event
+
+    def _stop(self, run_id: int) -> None:
+        """End a run that its submitter gave up; a SuperLink that is gone has ended it already."""
+        try:
+            if self._control.status(run_id).status != "finished":
+                self._control.stop_run(run_id)
+        except Exception:
+            return
+
+
+def run_local(
+    reference: str,
+    overrides: Sequence[str] = (),
+    *,
+    clients: int = 3,
+    store: str | None = None,
+    resume: str | None = None,
+    timeout_seconds: float = 600.0,
+    on_start: Callable[[str | None, Sequence[RoundRecord]], None] | None = None,
+    on_round: Callable[[RoundRecord, Sequence[Failure]], None] | None = None,
+) -> Outcome:
+    """Run an experiment on a real SuperLink and `clients` SuperNodes on this machine.
+
+    reference, overrides: as for `load_experiment`; the population is cut into `clients` clients. on_start: called with
+    the run's id in the store and the records of a resumed run; on_round: after every round. Errors: those of
+    `umbel.run`; UmbelError when a process dies, with the end of its log.
+    """
+    require_count("clients", clients)
+    overrides = [*overrides, *fit_to(load_experiment(reference, overrides), clients)]
+    records: list[RoundRecord] = []
+    final: dict[str, Any] = {}
+    with LocalFederation(clients, store=store) as federation:
+        for name, content in federation.submit(reference, overrides, resume=resume, timeout_seconds=timeout_seconds):
+            if name == "start":
+                records = [RoundRecord(**record) for record in content["records"]]
+                if on_start:
+                    on_start(content["run"], tuple(records))
+            elif name == "round":
+                records.append(RoundRecord(**content["record"]))
+                if on_round:
+                    on_round(records[-1], [Failure(*failure) for failure in content["failures"]])
+            elif name == "final":
+                final = content
+    return Outcome(tuple(records), final)
+
+
+def fit_to(experiment: Experiment, clients: int) -> list[str]:
+    """The overrides under which experiment has `clients` clients, and samples no more of them than there are.
+
+    Errors: ConfigError for a population of another number of clients that cannot be divided anew.
+    """
+    found = []
+    if len(experiment.population) != clients:
+        found = [f"population.clients={clients}"]
+        try:
+            experiment = override(experiment, found)
+        except ConfigError as error:
+            raise ConfigError(
+                f"cannot divide {experiment.population!r} among {clients} clients ({error}); it has "
+                f"{len(experiment.population)}"
+            ) from error
+    size = getattr(experiment.sampler, "size", None)
+    if isinstance(size, int) and size > clients:
+        found.append(f"sampler.size={clients}")
+    return found
+
+
+def pyproject(config: dict[str, Any]) -> str:
+    """The whole app that Flower ships: which installed functions to call, and with what configuration.
+
+    No dependencies: Flower would install them into a fresh environment for every run.
+    """
+    values = "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in config.items())
+    package = __name__.rpartition(".")[0]
+    return f"""\
+[project]
+name = "umbel"
+version = "{version("umbel")}"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "umbel"
+
+[tool.flwr.app.components]
+serverapp = "{package}.server:app"
+clientapp = "{package}.client:app"
+
+[tool.flwr.app.config]
+{values}
+"""
+
+
+def _error_of(content: dict[str, str]) -> UmbelError:
+    """The error that ended a run, of the class it had at the server."""
+    kind = getattr(errors, content["kind"], UmbelError)
+    return kind(content["message"]) if issubclass(kind, UmbelError) else UmbelError(content["message"])
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Inside, SIGTERM raises SystemExit, so that `with` blocks close. Left alone where it is handled already."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

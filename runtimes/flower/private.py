@@ -1,0 +1,146 @@
+"""Every use of Flower beyond its public API (flwr.app, flwr.serverapp, flwr.clientapp), in one place.
+
+These names move between releases, so flwr is pinned to 1.41; a release that moves them is ported here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+# flwr.cli.build: `flwr run` builds its app archive with it; there is no public way to build one in memory.
+from flwr.cli.build import build_fab_from_files
+
+# flwr.common.serde: the Control API's request wants the archive as a protobuf message.
+from flwr.common.serde import fab_to_proto
+
+# flwr.proto: the requests of the Control API (submit, status, events) and of the Runtime API (push events).
+from flwr.proto.control_pb2 import (
+    ListRunsRequest,
+    StartRunRequest,
+    StopRunRequest,
+    StreamRunEventsRequest,
+)
+from flwr.proto.runtime_pb2 import PushTaskEventsRequest
+from flwr.proto.task_pb2 import TaskEvent
+
+# flwr.supercore.app_utils: ends a process whose parent died. Flower starts it below a SuperLink and a SuperNode only.
+from flwr.supercore.app_utils import start_parent_process_monitor
+
+# flwr.supercore: the client of the Control API and what it must be given. `flwr run` only prints a run's number.
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+LOOPBACK = "127.0.0.1"
+
+
+class RunStatus(NamedTuple):
+    """How a run stands at the SuperLink."""
+
+    status: str  # "pending", "starting", "running" or "finished"
+    sub_status: str  # of a finished one: "completed", "failed" or "stopped"
+    details: str  # of a failed one: why
+
+
+def content_bytes(record: InflatableObject) -> int:
+    """Bytes of a record as Flower transmits it: every object it consists of, each distinct one once."""
+    return sum(len(part.deflate()) for part in get_all_nested_objects(record).values())
+
+
+def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
+    """Hand an event of this run to whoever submitted it; nothing on a grid that cannot carry events.
+
+    Flower returns no results from a ServerApp: task events are its only way back to the submitter, and only
+    HttpGrid's own client pushes them.
+    """
+    client = getattr(grid, "_runtime_client", None)
+    if client is not None:
+        client.PushTaskEvents(PushTaskEventsRequest(events=[TaskEvent(event=name, data=json.dumps(content))]))
+
+
+class Control:
+    """The Control API of one SuperLink on loopback: submit a run, follow it, stop it."""
+
+    def __init__(self, address: str):
+        with _no_proxy():
+            self._client = ControlHttpClient.from_server_address(
+                address,
+                insecure=True,
+                root_certificates=None,
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="umbel")],
+            )
+
+    def start_run(self, pyproject: str) -> int:
+        """Submit an app that consists of pyproject.toml alone: its components are installed on the nodes. Its id."""
+        content, _ = build_fab_from_files({"pyproject.toml": pyproject.encode()})
+        archive = Fab(hashlib.sha256(content).hexdigest(), content, {})
+        return self._client.StartRun(StartRunRequest(fab=fab_to_proto(archive))).run_id
+
+    def stop_run(self, run_id: int) -> None:
+        """Ask the SuperLink to end a run's processes."""
+        self._client.StopRun(StopRunRequest(run_id=run_id))
+
+    def events(self, run_id: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """A run's events, as they come; ends when the run has finished."""
+        for reply in self._client.StreamRunEvents(StreamRunEventsRequest(run_id=run_id)):
+            yield reply.task_event.event, json.loads(reply.task_event.data)
+
+    def status(self, run_id: int) -> RunStatus:
+        """How the run stands."""
+        found = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
+        return RunStatus(found.status, found.sub_status, found.details)
+
+    def close(self) -> None:
+        """Close the connection; an event stream that is being read ends."""
+        self._client.close()
+
+
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """environment with loopback exempt from any HTTP proxy: httpx would send even 127.0.0.1 to it."""
+    exempt = ",".join(filter(None, [environment.get("NO_PROXY") or environment.get("no_proxy"), LOOPBACK, "localhost"]))
+    return {**environment, "NO_PROXY": exempt, "no_proxy": exempt}
+
+
+@contextmanager
+def _no_proxy() -> Iterator[None]:
+    """This process's environment without a proxy for loopback: httpx reads it when a client is built."""
+    before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    os.environ.update(without_proxy(os.environ))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def main() -> None:
+    """python -m umbel.runtimes.flower.private superlink|superexec|supernode PARENT [OPTION …]: tied to its parent.
+
+    Flower's own commands outlive whoever started them. Here a parent that was killed, and could clean nothing up,
+    leaves nothing behind: each command ends itself, and Flower ends what they had started.
+    """
+    _, command, parent, *options = sys.argv
+    start_parent_process_monitor(int(parent))
+    sys.argv = [f"flower-{command}", *options]
+    # The functions behind the console scripts: imported here, since each brings a whole server with it.
+    if command == "superlink":
+        from flwr.superlink.cli import flower_superlink as run
+    elif command == "superexec":
+        from flwr.supercore.cli import flower_superexec as run
+    else:
+        from flwr.supernode.cli import flower_supernode as run
+    run()
+
+
+if __name__ == "__main__":
+    main()

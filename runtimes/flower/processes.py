@@ -1,0 +1,133 @@
+"""Child processes that end together, with a log each, and say why one of them died."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ...core.errors import UmbelError
+from .private import without_proxy
+
+GRACE_SECONDS = 3.0  # between asking a process to end and ending it
+TAIL_LINES = 12
+POLL_SECONDS = 0.05
+
+SWITCHES = {
+    "FLWR_TELEMETRY_ENABLED": "0",  # each of Flower's processes would report to its maker,
+    "FLWR_DISABLE_UPDATE_CHECK": "1",  # ask for a newer version,
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # and make an environment anew for every run
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; 1 otherwise, before each message is worked on
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+
+
+class Processes:
+    """Flower processes below this one, in a `with` block that ends them all; logs and Flower's files lie in `home`."""
+
+    def __init__(self, home: Path):
+        self.home = home
+        self._running: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
+        """Start `private.main` with command; extra: variables for this process and those below it."""
+        module = f"{__name__.rpartition('.')[0]}.private"
+        kind, *options = command
+        with open(self._log(name), "wb") as log:
+            self._running[name] = subprocess.Popen(
+                [sys.executable, "-m", module, kind, str(os.getpid()), *options],
+                env=self._environment(extra or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours alone, and what the process starts can be ended with it
+            )
+
+    def check(self) -> None:
+        """Raise UmbelError, with the end of its log, when a process has died."""
+        for name, process in self._running.items():
+            status = process.poll()
+            if status is not None:
+                raise UmbelError(f"{name} ended with status {status}; its log ends:\n{self.log_tail(name)}")
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float, complaint: str) -> None:
+        """Return once ready(). Errors: UmbelError when a process dies first, or after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise UmbelError(
+                    f"{complaint} after {seconds:g} seconds\n" + "\n".join(map(self.log_tail, self._running))
+                )
+            time.sleep(POLL_SECONDS)
+
+    def log_tail(self, name: str) -> str:
+        """The last lines that a process, and those below it, wrote; without colours and without empty log lines."""
+        text = re.sub(r"\x1b\[\d*m", "", self._log(name).read_text(errors="replace"))
+        return "\n".join(
+            [line for line in text.splitlines() if not re.fullmatch(r"(INFO\s*:)?\s*", line)][-TAIL_LINES:]
+        )
+
+    def stop(self) -> None:
+        """End every process and whatever it started; returns when they are gone."""
+        for process in self._running.values():
+            _signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in self._running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+        for process in self._running.values():
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+        self._running = {}
+
+    def _log(self, name: str) -> Path:
+        return self.home / f"{name.lower().replace(' ', '-')}.log"
+
+    def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        """This process's own, with Flower kept on this machine and its commands on the path."""
+        own = {**os.environ, **SWITCHES, **extra, "FLWR_HOME": str(self.home)}
+        # A new process per message imports TensorFlow each time: uncached byte code would treble that.
+        own.pop("PYTHONDONTWRITEBYTECODE", None)
+        own["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), own.get("PATH", os.defpath)])
+        return without_proxy(own)
+
+
+def free_ports(count: int) -> list[int]:
+    """Distinct ports of 127.0.0.1 that nothing listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def healthy(address: str) -> bool:
+    """Whether a Flower server answers at address."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{address}/health", timeout=2) as reply:
+            return reply.status < 300
+    except OSError:
+        return False
+
+
+def _signal_group(process: subprocess.Popen, number: int) -> None:
+    """Signal a process and all that it started; nothing when none is left."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

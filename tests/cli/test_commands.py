@@ -1,0 +1,120 @@
+"""The commands: what they print, where it goes, and what they resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from umbel.cli import complete_experiments, complete_settings
+from umbel.console import figures, to_json
+from umbel.core.loading import experiment_names
+from umbel.core.types import RoundRecord
+
+SMALL = ("--set", "rounds=2", "--set", "local.epochs=1", "--seed", "7", "--clients", "50")
+
+
+def record(**metrics):
+    return RoundRecord(1, 3, 0, metrics, 0.5, None, None, None, None)
+
+
+def test_a_run_ends_with_a_summary_and_can_be_listed_drawn_and_resumed(here):
+    status, output, errors = here("run", *SMALL)
+    assert status == 0
+    assert output.startswith("digits_fedavg\n  reached   test accuracy 0.")
+    assert "compiled  as TensorFlow graphs, without XLA" in output
+    assert "20 of 50 per round" in output
+    _, listed, _ = here("runs", "--json")
+    (row,) = [json.loads(line) for line in listed.splitlines()]
+    assert (row["experiment"], row["state"], row["rounds"]) == ("digits_fedavg", "finished", 2)
+    assert f"umbel run --resume {row['run']} --set rounds=4" in output
+    assert errors.splitlines()[0] == f"digits_fedavg as run {row['run']}, round 0 of 2 done"
+
+    _, table, _ = here("runs")
+    titles, line = table.splitlines()
+    assert titles.split() == ["run", "experiment", "state", "rounds", "accuracy", "begun"]
+    assert line.split()[:4] == [row["run"], "digits_fedavg", "finished", "2/2"]
+
+    status, path, _ = here("plot", row["run"][:10], "-o", "drawn/run.svg")
+    assert (status, path) == (0, "drawn/run.svg\n")
+    assert "<svg" in Path("drawn/run.svg").read_text()
+
+    # The settings it began with come from the store: repeating them is not needed, contradicting them is refused.
+    status, output, _ = here("run", "--resume", "latest", "--set", "rounds=3")
+    assert status == 0
+    assert "20 of 50 per round" in output
+    status, _, errors = here("run", "--resume", "latest", "--seed", "8")
+    assert (status, "seed was 7, is now 8" in errors) == (2, True)
+
+
+def test_quiet_is_silent(here):
+    assert here("run", "tiny.py", "--set", "rounds=1", "--quiet") == (0, "", "")
+
+
+def test_sigterm_pauses_the_run_with_status_0(here):
+    source = Path("tiny.py").read_text().replace("strategy=FedAvg()", "strategy=Stopping()")
+    strategy = """
+import dataclasses, os, signal
+from umbel import FedAvg
+@dataclasses.dataclass(frozen=True)
+class Stopping(FedAvg):
+    def update(self, state, params, mean):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().update(state, params, mean)
+"""
+    Path("tiny.py").write_text(strategy + source)
+    handler = signal.getsignal(signal.SIGTERM)
+    status, _, errors = here("run", "tiny.py")
+    assert status == 0
+    assert errors.splitlines()[-1].startswith("umbel: paused, asked to stop. 0 rounds are kept; resume with: umbel run")
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert '"state": "paused"' in here("runs", "--json")[1]
+
+
+def test_experiments_are_listed_with_their_first_line(here):
+    status, output, _ = here("experiments", "--json")
+    rows = [json.loads(line) for line in output.splitlines()]
+    assert status == 0
+    assert [row["name"] for row in rows] == experiment_names()
+    assert all(20 < len(row["description"]) <= 120 for row in rows)
+    assert here("experiments")[1].splitlines()[0].split() == ["name", "description"]
+
+
+def test_version_and_bare_command(here):
+    assert here("--version") == (0, f"umbel {version('umbel')}\n", "")
+    assert here() == here("--help")
+
+
+def test_completion_knows_experiments_files_and_settings(here):
+    class Context:
+        params = {"experiment": "tiny.py"}  # noqa: RUF012
+
+    assert complete_experiments("mnist_2") == ["mnist_2nn", "mnist_2nn_shards"]
+    assert complete_experiments("ti") == ["tiny.py"]
+    assert complete_settings(Context, "local.e") == ["local.epochs="]
+    Context.params = {}
+    assert "population.by.alpha=" in complete_settings(Context, "population.")
+    shell = {**os.environ, "_UMBEL_COMPLETE": "complete_bash", "COMP_WORDS": "umbel run digi", "COMP_CWORD": "2"}
+    command = [sys.executable, "-c", "from umbel.cli import main; main()"]
+    assert subprocess.run(command, env=shell, capture_output=True, text=True).stdout.split() == ["digits_fedavg"]
+
+
+def test_json_has_no_nan():
+    assert json.loads(to_json(record(test_loss=float("nan")).to_json()))["test_loss"] is None
+    assert json.loads(to_json({"final": {"seconds": float("inf")}})) == {"final": {"seconds": None}}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "text"),
+    [
+        ({"test_accuracy": 0.5, "train_accuracy": 0.9, "train_loss": 1.0}, "test accuracy 0.5000  train loss 1.0000"),
+        ({"train_loss": 1.0}, "train loss 1.0000"),
+        ({}, ""),
+    ],
+)
+def test_figures_are_of_the_most_telling_examples(metrics, text):
+    assert figures(record(**metrics)) == text

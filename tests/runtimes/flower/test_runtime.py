@@ -1,0 +1,376 @@
+"""FlowerRuntime over a grid inside this process: parity with the simulation, and what the edge keeps out."""
+
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from federations import Nowhere, federation
+from umbel import AllClients, ConfigError, RunStopped, Simulation, derive, run
+from umbel.core.loading import load_experiment
+from umbel.core.types import NOTHING, Broadcast
+from umbel.runtimes.flower import wire
+from umbel.runtimes.flower.client import app
+from umbel.runtimes.flower.runtime import FlowerRuntime
+
+FIRST_NODE = 1000
+
+
+class ProcessGrid(Grid):
+    """A Grid whose nodes are calls of the ClientApp, one Context each.
+
+    tamper: {client: content → content}, done to replies to "train". answers: {client: Error}, instead of them.
+    silent: clients that never answer.
+    """
+
+    def __init__(self, path, clients, tamper=None, answers=None, silent=(), partition=lambda node: node):
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        self.tamper, self.answers, self.silent = tamper or {}, answers or {}, silent
+        config = {"experiment": str(path), "overrides": "[]"}
+        self.contexts = {
+            FIRST_NODE + node: Context(1, FIRST_NODE + node, {"partition-id": partition(node)}, RecordDict(), config)
+            for node in range(clients)
+        }
+        self._numbers, self._replies, self.sent = itertools.count(1), {}, []
+
+    def push_messages(self, messages):
+        return [self._push(message) for message in messages]
+
+    def pull_messages(self, message_ids):
+        # Last first: the order of arrival must not matter.
+        return [self._replies.pop(one) for one in sorted(message_ids, key=int, reverse=True) if one in self._replies]
+
+    def _push(self, message):
+        identifier = message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+        self.sent.append(message)
+        client = message.metadata.dst_node_id - FIRST_NODE
+        is_training = message.metadata.message_type == "train"
+        if is_training and client in self.silent:
+            return identifier
+        try:
+            reply = app(message, self.contexts[message.metadata.dst_node_id])
+            if is_training and client in self.answers:
+                reply = Message(self.answers[client], reply_to=message)
+            elif is_training and client in self.tamper:
+                reply = Message(self.tamper[client](reply.content), reply_to=message)
+        except Exception as error:  # as flwr-clientapp does
+            reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
+        self._replies[identifier] = reply
+        return identifier
+
+    def get_node_ids(self):
+        return list(self.contexts)
+
+    def set_run(self, run): ...
+    def create_message(self, *arguments): ...
+    def send_and_receive(self, messages, *, timeout=None): ...
+
+    @property
+    def run(self): ...
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a file that defines federation(…); returns its path."""
+
+    def write(arguments="", name="small.py"):
+        path = tmp_path / name
+        path.write_text(
+            "import federations\nfrom federations import federation\nfrom umbel import data\n"
+            f"experiment = federation({arguments})\n"
+        )
+        return path
+
+    return write
+
+
+PERSONAL = (
+    "model=federations.dropped_and_normalised, personal=('batch_normalization',), "
+    "validation=data.Partitioned(data.Arrays(*federations.blobs(80, 3)), clients=8)"
+)
+
+
+@pytest.mark.parametrize("arguments", ["", PERSONAL, "weighting='uniform', model=federations.adam"])
+def test_flower_equals_simulation(written, arguments):
+    """Bit for bit: weights, metrics, and what clients keep at home between rounds."""
+    path = written(arguments)
+    simulated = run(load_experiment(str(path)), Simulation(workers=2, compile="graph"))
+    history = run(load_experiment(str(path)), FlowerRuntime(ProcessGrid(path, 8)))
+    assert history.params_sha256 == simulated.params_sha256
+    assert [record.metrics for record in history.rounds] == [record.metrics for record in simulated.rounds]
+    assert [record.clients for record in history.rounds] == [4, 4, 4]
+
+
+def test_what_a_client_keeps_never_travels(written):
+    path = written(PERSONAL)
+    grid, kept = ProcessGrid(path, 8), []
+
+    class Refusing(Nowhere):
+        def write(self, client, arrays):
+            kept.append(client)
+
+    runtime = FlowerRuntime(grid)
+    spec = runtime.open(load_experiment(str(path)), Refusing())
+    result = collect(runtime, range(8))
+    assert result.total.clients == 8
+    assert not kept
+    for context in grid.contexts.values():
+        shapes = [array.shape for array in context.state["umbel.memory"].values()]
+        assert shapes == [variable.shape for variable in spec.variables if variable.offset is None]
+    vectors = [array for message in grid.sent for array in arrays_of(message.content)]
+    assert {array.shape for array in vectors} == {(spec.size,), (0,)}
+
+
+def arrays_of(content):
+    return [array for record in content.values() if isinstance(record, ArrayRecord) for array in record.values()]
+
+
+def collect(runtime, cohort, round=1, transforms=()):
+    return runtime.collect(Broadcast(round, runtime.initial_params(), NOTHING, transforms, 0.1), cohort, derive(1))
+
+
+@pytest.fixture(scope="module")
+def experiment_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("edge") / "edge.py"
+    path.write_text("from federations import federation\nexperiment = federation()\n")
+    return path
+
+
+def opened(path, **settings):
+    runtime = FlowerRuntime(ProcessGrid(path, 8, **settings), timeout_seconds=20)
+    runtime.open(load_experiment(str(path)), Nowhere())
+    return runtime
+
+
+def put(name, value, record="update"):
+    """Replace one value of one record of a reply."""
+
+    def change(content):
+        content[record] = type(content[record])({**content[record], name: value})
+        return content
+
+    return change
+
+
+def without(*names):
+    """Leave records out."""
+    return lambda content: RecordDict({name: record for name, record in content.items() if name not in names})
+
+
+def delta(change):
+    """Replace the delta by a changed one."""
+
+    def on(content):
+        vector = wire.unpack_array(content["vectors"]["delta"]).copy()
+        return put("delta", wire.pack_array(change(vector)), "vectors")(content)
+
+    return on
+
+
+def setting(position, value):
+    def change(vector):
+        vector[position] = value
+        return vector
+
+    return delta(change)
+
+
+def first(content):
+    return content["vectors"]["delta"]
+
+
+HOSTILE = {
+    "NaN": (setting(0, np.nan), "non_finite"),
+    "infinity": (setting(-1, -np.inf), "non_finite"),
+    "norm beyond float32": (setting(3, 1e38), "non_finite"),
+    "too short": (delta(lambda vector: vector[1:]), "shape"),
+    "too long": (delta(lambda vector: np.append(vector, np.float32(0))), "shape"),
+    "a matrix": (delta(lambda vector: vector.reshape(1, -1)), "shape"),
+    "empty": (delta(lambda vector: vector[:0]), "shape"),
+    "float64": (delta(lambda vector: vector.astype(np.float64)), "dtype"),
+    "float16": (delta(lambda vector: vector.astype(np.float16)), "dtype"),
+    "objects": (lambda c: put("delta", Array("object", (1,), wire.RAW, b"12345678"), "vectors")(c), "dtype"),
+    "fewer bytes than its shape": (
+        lambda c: put("delta", Array("float32", first(c).shape, wire.RAW, b"abcd"), "vectors")(c),
+        "shape",
+    ),
+    "more numbers than memory": (
+        lambda c: put("delta", Array("float32", (10**15,), wire.RAW, b"abcd"), "vectors")(c),
+        "shape",
+    ),
+    "NumPy's format": (lambda c: put("delta", Array(np.zeros(first(c).shape, np.float32)), "vectors")(c), "schema"),
+    "an extra that nobody asked for": (put("extra", wire.pack_array(np.ones(3, np.float32)), "vectors"), "shape"),
+    "a vector more": (put("more", wire.pack_array(np.ones(3, np.float32)), "vectors"), "schema"),
+    "no vectors": (without("vectors"), "schema"),
+    "no weight": (without("update"), "schema"),
+    "no metrics": (without("metrics"), "schema"),
+    "nothing": (lambda content: RecordDict(), "schema"),
+    "records of another kind": (
+        lambda c: RecordDict({**c, "update": MetricRecord({"round": 1, "weight": 3})}),
+        "schema",
+    ),
+    "a round before": (put("round", 0), "round"),
+    "a round to come": (put("round", 2), "round"),
+    "a round that is no number": (put("round", "1"), "schema"),
+    "weight −19": (put("weight", -19.0), "weight"),
+    "weight 0": (put("weight", 0.0), "weight"),
+    "weight NaN": (put("weight", math.nan), "weight"),
+    "weight infinite": (put("weight", math.inf), "weight"),
+    "weight 1e12": (put("weight", 1e12), "weight"),
+    "weight True": (put("weight", True), "weight"),
+    "weight of text": (put("weight", "12"), "weight"),
+    "weights": (put("weight", [1.0, 2.0]), "weight"),
+    "metric NaN": (put("loss", [math.nan, 1.0], "metrics"), "metrics"),
+    "metric without count": (put("loss", [1.0], "metrics"), "metrics"),
+    "metric of negative count": (put("loss", [1.0, -1.0], "metrics"), "metrics"),
+    "metric of counts that cancel": (put("loss", [1.0, 0.0], "metrics"), "metrics"),
+    "many metrics": (
+        lambda c: RecordDict({**c, "metrics": MetricRecord({str(i): [0.0, 1.0] for i in range(10_000)})}),
+        "metrics",
+    ),
+    "its own failure": (lambda c: RecordDict({"failure": failure("non_finite", "loss")}), "non_finite"),
+    "a failure that is an essay": (lambda c: RecordDict({"failure": failure("x" * 99, "loss")}), "schema"),
+}
+
+
+def failure(reason, detail):
+    return ConfigRecord({"round": 1, "reason": reason, "detail": detail})
+
+
+@pytest.fixture(scope="module")
+def honest(experiment_file):
+    return collect(opened(experiment_file), [0, 1, 3])
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_bad_reply_is_a_failure_and_the_rest_is_aggregated(experiment_file, honest, case):
+    change, reason = HOSTILE[case]
+    result = collect(opened(experiment_file, tamper={2: change}), [0, 1, 2, 3])
+    assert [(one.client, one.reason) for one in result.failures] == [(2, reason)]
+    assert result.failures[0].detail
+    assert_same_total(result.total, honest.total)
+
+
+def assert_same_total(one, other):
+    assert one.delta.tobytes() == other.delta.tobytes()
+    assert (one.weight, one.clients, one.metrics) == (other.weight, other.clients, other.metrics)
+
+
+def test_a_weight_within_bounds_is_taken(experiment_file, honest):
+    """The edge does not reject what is merely unusual: a whole number, or less than the client has."""
+    result = collect(opened(experiment_file, tamper={1: put("weight", 1)}), [0, 1, 3])
+    assert not result.failures
+    assert result.total.weight < honest.total.weight
+
+
+def test_a_client_that_raises_is_a_failure(experiment_file, honest):
+    def broken(content):
+        raise ZeroDivisionError("no batches")
+
+    result = collect(opened(experiment_file, tamper={2: broken}), [0, 1, 2, 3])
+    assert [one[:2] for one in result.failures] == [(2, "client_error")]
+    assert "ZeroDivisionError" in result.failures[0].detail
+    assert_same_total(result.total, honest.total)
+
+
+@pytest.mark.parametrize(("code", "reason"), [(3, "timeout"), (5, "unreachable"), (8, "client_error")])
+def test_what_flower_answers_for_a_client_is_a_failure(experiment_file, honest, code, reason):
+    grid = ProcessGrid(experiment_file, 8, answers={2: Error(code, "as Flower says")})
+    runtime = FlowerRuntime(grid)
+    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    result = collect(runtime, [0, 1, 2, 3])
+    assert result.failures == [(2, reason, f"Flower error {code}: as Flower says")]
+    assert_same_total(result.total, honest.total)
+
+
+def test_a_silent_client_is_a_failure(experiment_file, honest):
+    runtime = opened(experiment_file, silent={2})
+    runtime.timeout_seconds = 0.3
+    result = collect(runtime, [0, 1, 2, 3])
+    assert [one[:2] for one in result.failures] == [(2, "timeout")]
+    assert_same_total(result.total, honest.total)
+
+
+def test_a_client_with_another_experiment_is_a_failure(written, experiment_file):
+    other = written("seed=9", "other.py")
+    runtime = FlowerRuntime(ProcessGrid(other, 8))
+    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    result = collect(runtime, [0, 5])
+    assert [one[:2] for one in result.failures] == [(0, "experiment"), (5, "experiment")]
+    assert load_experiment(str(other)).digest[:12] in result.failures[0].detail
+
+
+def test_a_round_without_a_valid_update_stops_the_run(experiment_file):
+    tamper = {client: setting(0, np.nan) for client in range(8)}
+    with pytest.raises(RunStopped, match=r"round 1: 0 valid updates.*non_finite"):
+        run(load_experiment(str(experiment_file)), FlowerRuntime(ProcessGrid(experiment_file, 8, tamper=tamper)))
+
+
+def test_bytes_are_those_of_the_messages(experiment_file):
+    """Vectors and a little more; what is sent grows with the cohort, what is received with those who answered."""
+    runtime = opened(experiment_file, tamper={3: without("vectors")})
+    one, four = collect(runtime, [0]), collect(runtime, [0, 1, 2, 3])
+    vector = len(one.total.delta) * 4
+    assert vector < one.bytes_up < vector + 4096
+    assert vector < one.bytes_down < vector + 4096
+    assert four.bytes_down == 4 * one.bytes_down
+    assert 3 * vector < four.bytes_up < 4 * one.bytes_up
+
+
+def test_clients_that_do_not_appear_are_named(experiment_file):
+    runtime = FlowerRuntime(ProcessGrid(experiment_file, 5), join_seconds=0.3)
+    with pytest.raises(RunStopped, match=re.escape("5 of 8 clients appeared in 0.3 seconds")):
+        runtime.open(load_experiment(str(experiment_file)), Nowhere())
+
+
+def test_two_nodes_cannot_be_one_client(experiment_file):
+    runtime = FlowerRuntime(ProcessGrid(experiment_file, 8, partition=lambda node: node // 2))
+    with pytest.raises(ConfigError, match="partition-id=0"):
+        runtime.open(load_experiment(str(experiment_file)), Nowhere())
+
+
+def test_a_node_outside_the_population_is_left_out(experiment_file):
+    runtime = FlowerRuntime(ProcessGrid(experiment_file, 9))
+    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    assert runtime.client_ids() == list(range(8))
+
+
+def test_personal_variables_are_not_resumed(written, tmp_path):
+    path, store = written(PERSONAL), f"sqlite:///{tmp_path}/runs.db"
+    run(load_experiment(str(path), ["rounds=1"]), FlowerRuntime(ProcessGrid(path, 8)), store=store)
+    with pytest.raises(ConfigError, match="cannot resume over Flower"):
+        run(load_experiment(str(path)), FlowerRuntime(ProcessGrid(path, 8)), store=store, resume="latest")
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(experiment_file, tmp_path):
+    store = f"sqlite:///{tmp_path}/runs.db"
+
+    def play(*overrides, **settings):
+        experiment = load_experiment(str(experiment_file), overrides)
+        return run(experiment, FlowerRuntime(ProcessGrid(experiment_file, 8)), **settings)
+
+    play("rounds=1", store=store)
+    assert play(store=store, resume="latest").params_sha256 == play().params_sha256
+
+
+def test_clients_are_those_that_appeared(experiment_file):
+    """Fewer nodes than the population has clients, on purpose: the others are not sampled."""
+    runtime = FlowerRuntime(ProcessGrid(experiment_file, 5), clients=5)
+    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    assert AllClients().sample(runtime.client_ids(), lambda: None, derive(0)) == [0, 1, 2, 3, 4]
+
+
+def test_settings_are_checked():
+    for settings in ({"timeout_seconds": 0}, {"join_seconds": math.nan}, {"clients": 0}, {"compile": "fast"}):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            FlowerRuntime(None, **settings)
+
+
+def test_federation_file_is_the_small_one(experiment_file):
+    """The file that clients load is the federation that other tests use."""
+    assert load_experiment(str(experiment_file)).digest == federation().digest

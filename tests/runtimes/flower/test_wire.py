@@ -1,0 +1,77 @@
+"""What is packed comes back bit for bit, through the bytes that Flower sends."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+
+from umbel.core.random import derive
+from umbel.core.types import NOTHING, Broadcast, ClientUpdate, Failure, Weighted
+from umbel.runtimes.flower import wire
+
+EVERY_KIND = np.array([0.0, -0.0, 1e-45, -1e-38, 3.4e38, np.inf, -np.inf, np.nan, 1 / 3], np.float32)
+
+
+class State(NamedTuple):
+    clip_norm: float
+    signs: np.ndarray
+
+
+def sent(content: RecordDict) -> RecordDict:
+    """content after a journey as bytes."""
+    proto = recorddict_to_proto(content)
+    return recorddict_from_proto(type(proto).FromString(proto.SerializeToString()))
+
+
+def assert_same_bits(one: np.ndarray, other: np.ndarray) -> None:
+    assert one.dtype == other.dtype
+    assert one.shape == other.shape
+    assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("rate", [None, 0.1, 5e-324])
+@pytest.mark.parametrize("extra", [NOTHING, EVERY_KIND[::-1]])
+def test_broadcast_and_order_round_trip(rate, extra):
+    state = (State(0.1 + 0.2, np.array([1, -1], np.int8)), ())
+    broadcast = Broadcast(7, EVERY_KIND, extra, state, rate)
+    order = wire.Order("d" * 64, "xla", derive(3, "client", 5))
+    content = sent(wire.pack_order(wire.pack_broadcast(broadcast), order))
+    back = wire.unpack_broadcast(content, like=(State(0.0, NOTHING), ()))
+    assert wire.unpack_order(content) == order
+    assert (back.round, back.learning_rate) == (7, rate)
+    assert_same_bits(back.params, EVERY_KIND)
+    assert_same_bits(back.extra, extra)
+    assert isinstance(back.transforms[0], State)
+    assert back.transforms[0].clip_norm == 0.1 + 0.2
+    assert_same_bits(back.transforms[0].signs, state[0].signs)
+
+
+@pytest.mark.parametrize("extra", [NOTHING, EVERY_KIND])
+def test_update_round_trips(extra):
+    metrics = {"loss": Weighted(1 / 3, 12.0), "accuracy": Weighted(0.0, 0.0)}
+    reply = wire.unpack_update(sent(wire.pack_update(3, ClientUpdate(EVERY_KIND, extra, 17.0, metrics))))
+    assert (reply.round, reply.update.weight, reply.update.metrics) == (3, 17.0, metrics)
+    assert_same_bits(reply.update.delta, EVERY_KIND)
+    assert_same_bits(reply.update.extra, extra)
+
+
+def test_failure_round_trips():
+    failure = Failure(4, "non_finite", "its update is not finite (training loss nan) é")
+    assert wire.unpack_failure(sent(wire.pack_failure(2, failure)), 4) == failure
+    assert wire.unpack_failure(sent(wire.pack_identity(1)), 4) is None
+
+
+def test_identity_round_trips():
+    assert wire.unpack_identity(sent(wire.pack_identity(11))) == 11
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", "bool"])
+def test_memory_round_trips_any_shape(dtype):
+    arrays = [np.arange(6).reshape(2, 3).astype(dtype), np.array(1, dtype), np.zeros((0, 4), dtype)]
+    arrays += [np.asfortranarray(arrays[0]), np.arange(12).astype(dtype)[::5]]
+    record = sent(RecordDict({"memory": wire.pack_memory(arrays)}))["memory"]
+    assert isinstance(record, ArrayRecord)
+    for one, other in zip(arrays, wire.unpack_memory(record), strict=True):
+        assert_same_bits(one, other)

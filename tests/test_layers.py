@@ -1,0 +1,111 @@
+"""The layout is the architecture: imports go downwards only, and each third-party package stays behind its wall."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import umbel
+
+ROOT = Path(umbel.__file__).parent
+LAYERS = {
+    "core": set(),
+    "strategies": {"core"},
+    "privacy": {"core"},
+    "data": {"core"},
+    "clients": {"core"},
+    "server": {"core"},
+    "runtimes": {"core", "clients", "server"},
+}
+# Who may import a package; everything else may not. A name stands for a folder, a file, or a file in a folder.
+WALLS = {
+    "flwr": {"runtimes/flower", "benchmarks"},
+    "ray": {"runtimes/ray.py", "benchmarks"},
+    "tensorflow": {"clients", "experiments", "benchmarks"},
+    "keras": {"clients", "experiments", "benchmarks"},
+    "sqlalchemy": {"server/store"},
+    "alembic": {"server/store"},
+    "dp_accounting": {"privacy/accounting.py"},
+    "tenseal": {"privacy/homomorphic.py"},
+    "typer": {"cli.py"},
+    "rich": {"console.py", "benchmarks"},
+}
+LAZY = (
+    "tensorflow",
+    "keras",
+    "flwr",
+    "ray",
+    "sqlalchemy",
+    "alembic",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "typer",
+    "rich",
+)
+MODULES = sorted(
+    path.relative_to(ROOT)
+    for folder in (*LAYERS, "experiments", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+) + [path.relative_to(ROOT) for path in sorted(ROOT.glob("*.py"))]
+
+
+def imports(module: Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it; Umbel's own as "umbel.…"."""
+    package = ["umbel", *module.parent.parts]
+    for node in ast.walk(ast.parse((ROOT / module).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            # `from .. import server` imports a layer by its name alone.
+            yield from ([name] if node.module else [f"{name}.{alias.name}" for alias in node.names])
+
+
+def is_in(module: Path, places: set[str]) -> bool:
+    return any(module.as_posix() == place or module.is_relative_to(place) for place in places)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] in LAYERS], ids=str)
+def test_arrows_go_downwards(module):
+    layer = module.parts[0]
+    reached = {name.split(".")[1] for name in imports(module) if name.startswith("umbel.")}
+    assert reached <= LAYERS[layer] | {layer}
+    assert "umbel" not in imports(module)  # the public face is for users; inside, imports are relative
+
+
+@pytest.mark.parametrize("package", WALLS)
+def test_third_party_packages_stay_behind_their_walls(package):
+    users = {module for module in MODULES if package in {name.split(".")[0] for name in imports(module)}}
+    assert not [str(module) for module in users if not is_in(module, WALLS[package])]
+
+
+def test_experiments_import_keras_only_inside_their_models():
+    for module in (m for m in MODULES if m.parts[0] == "experiments"):
+        tree = ast.parse((ROOT / module).read_text("utf-8"))
+        at_import = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert not [node for node in at_import if "keras" in ast.unparse(node) or "tensorflow" in ast.unparse(node)]
+
+
+def test_importing_umbel_and_its_experiments_imports_nothing_heavy():
+    code = (
+        "import sys, umbel\n"
+        "from umbel.core.loading import experiment_names, load_experiment\n"
+        "for name in experiment_names(): load_experiment(name)\n"
+        f"print(*[name for name in {LAZY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_parser_sees_every_form_of_import(monkeypatch, tmp_path):
+    source = "import a.b\nfrom c import d\nfrom . import e\nfrom ..f import g\ndef h():\n    from .. import i\n"
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "one.py").write_text(source)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    found = set(imports(Path("server/one.py")))
+    assert found == {"a.b", "c", "umbel.server.e", "umbel.f", "umbel.i"}
