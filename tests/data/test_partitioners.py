@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from umbel.core.errors import ConfigError
 from umbel.core.random import derive
 from umbel.data import (

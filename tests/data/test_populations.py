@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+
 from umbel.core.errors import ConfigError
 from umbel.core.examples import Examples
 from umbel.core.experiment import Experiment

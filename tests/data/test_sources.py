@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from umbel.core.errors import ConfigError
 from umbel.core.types import Source
 from umbel.data import (

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 from umbel.core.errors import ConfigError
 from umbel.data import (
     Arrays,

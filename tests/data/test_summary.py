@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from umbel.core.errors import ConfigError
 from umbel.data import Arrays, ByKey, Digits, Dirichlet, Generated, Partitioned, plot_population, summarize
 

@@ -69,10 +69,3 @@ def test_shakespeare_has_a_client_per_speaker():
     for client in (0, 100, len(experiment.population) - 1):
         assert len(np.unique(speakers[experiment.population.indices(client)])) == 1
     assert len(experiment.population) == len(np.unique(speakers))
-
-
-@pytest.mark.slow
-@mnist
-@pytest.mark.parametrize(("name", "accuracy"), [("mnist_2nn", 0.97), ("mnist_cnn", 0.99)])
-def test_mnist_reaches_the_published_accuracy(name, accuracy):
-    assert run(load_experiment(name), Simulation()).rounds_to(accuracy) is not None

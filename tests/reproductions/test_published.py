@@ -18,7 +18,12 @@ needs_shakespeare = pytest.mark.skipif(
 PARAMETERS = {"mnist_2nn": 199_210, "mnist_2nn_shards": 199_210, "mnist_cnn": 1_663_370, "mnist_cnn_shards": 1_663_370}
 
 # McMahan et al. 2017, table 2 (E = 1, B = 10, C = 0.1), and the rounds within which Umbel must get there.
-TARGETS = [("mnist_2nn", 0.97, 60), ("mnist_2nn_shards", 0.97, 400), ("mnist_cnn", 0.99, 45), ("mnist_cnn_shards", 0.99, 525)]
+TARGETS = [
+    ("mnist_2nn", 0.97, 60),
+    ("mnist_2nn_shards", 0.97, 400),
+    ("mnist_cnn", 0.99, 45),
+    ("mnist_cnn_shards", 0.99, 525),
+]
 
 
 @needs_mnist

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
+
 from umbel.server.store import Store
 
 HERE = Path(__file__).parent

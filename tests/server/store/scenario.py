@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from sqlalchemy import Engine, event
+
 from umbel.core.random import derive
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.types import RoundRecord, ServerState

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from umbel.server.store import Store, upgrade
 from umbel.server.store.address import parse
 from umbel.server.store.database import Database

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+
 from umbel.core.errors import ConfigError, StoreError
 from umbel.server.store import Store
 

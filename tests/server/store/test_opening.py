@@ -11,6 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import event
+
 from umbel.core.errors import StoreError
 from umbel.server.store import Store, upgrade
 from umbel.server.store.schema import HEAD, VERSION_TABLE, metadata

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from umbel.core.errors import ConfigError, StoreError
 from umbel.server.store import Store, blobs
 
