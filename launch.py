@@ -177,8 +177,7 @@ def federate(
     """Play the run on a SuperLink and SuperNodes on this machine; the history is read back from the store."""
     from .runtimes.flower.local import fit_to, run_local
 
-    default = len(experiment.population) if request.resume else FLOWER_CLIENTS
-    clients = request.clients or default
+    clients = request.clients or default_clients(experiment, store, request.resume)
     fitted = override(experiment, fit_to(experiment, clients))
 
     def on_start(run: str | None, records: Sequence[RoundRecord]) -> None:
@@ -206,6 +205,14 @@ def federate(
     for watcher in watchers:
         watcher.on_end(history)
     return history, None
+
+
+def default_clients(experiment: Experiment, store: Store, resume: str | None) -> int:
+    """How many clients a run over Flower has: those it began with, or a few."""
+    if resume is None:
+        return FLOWER_CLIENTS
+    stored = store.load_run(resume).description.get("population.clients", "")
+    return int(stored) if stored.isdecimal() else len(experiment.population)
 
 
 class Kept:

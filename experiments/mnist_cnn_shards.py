@@ -16,6 +16,6 @@ experiment = Experiment(
     strategy=FedAvg(),
     sampler=FixedCohort(10),
     local=Local(epochs=1, batch_size=10, learning_rate=0.1),
-    rounds=350,
+    rounds=525,
     test=Mnist("test"),
 )

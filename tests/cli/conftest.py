@@ -25,6 +25,28 @@ experiment = Experiment(
     sampler=FixedCohort(3), local=Local(epochs=1, batch_size=32), rounds=5, test=Digits("test"),
 )
 """
+NOISE = """
+import os
+print("from the file")
+os.write(1, b"from a library\\n")
+"""
+
+
+def started(folder, *words, **variables):
+    """The command as a process, its two streams as pipes."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", **variables}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*COMMAND, *words], cwd=folder, env=environment, **pipes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed, of a file that prints: (status, output, errors, folder)."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.py").write_text(NOISE + MODEL + EXPERIMENT)
+    process = started(folder, "run", "tiny.py", "--json", "--plot", "out/rounds.png", "--store", "sqlite:///runs.db")
+    output, errors = process.communicate(timeout=240)
+    return process.returncode, output, errors, folder
 
 
 @pytest.fixture(autouse=True)
@@ -51,18 +73,11 @@ def here(capfd):
 
 @pytest.fixture
 def start(folder):
-    """Start the command as a process; what still runs at the end of the test is killed."""
+    """Start the command as a process in the test's folder; what still runs at the end of the test is killed."""
     processes = []
 
     def start_here(*words, **variables):
-        process = subprocess.Popen(
-            [*COMMAND, *words],
-            cwd=folder,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = started(folder, *words, **variables)
         processes.append(process)
         return process
 
