@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,9 +22,6 @@ from .core.experiment import Experiment
 from .core.types import Failure, RoundRecord, Runtime, Watcher
 from .server.history import History
 
-if TYPE_CHECKING:
-    from .launch import Ended
-
 SHOWN_FAILURES = 3  # per round; a round of a thousand failures says no more with a thousand lines
 
 
@@ -35,6 +32,15 @@ NATIVE_LOG = re.compile(
 
 COMPILED = {"xla": "with XLA", "graph": "as TensorFlow graphs, without XLA"}
 GROUPS = ("test", "validation", "train")  # of metrics, the most telling first
+
+
+class Ended(NamedTuple):
+    """A finished run, and what can be done with it."""
+
+    experiment: Experiment
+    history: History
+    compiled: str | None  # "xla", "graph", or None where the runtime does not say
+    commands: Mapping[str, str]
 
 
 class Interrupted(KeyboardInterrupt):

@@ -8,9 +8,9 @@ import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .console import Interrupted, without_native_logs
+from .console import Ended, Interrupted, without_native_logs
 from .core.errors import ConfigError, RunStopped, UmbelError
 from .core.experiment import Experiment
 from .core.loading import experiment_names, load_experiment
@@ -77,15 +77,6 @@ class Request:
         from .server.store.address import parse
 
         return ["--store", str(parse(self.store))]
-
-
-class Ended(NamedTuple):
-    """A finished run, and what can be done with it."""
-
-    experiment: Experiment
-    history: History
-    compiled: str | None  # "xla", "graph", or None where the runtime does not say
-    commands: Mapping[str, str]
 
 
 def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:

@@ -57,7 +57,7 @@ def _cohort(experiment: Experiment) -> float:
 def _seconds_per_batch(team: Sequence[Worker], data: Sequence[Examples], rows: np.ndarray, steps: int) -> float:
     """Seconds in which every worker does a full batch: of `steps` a call, or of as many as PROBE_SECONDS allow."""
     experiment, spec = team[0].experiment, team[0].spec
-    broadcast = Broadcast(0, team[0].initial_params, NOTHING, experiment.transforms.init(spec), None)
+    broadcast = Broadcast(1, team[0].initial_params, NOTHING, experiment.transforms.init(spec), None)
     batch, epochs = experiment.local.batch_size or 1, experiment.local.epochs
 
     with ThreadPoolExecutor(len(team)) as pool:

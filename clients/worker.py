@@ -156,6 +156,8 @@ def pad(array: Any, length: int, axis: int) -> np.ndarray:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """What an exception says, in one line; TensorFlow's begin with where in the graph, and what comes last says why."""
+    noise = ("Graph execution error", "Detected at node", "File ", "[[", "[Op:", '("', "<stack traces")
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(noise)]
+    return telling[0] if telling else type(error).__name__

@@ -62,13 +62,12 @@ def _load_file(path: Path) -> ModuleType:
         raise ConfigError(f"there is no file {path}")
     # The digest keeps two files of one stem apart, and a file apart from any installed module of its name.
     name = f"umbel_experiment_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file")
-    loader, module = spec.loader, importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module
     try:
-        _imported(str(path), lambda: loader.exec_module(module))
+        # Not through the byte-code cache, which takes a file edited within a second, at the same size, for unchanged.
+        _imported(str(path), lambda: exec(compile(path.read_bytes(), str(path), "exec"), vars(module)))
     except ConfigError:
         del sys.modules[name]
         raise

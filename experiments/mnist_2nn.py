@@ -15,7 +15,7 @@ experiment = Experiment(
     population=Partitioned(Mnist("train", flat=True), by=Iid(), clients=100),
     strategy=FedAvg(),
     sampler=FixedCohort(10),
-    local=Local(epochs=1, batch_size=10, learning_rate=0.1),
+    local=Local(epochs=1, batch_size=10, learning_rate=0.2),
     rounds=60,
     test=Mnist("test", flat=True),
 )

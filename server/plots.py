@@ -16,7 +16,7 @@ COLOURS = {"train": "#7a8794", "test": "#1b6ca8", "validation": "#2e8b57"}
 
 def plot_history(history: History, path: str | None = None) -> Figure:
     """A panel for every accuracy and one for every loss, per round, where there are any. Saved to path when given."""
-    from matplotlib.figure import Figure
+    from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
     names = sorted({name for record in history.rounds for name in record.metrics})
@@ -25,7 +25,8 @@ def plot_history(history: History, path: str | None = None) -> Figure:
         ("loss", [n for n in names if n.endswith("_loss")]),
     ]
     panels = [(title, members) for title, members in groups if members] or [("loss", [])]
-    figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
+    figure = pyplot.figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
+    pyplot.close(figure)  # else a notebook shows it twice: as the cell's value, and as a figure left open
     for position, (title, members) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), position + 1)
         for name in members:

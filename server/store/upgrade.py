@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import Connection, inspect, text
 
@@ -76,8 +77,19 @@ def _check_file(database: Database, path: Path, create: bool) -> None:
         raise StoreError(f"store {database.address} does not exist; check the path, or begin a run to make it")
     if not path.parent.is_dir():
         raise StoreError(f"store {database.address}: the folder {path.parent} does not exist; make it first")
+    if path.is_file() and (tables := _foreign_tables(path)):  # before the engine connects, which would switch it to WAL
+        raise StoreError(f"store {database.address} holds another program's tables ({tables}); name another")
     if path.is_file() and _is_cut_short(path):
         raise StoreError(f"store {database.address} is damaged or cut short; put a backup of it in its place")
+
+
+def _foreign_tables(path: Path) -> str:
+    """Some tables of a SQLite file that is not ours; empty when it is, has none, or cannot be read as it stands."""
+    uri = f"file:{quote(str(path.resolve()))}?mode=ro"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return "" if VERSION_TABLE in names else ", ".join(sorted(names)[:3])
+    return ""
 
 
 def _is_cut_short(path: Path) -> bool:
