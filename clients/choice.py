@@ -18,7 +18,6 @@ from .worker import Worker
 log = logging.getLogger(__name__)
 
 WORTHWHILE_SECONDS = 20.0  # a shorter run does not repay XLA's compilation, a few seconds per worker
-ADVANTAGE = 1.1  # below this, timing noise would decide, and graph mode starts sooner
 PROBE_SECONDS = 0.3  # of one timed call, unless a single batch takes longer
 
 
@@ -41,7 +40,7 @@ def choose_xla(team: Sequence[Worker], data: Sequence[Examples], rows: np.ndarra
     for worker in team:
         worker.use_xla(True)
     xla = _seconds_per_batch(team, data, rows, steps)
-    chosen = graph > ADVANTAGE * xla
+    chosen = xla < graph  # both are compiled by now: nothing else speaks for either
     log.info(
         "a batch takes %.2f ms with XLA, %.2f ms without: %s", 1e3 * xla, 1e3 * graph, "XLA" if chosen else "no XLA"
     )

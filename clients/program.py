@@ -121,7 +121,10 @@ class TrainProgram:
                 tf.cond(count > done, lambda: self._step(data, rows[done:count]), lambda: tf.constant(0))
             return (number + 1,)
 
-        tf.while_loop(lambda number: number < self.epochs, epoch, (tf.constant(0),), parallel_iterations=1)
+        if self.epochs == 1:
+            epoch(tf.constant(0))
+        else:
+            tf.while_loop(lambda number: number < self.epochs, epoch, (tf.constant(0),), parallel_iterations=1)
         self.metric_names, sums = metric_sums(self.state.model, count * self.epochs)
         return self.state.delta(params), [tf.convert_to_tensor(weight) for weight in self.state.personal], sums
 

@@ -46,7 +46,7 @@ class Worker:
         self.initial_params = self.spec.flatten(self.model.get_weights())
         self.initial_memory = [keras.ops.convert_to_numpy(weight) for weight in self.state.personal]
         self.default_rate = math.nan if self.state.has_own_schedule else float(self.model.optimizer.learning_rate)
-        self._train: TrainProgram | None = None
+        self._train: dict[bool, TrainProgram] = {}  # with XLA, without
         self._evaluate: dict[Any, EvaluateProgram] = {}
         self._sent: tuple[Vector, tf.Tensor] | None = None
 
@@ -79,7 +79,8 @@ class Worker:
                     delta, kept, metrics = program(params, memory, data, order, len(rows), rate, seeds)
         except tf.errors.OpError as error:
             raise ClientError(first_line(error), round=broadcast.round, client=client) from error
-        if not np.isfinite(np.dot(delta, delta)):
+        # One pass: NaN and infinity reach the sum. Not a dot product, whose BLAS threads would crowd out the workers'.
+        if not np.isfinite(delta.sum()):
             loss = metrics.get("loss", Weighted(math.nan, 1.0)).mean()
             return Failure(client, "non_finite", f"its update is not finite (training loss {loss:.4g})"), memory
         weight = float(len(rows)) if self.experiment.weighting == "examples" else 1.0
@@ -104,14 +105,13 @@ class Worker:
 
     def use_xla(self, xla: bool) -> None:
         """Compile full batches with XLA, or not, from the next call on."""
-        if xla != self.xla:
-            self.xla, self._train = xla, None
+        self.xla = xla
 
     def _train_program(self, data: Examples) -> TrainProgram:
-        if self._train is None:
+        if self.xla not in self._train:
             local = self.experiment.local
-            self._train = TrainProgram(self.state, data, local.epochs, local.batch_size, self.xla)
-        return self._train
+            self._train[self.xla] = TrainProgram(self.state, data, local.epochs, local.batch_size, self.xla)
+        return self._train[self.xla]
 
     def _padded(self, data: Examples, order: np.ndarray) -> tuple[Examples, np.ndarray]:
         """Order, and streamed data, padded to a bucket: XLA compiles per shape."""
@@ -151,8 +151,11 @@ def bucket(count: int) -> int:
 
 def pad(array: Any, length: int, axis: int) -> np.ndarray:
     """array with zeros appended along axis up to length."""
-    widths = [(0, length - array.shape[axis] if position == axis else 0) for position in range(array.ndim)]
-    return np.pad(array, widths)
+    shape = list(array.shape)
+    shape[axis] = length
+    padded = np.zeros(shape, array.dtype)
+    padded[tuple(slice(size) for size in array.shape)] = array
+    return padded
 
 
 def first_line(error: Exception) -> str:
