@@ -77,10 +77,10 @@ def _check_file(database: Database, path: Path, create: bool) -> None:
         raise StoreError(f"store {database.address} does not exist; check the path, or begin a run to make it")
     if not path.parent.is_dir():
         raise StoreError(f"store {database.address}: the folder {path.parent} does not exist; make it first")
-    if path.is_file() and (tables := _foreign_tables(path)):  # before the engine connects, which would switch it to WAL
-        raise StoreError(f"store {database.address} holds another program's tables ({tables}); name another")
     if path.is_file() and _is_cut_short(path):
         raise StoreError(f"store {database.address} is damaged or cut short; put a backup of it in its place")
+    if path.is_file() and (tables := _foreign_tables(path)):  # before the engine connects, which would switch it to WAL
+        raise StoreError(f"store {database.address} holds another program's tables ({tables}); name another")
 
 
 def _foreign_tables(path: Path) -> str:

@@ -1,10 +1,12 @@
 """Opening: what is no store of ours, or cannot be written, is refused in one line with the remedy and left as it is."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -228,3 +230,14 @@ def test_an_up_to_date_store_opens_without_alembic(tmp_path):
         "import sys; from umbel.server.store import Store; Store.open(sys.argv[1]); sys.exit('alembic' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program, url]).returncode == 0
+
+
+def test_another_programs_file_is_left_as_it_was(tmp_path):
+    path = tmp_path / "photos.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE photos (id)")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="another program's tables"):
+        Store.open(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["photos.db"]
