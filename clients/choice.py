@@ -70,5 +70,4 @@ def _seconds_per_batch(team: Sequence[Worker], data: Sequence[Examples], rows: n
         seconds(1)  # traces and compiles
         single = seconds(1)
         allowed = max(1, min(steps, int(PROBE_SECONDS / (single * epochs))))
-        seconds(allowed)  # compiles for the bucket this many rows need
         return min(seconds(allowed) for _ in range(3)) if allowed > 1 else single

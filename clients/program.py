@@ -9,8 +9,9 @@ the array of row numbers is padded, to a bucket, so that XLA compiles once and n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ from ..core.examples import Examples, map_arrays
 from ..core.spec import ModelSpec
 from ..core.types import Weighted
 from .building import batch_of
-from .dispatch import flat_call
+from .dispatch import FlatCall
 
 
 class ModelState:
@@ -35,6 +36,8 @@ class ModelState:
         metrics = [variable for metric in model.metrics for variable in metric.variables]
         # A variable that is zero at the start is reset by an op: as a constant, Adam's moments would sit in the graph.
         self.resets = [(variable, _initial(variable)) for variable in [*model.optimizer.variables, *metrics]]
+        everything = {id(one): one.value for one in [*model.variables, *model.optimizer.variables, *metrics]}
+        self.variables = list(everything.values())  # in an order that all builds of the model share
         self.has_own_schedule = isinstance(
             getattr(model.optimizer, "_learning_rate", None), keras.optimizers.schedules.LearningRateSchedule
         )
@@ -69,6 +72,9 @@ class ModelState:
         return [tf.TensorSpec(weight.shape, weight.dtype) for weight in self.personal]
 
 
+Program = TypeVar("Program", "TrainProgram", "EvaluateProgram")
+
+
 class TrainProgram:
     """Trains one client per call. Not thread-safe: a program owns its model."""
 
@@ -78,7 +84,7 @@ class TrainProgram:
         self._full_batches = (
             tf.function(self._loop_full_batches, jit_compile=True, autograph=False) if xla else self._loop_full_batches
         )
-        self._call = flat_call(
+        self._call = FlatCall.trace(
             self._round,
             [
                 tf.TensorSpec([state.spec.size], tf.float32),
@@ -109,6 +115,10 @@ class TrainProgram:
         """
         delta, after, sums = self._call(params, personal, batch_of(data), order, count, learning_rate, seeds)
         return host(delta), [value.numpy() for value in after], named_sums(self.metric_names, sums)
+
+    def over(self, state: ModelState) -> TrainProgram | None:
+        """This program over another model's variables, None if it cannot be: see FlatCall.rebound."""
+        return moved(self, state)
 
     def _round(self, params, personal, data, order, count, learning_rate, seeds):
         self.state.begin(params, personal, learning_rate, seeds)
@@ -148,7 +158,7 @@ class EvaluateProgram:
     def __init__(self, state: ModelState, data: Examples, batch_size: int):
         self.state, self.batch_size = state, batch_size
         self.metric_names: list[str] = []
-        self._call = flat_call(
+        self._call = FlatCall.trace(
             self._evaluate,
             [
                 tf.TensorSpec([state.spec.size], tf.float32),
@@ -161,6 +171,10 @@ class EvaluateProgram:
     def __call__(self, params: tf.Tensor, personal: list, data: Examples, rows: np.ndarray) -> dict[str, Weighted]:
         """Metric sums over the rows of data."""
         return named_sums(self.metric_names, self._call(params, personal, batch_of(data), rows))
+
+    def over(self, state: ModelState) -> EvaluateProgram | None:
+        """This program over another model's variables, None if it cannot be: see FlatCall.rebound."""
+        return moved(self, state)
 
     def _evaluate(self, params, personal, data, rows):
         self.state.load(params, personal)
@@ -175,6 +189,16 @@ class EvaluateProgram:
         tf.while_loop(lambda start: start < count, batch, (tf.constant(0),), parallel_iterations=1)
         self.metric_names, sums = metric_sums(self.state.model, count)
         return sums
+
+
+def moved(program: Program, state: ModelState) -> Program | None:
+    """A copy of program, without tracing, over the variables of state."""
+    call = program._call.rebound(program.state.variables, state.variables)
+    if call is None:
+        return None
+    other = copy.copy(program)
+    other.state, other._call = state, call
+    return other
 
 
 def gather(data: tuple, rows: tf.Tensor) -> tuple:

@@ -17,18 +17,28 @@ from ..core.spec import ModelSpec
 from ..core.types import NOTHING, Broadcast, ClientUpdate, Failure, Vector, Weighted
 from .building import build_model, describe_model
 from .debug import train_eagerly
+from .dispatch import Library
 from .program import EvaluateProgram, ModelState, TrainProgram
 
 EVALUATION_BATCH = 512
+SHORT = 1 << 16  # rows: 256 KiB of numbers, which cost less to copy than another shape to compile
 
 
 class Worker:
     """Owns a model. Threads must not share one."""
 
-    def __init__(self, experiment: Experiment, device: str = "CPU:0", xla: bool = False, debug: bool = False):
+    def __init__(
+        self,
+        experiment: Experiment,
+        device: str = "CPU:0",
+        xla: bool = False,
+        debug: bool = False,
+        library: Library | None = None,
+    ):
         """Build experiment's model on device.
 
         xla: compile full batches with XLA. debug: run eagerly, batch by batch, so that errors name their batch.
+        library: where workers of the same experiment share what they trace.
         Errors: ConfigError for a model that is not compiled or does not fit the clients' examples.
         """
         self.experiment, self.device, self.xla, self.debug = experiment, device, xla, debug
@@ -48,6 +58,8 @@ class Worker:
         self.default_rate = math.nan if self.state.has_own_schedule else float(self.model.optimizer.learning_rate)
         self._train: dict[bool, TrainProgram] = {}  # with XLA, without
         self._evaluate: dict[Any, EvaluateProgram] = {}
+        self._library = library or Library()
+        self._longest: int | None = None  # the largest client's number of examples
         self._sent: tuple[Vector, tf.Tensor] | None = None
 
     def describe(self) -> dict[str, str]:
@@ -94,7 +106,11 @@ class Worker:
         with tf.device(self.device):
             signature = str(map_arrays(lambda array: (array.dtype, array.shape[1:]), tuple(data)))
             if signature not in self._evaluate:
-                self._evaluate[signature] = EvaluateProgram(self.state, data, EVALUATION_BATCH)
+                self._evaluate[signature] = self._library.take(
+                    ("evaluate", self.device, signature),
+                    self.state,
+                    lambda: EvaluateProgram(self.state, data, EVALUATION_BATCH),
+                )
             memory = self.initial_memory if memory is None else memory
             return self._evaluate[signature](self._on_device(params), memory, data, rows.astype(np.int32))
 
@@ -110,20 +126,25 @@ class Worker:
     def _train_program(self, data: Examples) -> TrainProgram:
         if self.xla not in self._train:
             local = self.experiment.local
-            self._train[self.xla] = TrainProgram(self.state, data, local.epochs, local.batch_size, self.xla)
+            self._train[self.xla] = self._library.take(
+                ("train", self.device, self.xla),
+                self.state,
+                lambda: TrainProgram(self.state, data, local.epochs, local.batch_size, self.xla),
+            )
         return self._train[self.xla]
 
     def _padded(self, data: Examples, order: np.ndarray) -> tuple[Examples, np.ndarray]:
-        """Order, and streamed data, padded to a bucket: XLA compiles per shape."""
+        """Order, and streamed data, padded for XLA, which compiles per shape: rows to the largest client's, data to a
+        bucket."""
         if not self.xla:
             return data, order
-        order = pad(order, bucket(order.shape[1]), axis=1)
-        streamed = self.experiment.population.resident() is None
-        return (
-            Examples(*(map_arrays(lambda array: pad(array, bucket(len(array)), axis=0), tuple(data))))
-            if streamed
-            else data
-        ), order
+        if self._longest is None:
+            self._longest = int(self.experiment.population.sizes().max())
+        count = order.shape[1]
+        if self.experiment.population.resident() is None:
+            padded = map_arrays(lambda array: pad(array, bucket(count), axis=0), tuple(data))
+            return Examples(*padded), pad(order, bucket(count), axis=1)
+        return data, pad(order, self._longest if self._longest <= SHORT else bucket(count), axis=1)
 
     def _on_device(self, params: Vector) -> tf.Tensor:
         """params as a tensor; copied once per broadcast, not once per client."""

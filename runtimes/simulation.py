@@ -175,12 +175,16 @@ class Simulation:
     def _build(self, experiment: Experiment, compiled: str | None) -> None:
         from ..clients.choice import choose_xla
         from ..clients.devices import configure_tensorflow, default_workers, pick_devices
+        from ..clients.dispatch import Library
         from ..clients.worker import Worker
 
         configure_tensorflow()
         devices = pick_devices(self.device_names)
         count = 1 if self.debug else self.workers or default_workers(devices)
-        self._team = [Worker(experiment, devices[i % len(devices)], debug=self.debug) for i in range(count)]
+        library = Library()
+        self._team = [
+            Worker(experiment, devices[i % len(devices)], debug=self.debug, library=library) for i in range(count)
+        ]
         self._experiment = experiment
         mode = compiled or self.compile
         use_xla = mode == "xla"
