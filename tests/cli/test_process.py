@@ -27,7 +27,8 @@ def test_json_is_all_there_is_on_standard_output(whole):
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(finish, whole):
     resume = ("--resume", "latest")
     for crash in ("mid-training:1", "after-aggregation:2", "before-commit:3", "after-commit:4"):
-        options = resume if crash != "mid-training:1" else ()  # killed before its first commit, it is a run all the same
+        # Killed before its first commit, it is a run all the same.
+        options = resume if crash != "mid-training:1" else ()
         status, _, _ = finish("run", "tiny.py", "--json", *options, UMBEL_CRASH_AT=crash)
         assert status == -signal.SIGKILL
     status, output, errors = finish("run", "tiny.py", "--json", *resume)
