@@ -34,8 +34,8 @@ class ModelState:
         self.personal = [weight for weight, variable in pairs if variable.offset is None]
         self.seeds = [variable for variable in model.variables if variable.name == "seed_generator_state"]
         metrics = [variable for metric in model.metrics for variable in metric.variables]
-        # A variable that is zero at the start is reset by an op: as a constant, Adam's moments would sit in the graph.
-        self.resets = [(variable, _initial(variable)) for variable in [*model.optimizer.variables, *metrics]]
+        self._optimizer = [(variable, _initial(variable)) for variable in model.optimizer.variables]
+        self._metrics = [(variable, _initial(variable)) for variable in metrics]
         everything = {id(one): one.value for one in [*model.variables, *model.optimizer.variables, *metrics]}
         self.variables = list(everything.values())  # in an order that all builds of the model share
         self.has_own_schedule = isinstance(
@@ -47,12 +47,16 @@ class ModelState:
     ) -> None:
         """Everything a client starts from; nothing of the client before it is left."""
         self.load(params, personal)
-        for variable, initial in self.resets:
-            variable.assign(tf.zeros(variable.shape, variable.dtype) if initial is None else initial)
+        self.reset_metrics()
+        _reset(self._optimizer)
         if not self.has_own_schedule:
             self.model.optimizer.learning_rate.assign(learning_rate)
         for position, variable in enumerate(self.seeds):
             variable.assign(tf.cast(seeds[position], variable.dtype))
+
+    def reset_metrics(self) -> None:
+        """As if nothing had been measured."""
+        _reset(self._metrics)
 
     def load(self, params: tf.Tensor, personal: Sequence[tf.Tensor]) -> None:
         """Assign the vector, and the variables that stay at home."""
@@ -178,8 +182,7 @@ class EvaluateProgram:
 
     def _evaluate(self, params, personal, data, rows):
         self.state.load(params, personal)
-        for variable in (variable for metric in self.state.model.metrics for variable in metric.variables):
-            variable.assign(tf.zeros(variable.shape, variable.dtype))
+        self.state.reset_metrics()
         count = tf.shape(rows)[0]
 
         def batch(start: tf.Tensor) -> tuple[tf.Tensor]:
@@ -257,6 +260,13 @@ def named_sums(names: Sequence[str], sums: tf.Tensor) -> dict[str, Weighted]:
     return {
         name: Weighted(float(total), float(count)) for name, (total, count) in zip(names, sums.numpy(), strict=True)
     }
+
+
+def _reset(variables: Sequence[tuple[keras.Variable, np.ndarray | None]]) -> None:
+    """Assign each variable what it began with."""
+    for variable, initial in variables:
+        # Zeros by an op: as a constant, Adam's moments would sit in the graph.
+        variable.assign(tf.zeros(variable.shape, variable.dtype) if initial is None else initial)
 
 
 def _initial(variable: keras.Variable) -> np.ndarray | None:
