@@ -30,7 +30,7 @@ WALLS = {
     "alembic": {"server/store"},
     "dp_accounting": {"privacy/accounting.py"},
     "tenseal": {"privacy/homomorphic.py"},
-    "typer": {"cli.py"},
+    "typer": {"cli.py", "commands_privacy.py"},
     "rich": {"console.py", "benchmarks"},
 }
 LAZY = (

@@ -1,0 +1,300 @@
+"""A client's side of one session: a state machine, bytes in and bytes out.
+
+Source: Bonawitz et al. 2017, https://doi.org/10.1145/3133956.3133982, the variant against a lying server, with the
+graph of Bell et al. 2020 above 64 clients. The names of the stages and messages are in `messages.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from ...core.errors import ConfigError
+from ...core.validation import require
+from . import shamir
+from .errors import SERVER, BelowThreshold, MalformedMessage, Misbehaviour
+from .masking import apply_masks
+from .messages import (
+    UNBOUND,
+    Advert,
+    Consent,
+    Kind,
+    Offer,
+    Roll,
+    Sealed,
+    Share,
+    decode_list,
+    decode_survivors,
+    encode_bytes,
+    encode_list,
+    peek,
+)
+from .roster import is_signed
+from .session import Session, Stage, Terms, commitment, pair_mask, seal_key, self_mask
+
+NONCE = bytes(12)  # every key seals one message: session, sender and receiver are in its derivation
+
+
+@dataclass
+class RoundLog:
+    """What a node has taken part in, so that no session is played to it twice. One per node.
+
+    Keep it between rounds, and on disk between processes: a node that forgets can be asked for a second sum.
+    """
+
+    answered: dict[str, tuple[int, int]] = field(default_factory=dict)  # run: last (round, attempt) offered
+    unmasked: dict[str, int] = field(default_factory=dict)  # run: last round whose shares left this node
+
+    def admit(self, run: str, round: int, attempt: int) -> None:
+        """Enter a session. Errors: Misbehaviour by the server for one entered before, or a round already unmasked.
+
+        A second sum of one round would tell the updates in which the two differ.
+        """
+        if (round, attempt) <= self.answered.get(run, (-1, -1)):
+            raise Misbehaviour("replayed_session", f"attempt {attempt} at round {round} was offered before", SERVER)
+        if round <= self.unmasked.get(run, -1):
+            raise Misbehaviour("second_unmask", f"round {round} was unmasked before", SERVER)
+        self.answered[run] = (round, attempt)
+
+    def release(self, run: str, round: int) -> None:
+        """Note that shares are about to leave."""
+        self.unmasked[run] = max(round, self.unmasked.get(run, -1))
+
+
+class Client:
+    """One client in one session; `answer` is called once for each of the server's five messages.
+
+    The first check that fails raises a SecAggAbort with reason and culprit, erases what was secret, and ends the
+    session: no later message is answered. Secrets are in memory only, and dropped at the end, as far as Python can.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        identity: Ed25519PrivateKey,
+        terms: Terms,
+        values: np.ndarray,
+        now: int,
+        log: RoundLog,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ):
+        """values: what FixedPoint.encode gave, left as it is. now: seconds since 1970, for the roster.
+
+        entropy: gives that many secret random bytes; anything but the default is for tests. Errors: ConfigError for
+        values of another length or ring than the terms', or an identity that is not the node's in the roster.
+        """
+        require(values.shape == (terms.ring_length,), f"expected {terms.ring_length} values, got shape {values.shape}")
+        require(values.dtype == terms.encoding.dtype, f"expected values of {terms.encoding.dtype}, got {values.dtype}")
+        if terms.roster.member(node, now).key != identity.public_key().public_bytes_raw():
+            raise ConfigError(f"the identity given is not that of node {node} in the roster")
+        self.node, self.stage = node, Stage.ADVERTISE
+        self._identity, self._terms, self._now, self._log, self._entropy = identity, terms, now, log, entropy
+        self._values: np.ndarray | None = values
+        self._mask_key: X25519PrivateKey | None = None
+        self._share_key: X25519PrivateKey | None = None
+        self._seed = bytearray()
+        self._held: dict[int, tuple[int, int]] = {}  # node: shares of its mask key and of its self-mask seed
+        self._survivors: list[bool] = []
+        self._bound = UNBOUND  # what the next message is bound to
+        self._offer: Offer
+        self._advert: Advert
+        self._session: Session
+
+    def __repr__(self) -> str:
+        return f"Client(node={self.node}, stage={self.stage.name})"
+
+    def answer(self, message: bytes) -> bytes:
+        """The reply to the server's next message. Errors: a SecAggAbort; from then on the client answers nothing."""
+        steps = {
+            Kind.OFFER: self._advertise,
+            Kind.ROLL: self._share,
+            Kind.DELIVERY: self._mask,
+            Kind.SURVIVORS: self._consent,
+            Kind.CONSENTS: self._unmask,
+        }
+        try:
+            self._expect(message, list(steps))
+            reply = steps[list(steps)[self.stage]](message)
+        except MalformedMessage as error:
+            self.abandon()
+            raise MalformedMessage(error.reason, str(error), SERVER) from error
+        except BaseException:
+            self.abandon()
+            raise
+        self.stage = Stage(self.stage + 1)
+        if self.stage is Stage.DONE:
+            self._erase()
+        return reply
+
+    def abandon(self) -> None:
+        """End the session and erase what was secret. Nothing leaves the client any more."""
+        self._erase()
+        if self.stage is not Stage.DONE:
+            self.stage = Stage.ABANDONED
+
+    def _expect(self, message: bytes, kinds: list[Kind]) -> None:
+        """Refuse what does not come next, is not of this session, or comes after its end."""
+        kind, bound = peek(message)
+        if self.stage is Stage.ABANDONED:
+            raise Misbehaviour("abandoned", "this session was abandoned", SERVER)
+        if self.stage is Stage.DONE:
+            raise Misbehaviour("second_unmask", f"a {kind.name} after the session's end", SERVER)
+        if kind is not kinds[self.stage]:
+            raise Misbehaviour("out_of_order", f"expected {kinds[self.stage].name}, got {kind.name}", SERVER)
+        if bound != self._bound:
+            raise Misbehaviour("replayed_session", f"a {kind.name} of another session", SERVER)
+
+    def _advertise(self, message: bytes) -> bytes:
+        """Offer → Advert."""
+        self._offer = offer = Offer.decode(message)
+        self._bound = offer.digest
+        self._terms.check_offer(offer)
+        self._log.admit(offer.run, offer.round, offer.attempt)
+        self._mask_key = X25519PrivateKey.from_private_bytes(self._entropy(32))
+        self._share_key = X25519PrivateKey.from_private_bytes(self._entropy(32))
+        self._seed = bytearray(self._entropy(32))
+        mask_key, share_key = (key.public_key().public_bytes_raw() for key in (self._mask_key, self._share_key))
+        unsigned = Advert(
+            self.node, mask_key, share_key, commitment(offer.digest, self.node, bytes(self._seed)), signature=b""
+        )
+        signature = self._identity.sign(unsigned.signed_bytes(offer.digest))
+        self._advert = unsigned._replace(signature=signature)
+        return self._advert.encode(offer.digest)
+
+    def _share(self, message: bytes) -> bytes:
+        """Roll → Shares."""
+        roll = Roll.decode(message, self._offer.digest)
+        for advert in roll.adverts:
+            try:
+                self._terms.check_advert(advert, self._offer, self._now)
+            except Misbehaviour as error:  # an honest server would have refused the advert
+                raise Misbehaviour(
+                    error.reason, f"the roll holds a bad advert of client {advert.node}", SERVER
+                ) from error
+        self._session = session = Session.establish(self._terms, self._offer, roll)
+        if session.adverts.get(self.node) != self._advert:
+            raise Misbehaviour("wrong_advert", "the roll does not hold this client's advert as it was sent", SERVER)
+        self._bound = session.digest
+        assert self._mask_key is not None
+        holders = session.holders(self.node)
+        points = [session.points[holder] for holder in holders]
+        both = zip(
+            shamir.split(self._mask_key.private_bytes_raw(), roll.threshold, points, self._entropy),
+            shamir.split(bytes(self._seed), roll.threshold, points, self._entropy),
+            strict=True,
+        )
+        shares = dict(zip(holders, both, strict=True))
+        self._held = {self.node: shares.pop(self.node)}
+        return encode_list(Kind.SHARES, session.digest, [self._seal(peer, *pair) for peer, pair in shares.items()])
+
+    def _seal(self, peer: int, of_key: int, of_seed: int) -> Sealed:
+        """The peer's two shares, encrypted to it and signed."""
+        assert self._share_key is not None
+        session, route = self._session, self._session.route(self.node, peer)
+        key = seal_key(session, self._share_key, session.adverts[peer].share_key, peer, route)
+        plain = shamir.to_bytes(of_key) + shamir.to_bytes(of_seed)
+        ciphertext = AESGCM(key).encrypt(NONCE, plain, route)
+        return Sealed(peer, ciphertext, self._identity.sign(session.sealed_text(self.node, peer, ciphertext)))
+
+    def _mask(self, message: bytes) -> bytes:
+        """Delivery → Masked."""
+        session = self._session
+        delivered = decode_list(Kind.DELIVERY, message, session.digest)
+        strangers = {sealed.node for sealed in delivered} - set(session.neighbours(self.node))
+        if strangers:
+            raise Misbehaviour("wrong_delivery", f"shares from {min(strangers)}, who is no neighbour", SERVER)
+        self._require_holders(len(delivered) + 1, "sent shares")
+        for sealed in delivered:
+            self._held[sealed.node] = self._unseal(sealed)
+        added = [self_mask(session, bytes(self._seed))]
+        subtracted: list[bytes] = []
+        assert self._mask_key is not None
+        assert self._values is not None
+        for sealed in delivered:
+            peer = sealed.node
+            mask = pair_mask(session, self._mask_key, session.adverts[peer].mask_key, peer)
+            (added if self.node < peer else subtracted).append(mask)
+        values = self._values.copy()
+        apply_masks(values, added, subtracted)
+        self._values = self._mask_key = None
+        return encode_bytes(Kind.MASKED, session.digest, values.data.cast("B"))
+
+    def _unseal(self, sealed: Sealed) -> tuple[int, int]:
+        """The two shares in what a peer sent. Errors: Misbehaviour by whoever changed or made it."""
+        assert self._share_key is not None
+        session, peer = self._session, sealed.node
+        route = session.route(peer, self.node)
+        key = seal_key(session, self._share_key, session.adverts[peer].share_key, peer, route)
+        try:
+            plain = AESGCM(key).decrypt(NONCE, sealed.ciphertext, route)
+        except InvalidTag as error:
+            # What decrypts is the peer's, since only it has the key; its signature tells who spoiled what does not.
+            member = self._terms.roster.member(peer, self._now)
+            text = session.sealed_text(peer, self.node, sealed.ciphertext)
+            culprit = peer if is_signed(member.key, sealed.signature, text) else SERVER
+            raise Misbehaviour("bad_ciphertext", f"the shares of client {peer} do not decrypt", culprit) from error
+        of_key, of_seed = shamir.from_bytes(plain[: shamir.SHARE_BYTES]), shamir.from_bytes(plain[shamir.SHARE_BYTES :])
+        if of_key is None or of_seed is None:
+            raise Misbehaviour("bad_share", f"a share of client {peer} is no field element", peer)
+        return of_key, of_seed
+
+    def _consent(self, message: bytes) -> bytes:
+        """Survivors → Consent."""
+        session = self._session
+        flags = decode_survivors(message, session.digest, len(session.nodes))
+        survivors = {node for node, survived in zip(session.nodes, flags, strict=True) if survived}
+        known = survivors & set(session.holders(self.node))
+        if self.node not in survivors:
+            raise Misbehaviour("forged_survivors", "this client is said to have dropped out", SERVER)
+        unheard = known - set(self._held)
+        if unheard:
+            text = f"client {min(unheard)} is said to have survived, and never shared its secrets"
+            raise Misbehaviour("forged_survivors", text, SERVER)
+        least = self._terms.quorum(len(flags))
+        if len(survivors) < least:
+            raise BelowThreshold(f"{len(survivors)} of {len(flags)} clients survived; at least {least} are needed")
+        self._require_holders(len(known), "survived")
+        self._survivors = flags
+        signature = self._identity.sign(session.survivors_text(flags))
+        return encode_bytes(Kind.CONSENT, session.digest, signature)
+
+    def _unmask(self, message: bytes) -> bytes:
+        """Consents → Reveal: for each client whose shares are held, one of the two.
+
+        Two lists of survivors cannot both have threshold signatures among the same holders unless some of them signed
+        both: of n who all mask with one another at least n/3, and honest clients sign once.
+        """
+        session = self._session
+        survived = dict(zip(session.nodes, self._survivors, strict=True))
+        allowed = {node for node in session.holders(self.node) if survived[node]}
+        text = session.survivors_text(self._survivors)
+        consents: list[Consent] = decode_list(Kind.CONSENTS, message, session.digest)
+        for consent in consents:
+            if consent.node not in allowed:
+                raise Misbehaviour("forged_survivors", f"client {consent.node} has no say in this list", SERVER)
+            key = self._terms.roster.member(consent.node, self._now).key
+            if not is_signed(key, consent.signature, text):
+                raise Misbehaviour("wrong_signature", f"client {consent.node} signed no such list", SERVER)
+        self._require_holders(len(consents), "signed the list of survivors")
+        self._log.release(self._offer.run, self._offer.round)
+        revealed = [Share(node, pair[survived[node]]) for node, pair in sorted(self._held.items())]
+        return encode_list(Kind.REVEAL, session.digest, revealed)
+
+    def _require_holders(self, count: int, did: str) -> None:
+        """Errors: BelowThreshold when fewer of this client's holders are left than give a secret back."""
+        threshold = self._session.roll.threshold
+        if count < threshold:
+            raise BelowThreshold(f"{count} clients {did}; at least {threshold} are needed")
+
+    def _erase(self) -> None:
+        """Forget every secret of the session."""
+        self._seed[:] = bytes(len(self._seed))
+        self._mask_key = self._share_key = self._values = None
+        self._held = {}

@@ -1,0 +1,294 @@
+"""The ten messages of a session, as bytes. Two for each stage: the server's, then the client's.
+
+    Advertise    Offer ─►      ◄─ Advert
+    Share        Roll ─►       ◄─ Shares
+    Mask         Delivery ─►   ◄─ Masked
+    Consistency  Survivors ─►  ◄─ Consent
+    Unmask       Consents ─►   ◄─ Reveal
+
+Every message opens with 40 bytes: "UMSA", version, kind, two zeros, and the 32 bytes it is bound to (zeros for an
+Offer; the offer's digest for Advert and Roll; the session's digest from then on). Who sent a client's message, the
+transport knows: nodes authenticate there. Lists ascend by node, so that each message has one form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from .errors import MalformedMessage
+from .shamir import SHARE_BYTES, from_bytes, to_bytes
+from .wire import Reader, Writer
+
+MAGIC = b"UMSA"
+VERSION = 1
+HEADER_BYTES = 40
+SIGNATURE_BYTES = 64
+SEALED_BYTES = 2 * SHARE_BYTES + 16  # two shares and AES-GCM's tag
+UNBOUND = bytes(32)
+
+
+class Kind(IntEnum):
+    """Which message it is."""
+
+    OFFER = 1
+    ADVERT = 2
+    ROLL = 3
+    SHARES = 4
+    DELIVERY = 5
+    MASKED = 6
+    SURVIVORS = 7
+    CONSENT = 8
+    CONSENTS = 9
+    REVEAL = 10
+
+
+class Offer(NamedTuple):
+    """The server's terms for one attempt at one round."""
+
+    run: str
+    round: int
+    attempt: int  # from 1; a round abandoned may be tried again
+    length: int  # of the masked vector, in ring elements
+    ring_bits: int
+    encoding: bytes  # FixedPoint.digest
+    roster: bytes  # Roster.digest
+    model: bytes  # SHA-256 of the params broadcast
+
+    def encode(self) -> bytes:
+        """As bytes."""
+        writer = _opened(Kind.OFFER, UNBOUND).text(self.run).number(self.round, 4).number(self.attempt, 4)
+        writer.number(self.length, 8).number(self.ring_bits, 1)
+        return writer.raw(self.encoding).raw(self.roster).raw(self.model).bytes()
+
+    @staticmethod
+    def decode(data: bytes) -> Offer:
+        """The inverse of encode."""
+        reader = _body(data, Kind.OFFER, UNBOUND)
+        run, (round, attempt, length, ring_bits) = reader.text(), map(reader.number, (4, 4, 8, 1))
+        offer = Offer(run, round, attempt, length, ring_bits, *map(reader.take, (32, 32, 32)))
+        reader.finish()
+        return offer
+
+    @property
+    def digest(self) -> bytes:
+        """What adverts are bound to: SHA-256 of protocol, version and all terms."""
+        return hashlib.sha256(b"umbel secagg offer" + self.encode()).digest()
+
+
+class Advert(NamedTuple):
+    """A client's fresh keys for one session."""
+
+    node: int
+    mask_key: bytes  # X25519 public key that pairwise masks come from
+    share_key: bytes  # X25519 public key that shares are sealed to
+    commitment: bytes  # SHA-256 commitment to the seed of the self-mask
+    signature: bytes  # Ed25519, by the node's key in the roster
+
+    def signed_bytes(self, offer: bytes) -> bytes:
+        """What the signature covers; offer: the digest of the offer answered."""
+        node = self.node.to_bytes(8, "little")
+        return b"umbel secagg advert" + offer + node + self.mask_key + self.share_key + self.commitment
+
+    def write(self, writer: Writer) -> None:
+        """Append to a message."""
+        writer.number(self.node, 8).raw(self.mask_key).raw(self.share_key).raw(self.commitment).raw(self.signature)
+
+    @staticmethod
+    def read(reader: Reader) -> Advert:
+        """The inverse of write."""
+        return Advert(reader.number(8), *map(reader.take, (32, 32, 32, SIGNATURE_BYTES)))
+
+    def encode(self, offer: bytes) -> bytes:
+        """As a message bound to an offer's digest."""
+        writer = _opened(Kind.ADVERT, offer)
+        self.write(writer)
+        return writer.bytes()
+
+    @staticmethod
+    def decode(data: bytes, offer: bytes) -> Advert:
+        """The inverse of encode."""
+        reader = _body(data, Kind.ADVERT, offer)
+        advert = Advert.read(reader)
+        reader.finish()
+        return advert
+
+
+class Roll(NamedTuple):
+    """Everyone who takes part, and the graph's numbers."""
+
+    degree: int
+    threshold: int
+    adverts: tuple[Advert, ...]
+
+    def encode(self, offer: bytes) -> bytes:
+        """As a message bound to an offer's digest."""
+        writer = _opened(Kind.ROLL, offer).number(self.degree, 4).number(self.threshold, 4)
+        _write_list(writer, self.adverts)
+        return writer.bytes()
+
+    @staticmethod
+    def decode(data: bytes, offer: bytes) -> Roll:
+        """The inverse of encode."""
+        reader = _body(data, Kind.ROLL, offer)
+        degree, threshold = reader.number(4), reader.number(4)
+        adverts = tuple(Advert.read(reader) for _ in range(reader.number(4)))
+        _finish_list(reader, [advert.node for advert in adverts])
+        return Roll(degree, threshold, adverts)
+
+
+class Sealed(NamedTuple):
+    """The two shares from one client for another, encrypted, and signed by the first."""
+
+    node: int  # in Shares the receiver, in a Delivery the sender
+    ciphertext: bytes
+    signature: bytes
+
+    def write(self, writer: Writer) -> None:
+        """Append to a message."""
+        writer.number(self.node, 8).raw(self.ciphertext).raw(self.signature)
+
+    @staticmethod
+    def read(reader: Reader) -> Sealed:
+        """The inverse of write."""
+        return Sealed(reader.number(8), reader.take(SEALED_BYTES), reader.take(SIGNATURE_BYTES))
+
+
+class Consent(NamedTuple):
+    """A client's signature on the list of survivors."""
+
+    node: int
+    signature: bytes
+
+    def write(self, writer: Writer) -> None:
+        """Append to a message."""
+        writer.number(self.node, 8).raw(self.signature)
+
+    @staticmethod
+    def read(reader: Reader) -> Consent:
+        """The inverse of write."""
+        return Consent(reader.number(8), reader.take(SIGNATURE_BYTES))
+
+
+class Share(NamedTuple):
+    """One revealed share: of the node's self-mask seed where it survived, else of its mask key."""
+
+    node: int
+    value: int
+
+    def write(self, writer: Writer) -> None:
+        """Append to a message."""
+        writer.number(self.node, 8).raw(to_bytes(self.value))
+
+    @staticmethod
+    def read(reader: Reader) -> Share:
+        """The inverse of write."""
+        node, value = reader.number(8), from_bytes(reader.take(SHARE_BYTES))
+        if value is None:
+            raise MalformedMessage("malformed", f"the share of client {node}'s secret is no field element")
+        return Share(node, value)
+
+
+class Item(Protocol):
+    """What lists in messages are made of."""
+
+    @property
+    def node(self) -> int: ...
+    def write(self, writer: Writer) -> None: ...
+
+
+LISTS: dict[Kind, type[Sealed] | type[Consent] | type[Share]] = {
+    Kind.SHARES: Sealed,
+    Kind.DELIVERY: Sealed,
+    Kind.CONSENTS: Consent,
+    Kind.REVEAL: Share,
+}
+
+
+def encode_list(kind: Kind, session: bytes, items: Sequence[Item]) -> bytes:
+    """A message that is a list; its nodes must ascend."""
+    writer = _opened(kind, session)
+    _write_list(writer, items)
+    return writer.bytes()
+
+
+def decode_list(kind: Kind, data: bytes, session: bytes) -> list:
+    """The inverse of `encode_list`: items of the class in LISTS, by ascending node."""
+    reader = _body(data, kind, session)
+    items = [LISTS[kind].read(reader) for _ in range(reader.number(4))]
+    _finish_list(reader, [item.node for item in items])
+    return items
+
+
+def encode_bytes(kind: Kind, session: bytes, body: bytes | memoryview) -> bytes:
+    """MASKED, SURVIVORS or CONSENT: a body whose length the session fixes."""
+    return _opened(kind, session).raw(body).bytes()
+
+
+def decode_bytes(kind: Kind, data: bytes, session: bytes, size: int) -> memoryview:
+    """The inverse of `encode_bytes`, not copied."""
+    reader = _body(data, kind, session)
+    body = reader.view(size)
+    reader.finish()
+    return body
+
+
+def encode_survivors(session: bytes, flags: Sequence[bool]) -> bytes:
+    """One bit for each of the session's clients, in their order."""
+    return encode_bytes(Kind.SURVIVORS, session, np.packbits(np.array(flags, bool), bitorder="little").tobytes())
+
+
+def decode_survivors(data: bytes, session: bytes, clients: int) -> list[bool]:
+    """The inverse of `encode_survivors`. Errors: MalformedMessage, too where bits that fill the last byte are set."""
+    packed = np.frombuffer(decode_bytes(Kind.SURVIVORS, data, session, (clients + 7) // 8), np.uint8)
+    flags = np.unpackbits(packed, bitorder="little").astype(bool)
+    if flags[clients:].any():
+        raise MalformedMessage("malformed", "a list of survivors names clients that do not exist")
+    return flags[:clients].tolist()
+
+
+def peek(data: bytes) -> tuple[Kind, bytes]:
+    """A message's kind and what it is bound to, from its header. Errors: MalformedMessage."""
+    reader = Reader(data)
+    magic, version, kind, zeros, bound = reader.take(4), *map(reader.number, (1, 1, 2)), reader.take(32)
+    if magic != MAGIC or zeros or kind not in Kind.__members__.values():
+        raise MalformedMessage("malformed", "not a message of secure aggregation: its first bytes are wrong")
+    if version != VERSION:
+        raise MalformedMessage("version", f"a message of protocol version {version}; this side speaks {VERSION}")
+    return Kind(kind), bound
+
+
+def _opened(kind: Kind, bound: bytes) -> Writer:
+    """A writer with the header written."""
+    return Writer().raw(MAGIC).number(VERSION, 1).number(kind, 1).number(0, 2).raw(bound)
+
+
+def _body(data: bytes, kind: Kind, bound: bytes) -> Reader:
+    """A reader behind the header, which must be this one."""
+    found, found_bound = peek(data)
+    if found is not kind:
+        raise MalformedMessage("out_of_order", f"expected {kind.name}, got {found.name}")
+    if found_bound != bound:
+        raise MalformedMessage("other_session", f"a {kind.name} of another session")
+    reader = Reader(data)
+    reader.view(HEADER_BYTES)
+    return reader
+
+
+def _write_list(writer: Writer, items: Sequence[Item]) -> None:
+    """The number of items, then each."""
+    writer.number(len(items), 4)
+    for item in items:
+        item.write(writer)
+
+
+def _finish_list(reader: Reader, nodes: list[int]) -> None:
+    """Refuse bytes left over, and nodes that do not ascend."""
+    reader.finish()
+    if any(one >= other for one, other in itertools.pairwise(nodes)):
+        raise MalformedMessage("malformed", "the clients named in a message are not distinct and ascending")

@@ -1,0 +1,233 @@
+"""A lying client's moves: it is named, and honest clients lose nothing by it."""
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from umbel.core.errors import ConfigError
+from umbel.privacy.secagg import (
+    SERVER,
+    BadShare,
+    BelowThreshold,
+    Misbehaviour,
+    Stage,
+)
+from umbel.privacy.secagg.messages import (
+    Advert,
+    Kind,
+    Roll,
+    Share,
+    decode_list,
+    encode_list,
+    peek,
+)
+from umbel.privacy.secagg.session import commitment, seal_key
+
+
+def changed_list(kind, change):
+    """A tamper that changes the items of a list."""
+
+    def tamper(node, message):
+        bound = peek(message)[1]
+        return encode_list(kind, bound, change(node, decode_list(kind, message, bound)))
+
+    return tamper
+
+
+def test_a_corrupted_share_that_its_sender_signed(parties):
+    cohort = parties()
+    liar = cohort.nodes[2]
+
+    def corrupt(stage, node, reply):
+        if stage is not Stage.SHARE or node != liar:
+            return reply
+        session = cohort.clients[liar]._session
+        bad = []
+        for sealed in decode_list(Kind.SHARES, reply, session.digest):
+            text = bytes([sealed.ciphertext[0] ^ 1]) + sealed.ciphertext[1:]
+            signature = cohort.identities[liar].sign(session.sealed_text(liar, sealed.node, text))
+            bad.append(sealed._replace(ciphertext=text, signature=signature))
+        return encode_list(Kind.SHARES, session.digest, bad)
+
+    with pytest.raises(BelowThreshold):
+        cohort.play(cohort.server(), back=corrupt)
+    honest = [node for node in cohort.nodes if node != liar]
+    assert cohort.stops == dict.fromkeys(honest, ("bad_ciphertext", liar))
+    assert not cohort.revealed
+
+
+def wrong_reveals(cohort, liars, dealer):
+    def lie(stage, node, reply):
+        if stage is not Stage.UNMASK or node not in liars:
+            return reply
+        shares = decode_list(Kind.REVEAL, reply, peek(reply)[1])
+        wrong = [Share(one.node, one.value ^ 5) if one.node == dealer else one for one in shares]
+        return encode_list(Kind.REVEAL, peek(reply)[1], wrong)
+
+    return lie
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_wrong_share_revealed_is_found_and_its_sender_named(parties, dropped):
+    cohort = parties()  # t = 5 of 7
+    dealer, liar = cohort.nodes[0], cohort.nodes[3]
+    drop = {Stage.MASK: [dealer]} if dropped else {}
+    outcome = cohort.play(cohort.server(), back=wrong_reveals(cohort, [liar], dealer), drop=drop)
+    assert outcome.bad_shares == (BadShare(dealer, liar),)
+    np.testing.assert_array_equal(outcome.total, cohort.sum_of(outcome.survivors))
+
+
+def test_a_wrong_share_with_none_to_spare_stops_the_session(parties):
+    cohort = parties()
+    server = cohort.server()
+    lie = wrong_reveals(cohort, cohort.nodes[3:4], cohort.nodes[0])
+    with pytest.raises(Misbehaviour, match="do not give it back") as stopped:
+        cohort.play(server, back=lie, drop={Stage.UNMASK: cohort.nodes[:2]})
+    assert (stopped.value.reason, stopped.value.culprit) == ("bad_share", None)
+    assert server.stage is Stage.ABANDONED
+
+
+def test_a_dealer_whose_shares_are_of_another_secret(parties):
+    cohort = parties()
+    liar = cohort.nodes[4]
+
+    def deal_another(stage, node, message):
+        if stage is Stage.SHARE and node == liar:
+            cohort.clients[liar]._seed = bytearray(b"\3" * 32)
+        return message
+
+    with pytest.raises(Misbehaviour) as stopped:
+        cohort.play(cohort.server(), to=deal_another)
+    assert (stopped.value.reason, stopped.value.culprit) == ("bad_share", liar)
+
+
+def advert_with(cohort, liar, **changes):
+    """A tamper on replies: the liar signs another advert than its own."""
+
+    def lie(stage, node, reply):
+        if stage is not Stage.ADVERTISE or node != liar:
+            return reply
+        client = cohort.clients[liar]
+        client._advert = client._advert._replace(**changes)
+        text = client._advert.signed_bytes(client._offer.digest)
+        client._advert = client._advert._replace(signature=cohort.identities[liar].sign(text))
+        return client._advert.encode(client._offer.digest)
+
+    return lie
+
+
+@pytest.mark.parametrize(("reason", "key"), [("weak_key", bytes(32)), ("repeated_key", None)])
+def test_keys_that_are_none(parties, reason, key):
+    cohort = parties()
+    liar = cohort.nodes[-1]
+
+    def lie(stage, node, reply):
+        first = cohort.clients[cohort.nodes[0]]
+        return advert_with(cohort, liar, mask_key=key or first._advert.share_key)(stage, node, reply)
+
+    with pytest.raises(Misbehaviour) as stopped:
+        cohort.play(cohort.server(), back=lie)
+    assert (stopped.value.reason, stopped.value.culprit) == (reason, liar)
+
+
+def test_clients_find_a_weak_key_themselves(parties, monkeypatch):
+    monkeypatch.setattr("umbel.privacy.secagg.server.check_key", lambda *ignored: None)
+    cohort = parties()
+    liar = cohort.nodes[-1]
+    with pytest.raises(BelowThreshold):
+        cohort.play(cohort.server(), back=advert_with(cohort, liar, share_key=bytes(32)))
+    honest = cohort.nodes[:-1]
+    assert {node: cohort.stops[node] for node in honest} == dict.fromkeys(honest, ("weak_key", liar))
+
+
+def test_an_identity_that_is_not_the_nodes(parties):
+    cohort = parties()
+    one, other = cohort.nodes[:2]
+    cohort.identities[one] = cohort.identities[other]
+    with pytest.raises(ConfigError, match=f"node {one}"):
+        cohort.client(one)
+
+
+def test_a_commitment_binds_offer_and_node():
+    made = {
+        commitment(offer, node, seed) for offer in (b"a" * 32, b"b" * 32) for node in (1, 2) for seed in (b"s", b"t")
+    }
+    assert len(made) == 8
+
+
+def test_clients_find_a_repeated_key_themselves(parties):
+    cohort = parties()
+    liar = cohort.nodes[-1]
+    server = cohort.server()
+    adverts = {}
+    for node, message in server.advance().items():
+        adverts[node] = Advert.decode(cohort.clients[node].answer(message), server._offer.digest)
+    adverts[liar] = adverts[liar]._replace(mask_key=adverts[cohort.nodes[0]].mask_key)
+    signature = cohort.identities[liar].sign(adverts[liar].signed_bytes(server._offer.digest))
+    adverts[liar] = adverts[liar]._replace(signature=signature)
+    roll = Roll(6, 5, tuple(adverts.values())).encode(server._offer.digest)
+    for node in cohort.nodes:
+        with pytest.raises(Misbehaviour) as stopped:
+            cohort.clients[node].answer(roll)
+        assert (stopped.value.reason, stopped.value.culprit) == ("repeated_key", SERVER)
+
+
+CHANGED_REPLIES = {
+    "other_node": (Stage.ADVERTISE, None),
+    "wrong_receivers": (Stage.SHARE, changed_list(Kind.SHARES, lambda node, items: items[1:])),
+    "wrong_signature": (
+        Stage.SHARE,
+        changed_list(Kind.SHARES, lambda node, items: [items[0]._replace(signature=bytes(64)), *items[1:]]),
+    ),
+    "wrong_shares": (Stage.UNMASK, changed_list(Kind.REVEAL, lambda node, items: items[1:])),
+}
+
+
+@pytest.mark.parametrize("reason", CHANGED_REPLIES)
+def test_replies_that_an_honest_server_refuses(parties, reason):
+    cohort = parties()
+    liar = cohort.nodes[2]
+    at, tamper = CHANGED_REPLIES[reason]
+
+    def lie(stage, node, reply):
+        if stage is not at or node != liar:
+            return reply
+        return tamper(node, reply) if tamper else cohort.replies[at, cohort.nodes[0]]
+
+    with pytest.raises(Misbehaviour) as stopped:
+        cohort.play(cohort.server(), back=lie)
+    assert (stopped.value.reason, stopped.value.culprit) == (reason, liar)
+
+
+def test_a_consent_to_another_list(parties):
+    cohort = parties()
+    liar = cohort.nodes[2]
+
+    def lie(stage, node, reply):
+        return reply[:40] + bytes(64) if stage is Stage.CONSISTENCY and node == liar else reply
+
+    with pytest.raises(Misbehaviour) as stopped:
+        cohort.play(cohort.server(), back=lie)
+    assert (stopped.value.reason, stopped.value.culprit) == ("wrong_signature", liar)
+
+
+def test_shares_that_are_no_field_elements(parties):
+    cohort = parties()
+    liar = cohort.nodes[1]
+
+    def deal_too_large(stage, node, message):
+        if stage is Stage.MASK and node != liar:
+            bound = peek(message)[1]
+            session, peer = cohort.clients[liar]._session, node
+            route = session.route(liar, peer)
+            key = seal_key(session, cohort.clients[liar]._share_key, session.adverts[peer].share_key, peer, route)
+            forged = AESGCM(key).encrypt(bytes(12), b"\xff" * 66, route)
+            items = decode_list(Kind.DELIVERY, message, bound)
+            items = [item._replace(ciphertext=forged) if item.node == liar else item for item in items]
+            return encode_list(Kind.DELIVERY, bound, items)
+        return message
+
+    with pytest.raises(BelowThreshold):
+        # The liar answers no more, so its keys are still there.
+        cohort.play(cohort.server(), to=deal_too_large, drop={Stage.MASK: [liar]})
+    assert set(cohort.stops.values()) == {("bad_share", liar)}
