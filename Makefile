@@ -7,7 +7,7 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
-TYPED := $(foreach part,core data clients strategies privacy server runtimes,-p umbel.$(part)) -m umbel.cli
+TYPED := $(foreach part,core data clients strategies privacy server runtimes,-p umbel.$(part)) -m umbel.cli -m umbel.commands_privacy
 # Set anywhere to 1, it would keep TensorFlow from being byte-compiled, and every import of it would take three times as long.
 export PYTHONDONTWRITEBYTECODE =
 

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import click
 import typer
 
+from .commands_privacy import app as privacy
 from .console import (
     JsonLines,
     accuracy,
@@ -51,6 +52,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(privacy, name="privacy")
 
 
 def complete_experiments(incomplete: str) -> list[str]:

@@ -45,6 +45,7 @@ LAZY = (
     "sklearn",
     "typer",
     "rich",
+    "dp_accounting",
 )
 MODULES = sorted(
     path.relative_to(ROOT)
