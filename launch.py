@@ -14,7 +14,7 @@ from .console import Ended, Interrupted, without_native_logs
 from .core.errors import ConfigError, RunStopped, UmbelError
 from .core.experiment import Experiment
 from .core.loading import experiment_names, load_experiment
-from .core.overrides import override, paths
+from .core.overrides import fit_to, override, paths
 from .core.types import Failure, RoundRecord, Runtime, Watcher
 from .server import History, run
 
@@ -65,7 +65,8 @@ class Request:
     def again(self, run: str, *more: str) -> str:
         """The command that resumes a run. One of Umbel's own experiments finds its name and settings in the store."""
         is_file = self.reference is not None and self.reference not in experiment_names()
-        words = [str(self.reference), *(word for setting in self.overrides for word in ("--set", setting))]
+        clients = [] if self.clients is None else ["--clients", str(self.clients)]
+        words = [str(self.reference), *clients, *(word for setting in self.settings for word in ("--set", setting))]
         runtime = ["--runtime", self.runtime] if self.runtime != "simulation" else []
         return shlex.join(["umbel", "run", *words * is_file, *runtime, "--resume", run, *more, *self.store_words])
 
@@ -98,6 +99,8 @@ def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
                 store = stack.enter_context(Store.open(request.store, create=False))
                 reference, overrides = resumed(request, store.load_run(request.resume))
                 experiment = load_experiment(reference, overrides)
+        if request.clients is not None:
+            experiment = override(experiment, fit_to(experiment, request.clients))
         kept = Kept(request)
         with terminated_as_interrupted(), kept:
             play = federate if request.runtime == "flower" else simulate
@@ -166,7 +169,7 @@ def federate(
     watchers: Sequence[Watcher],
 ) -> tuple[History, str | None]:
     """Play the run on a SuperLink and SuperNodes on this machine; the history is read back from the store."""
-    from .runtimes.flower.local import fit_to, run_local
+    from .runtimes.flower.local import run_local
 
     clients = request.clients or default_clients(experiment, store, request.resume)
     fitted = override(experiment, fit_to(experiment, clients))

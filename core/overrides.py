@@ -8,10 +8,13 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from .errors import ConfigError
 from .validation import suggest
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
 
 T = TypeVar("T")
 
@@ -28,6 +31,27 @@ def override(value: T, assignments: Sequence[str]) -> T:
             raise ConfigError(f"expected key=value, got {assignment!r}")
         value = _replace(value, path.strip().split("."), text.strip(), path.strip())
     return value
+
+
+def fit_to(experiment: Experiment, clients: int) -> list[str]:
+    """The overrides under which experiment has `clients` clients, and samples no more of them than there are.
+
+    Errors: ConfigError for a population of another number of clients that cannot be divided anew.
+    """
+    found = []
+    if len(experiment.population) != clients:
+        found = [f"population.clients={clients}"]
+        try:
+            experiment = override(experiment, found)
+        except ConfigError as error:
+            raise ConfigError(
+                f"cannot divide {experiment.population!r} among {clients} clients ({error}); it has "
+                f"{len(experiment.population)}"
+            ) from error
+    size = getattr(experiment.sampler, "size", None)
+    if isinstance(size, int) and size > clients:
+        found.append(f"sampler.size={clients}")
+    return found
 
 
 def paths(value: Any, prefix: str = "") -> list[str]:

@@ -16,10 +16,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 from ...core import errors
-from ...core.errors import ConfigError, UmbelError
-from ...core.experiment import Experiment
+from ...core.errors import UmbelError
 from ...core.loading import load_experiment
-from ...core.overrides import override
+from ...core.overrides import fit_to
 from ...core.types import Failure, RoundRecord
 from ...core.validation import require_count
 from .private import Control
@@ -206,27 +205,6 @@ def run_local(
             elif name == "final":
                 final = content
     return Outcome(tuple(records), final)
-
-
-def fit_to(experiment: Experiment, clients: int) -> list[str]:
-    """The overrides under which experiment has `clients` clients, and samples no more of them than there are.
-
-    Errors: ConfigError for a population of another number of clients that cannot be divided anew.
-    """
-    found = []
-    if len(experiment.population) != clients:
-        found = [f"population.clients={clients}"]
-        try:
-            experiment = override(experiment, found)
-        except ConfigError as error:
-            raise ConfigError(
-                f"cannot divide {experiment.population!r} among {clients} clients ({error}); it has "
-                f"{len(experiment.population)}"
-            ) from error
-    size = getattr(experiment.sampler, "size", None)
-    if isinstance(size, int) and size > clients:
-        found.append(f"sampler.size={clients}")
-    return found
 
 
 def pyproject(config: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ import pytest
 
 from umbel.cli import complete_experiments, complete_settings
 from umbel.console import figures, to_json
-from umbel.core.loading import experiment_names
+from umbel.core.loading import experiment_names, load_experiment
+from umbel.core.overrides import fit_to, override
 from umbel.core.types import RoundRecord
 
 SMALL = ("--set", "rounds=2", "--set", "local.epochs=1", "--seed", "7", "--clients", "50")
@@ -118,3 +119,10 @@ def test_json_has_no_nan():
 )
 def test_figures_are_of_the_most_telling_examples(metrics, text):
     assert figures(record(**metrics)) == text
+
+
+def test_fewer_clients_than_a_cohort_shrink_the_cohort():
+    experiment = load_experiment("digits_fedavg")
+    assert fit_to(experiment, 3) == ["population.clients=3", "sampler.size=3"]
+    fitted = override(experiment, fit_to(experiment, 3))
+    assert (len(fitted.population), fitted.sampler.size) == (3, 3)

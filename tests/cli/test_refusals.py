@@ -89,7 +89,8 @@ def test_models_and_data_that_do_not_fit_are_refused(here):
 def test_a_run_that_cannot_go_on_ends_with_status_3_and_keeps_its_rounds(here):
     write("diverging.py", rate="1e38")
     refused(here("run", "diverging.py", "-q"), 3, "non_finite", "rounds are kept", "umbel run diverging.py --resume")
-    refused(here("run", "tiny.py", "-q", "--clients", "2"), 3, "expected size=3 ≤ 2 clients", "0 rounds are kept")
+    few = ("--set", "population.clients=2")
+    refused(here("run", "tiny.py", "-q", *few), 3, "expected size=3 ≤ 2 clients", "0 rounds are kept")
     with Store.open("sqlite:///umbel.db") as store:
         assert [run.state for run in store.runs()] == ["stopped", "stopped"]
         assert store.check() == []
