@@ -19,7 +19,7 @@ class FlatCall:
 
     def __init__(self, traced: Any, specs: Sequence[tf.TensorSpec], captured: Sequence[tf.Tensor]):
         self._traced, self._specs, self._captured = traced, specs, captured
-        # Not public, in TensorFlow 2.18 to 2.21 at least: without it calls are slower, and each worker traces.
+        # Not public; there in TensorFlow 2.21. Without it calls are slower, and each worker traces.
         self._call_flat = getattr(traced, "_call_flat", None)
 
     @staticmethod
