@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -12,32 +10,34 @@ from ..core.errors import ClientError
 from ..core.examples import Examples
 from ..core.types import Broadcast, Weighted
 from .building import batch_of
-from .program import ModelState, gather, metric_sums, named_sums
+from .program import ModelState, Task, gather, metric_sums, named_sums
 
 
 def train_eagerly(
     state: ModelState,
     broadcast: Broadcast,
     client: int,
-    memory: Sequence[np.ndarray],
     data: Examples,
-    order: np.ndarray,
+    task: Task,
     batch_size: int | None,
-    learning_rate: float,
-    seeds: np.ndarray,
+    proximal: float,
 ) -> tuple[np.ndarray, list[np.ndarray], dict[str, Weighted]]:
     """What TrainProgram computes, to rounding. Errors: ClientError naming client, round and batch.
 
     Besides Keras's own errors, a loss that is not finite is one: it is raised at the batch where it first appears.
     """
-    params = tf.constant(broadcast.params, tf.float32)
-    state.begin(params, list(memory), learning_rate, tf.constant(seeds, tf.int64, shape=(len(state.seeds), 2)))
+    params, order = tf.constant(broadcast.params, tf.float32), task.order
+    offset = tf.constant(task.offset) if len(task.offset) else None
+    seeds = tf.constant(task.seeds, tf.int64, shape=(len(state.seeds), 2))
+    state.begin(params, list(task.personal), task.learning_rate, seeds)
     epochs, count = order.shape
     step = batch_size or count
     starts = [(epoch, start) for epoch in range(epochs) for start in range(0, count, step)]
     for batch, (epoch, start) in enumerate(starts):
+        rows = tf.constant(order[epoch, start : start + step])
         try:
-            results = state.model.train_step(gather(batch_of(data), tf.constant(order[epoch, start : start + step])))
+            with state.corrected(proximal, params, offset):
+                results = state.model.train_step(gather(batch_of(data), rows))
         except Exception as error:
             raise ClientError(
                 f"{type(error).__name__}: {error}", round=broadcast.round, client=client, batch=batch

@@ -9,9 +9,10 @@ the array of row numbers is padded, to a bucket, so that XLA compiles once and n
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -19,7 +20,7 @@ import tensorflow as tf
 
 from ..core.examples import Examples, map_arrays
 from ..core.spec import ModelSpec
-from ..core.types import Weighted
+from ..core.types import Vector, Weighted
 from .building import batch_of
 from .dispatch import FlatCall
 
@@ -71,9 +72,56 @@ class ModelState:
         parts = [tf.reshape(tf.cast(tf.convert_to_tensor(weight), tf.float32), [-1]) for weight in self.shared]
         return tf.concat(parts, 0) - params
 
+    @contextlib.contextmanager
+    def corrected(self, proximal: float, params: tf.Tensor, offset: tf.Tensor | None) -> Iterator[None]:
+        """Inside, every step takes gradient + proximal·(w − params) + offset in place of the gradient.
+
+        params, offset: shape (d,); offset None for nothing. The optimizer's `apply` is where every custom `train_step`
+        ends as well; statistics and personal variables are not corrected.
+        """
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a loss scale is divided out before
+        places = {id(one): v for one, v in zip(self.shared, self.spec.shared, strict=True)}
+        apply = optimizer.apply
+
+        def correct(gradient: Any, weight: keras.Variable) -> Any:
+            place = places.get(id(weight))
+            if gradient is None or place is None:
+                return gradient
+            gradient = tf.convert_to_tensor(gradient)  # embeddings give sparse ones
+            if proximal:
+                start = tf.reshape(tf.slice(params, [place.offset], [place.size]), place.shape)
+                drift = tf.convert_to_tensor(weight.value) - tf.cast(start, gradient.dtype)
+                gradient += tf.cast(proximal, gradient.dtype) * drift
+            if offset is not None:
+                own = tf.reshape(tf.slice(offset, [place.offset], [place.size]), place.shape)
+                gradient += tf.cast(own, gradient.dtype)
+            return gradient
+
+        def corrected_apply(gradients: Any, trainable_variables: Any = None) -> Any:
+            weights = optimizer._trainable_variables if trainable_variables is None else list(trainable_variables)
+            return apply([correct(g, w) for g, w in zip(gradients, weights, strict=True)], trainable_variables)
+
+        optimizer.apply = corrected_apply
+        try:
+            yield
+        finally:
+            del optimizer.apply
+
     def personal_specs(self) -> list[tf.TensorSpec]:
         """Shapes and types of the variables that stay at home."""
         return [tf.TensorSpec(weight.shape, weight.dtype) for weight in self.personal]
+
+
+class Task(NamedTuple):
+    """One client's round, besides the broadcast and the data."""
+
+    personal: Sequence[Any]  # values of the variables that stay at home
+    order: np.ndarray  # rows of the data per epoch, shape (epochs, bucket), of which the first `examples` count
+    examples: int
+    learning_rate: float
+    seeds: np.ndarray  # of the model's own generators, shape (generators, 2)
+    offset: Vector  # added to every gradient: shape (d,), or empty for nothing
 
 
 Program = TypeVar("Program", "TrainProgram", "EvaluateProgram")
@@ -82,8 +130,19 @@ Program = TypeVar("Program", "TrainProgram", "EvaluateProgram")
 class TrainProgram:
     """Trains one client per call. Not thread-safe: a program owns its model."""
 
-    def __init__(self, state: ModelState, data: Examples, epochs: int, batch_size: int | None, xla: bool):
+    def __init__(
+        self,
+        state: ModelState,
+        data: Examples,
+        epochs: int,
+        batch_size: int | None,
+        xla: bool,
+        proximal: float = 0.0,
+        has_offset: bool = False,
+    ):
+        """proximal, has_offset: how gradients are corrected; see ModelState.corrected."""
         self.state, self.epochs, self.batch_size = state, epochs, batch_size
+        self.proximal, self.has_offset = proximal, has_offset
         self.metric_names: list[str] = []
         self._full_batches = (
             tf.function(self._loop_full_batches, jit_compile=True, autograph=False) if xla else self._loop_full_batches
@@ -92,40 +151,39 @@ class TrainProgram:
             self._round,
             [
                 tf.TensorSpec([state.spec.size], tf.float32),
-                state.personal_specs(),
                 data_specs(data),
+                state.personal_specs(),
                 tf.TensorSpec([epochs, None], tf.int32),
                 tf.TensorSpec([], tf.int32),
                 tf.TensorSpec([], tf.float32),
                 tf.TensorSpec([len(state.seeds), 2], tf.int64),
+                tf.TensorSpec([state.spec.size if has_offset else 0], tf.float32),
             ],
         )
 
     def __call__(
-        self,
-        params: tf.Tensor,
-        personal: list,
-        data: Examples,
-        order: np.ndarray,
-        count: int,
-        learning_rate: float,
-        seeds: np.ndarray,
+        self, params: tf.Tensor, data: Examples, task: Task
     ) -> tuple[np.ndarray, list[np.ndarray], dict[str, Weighted]]:
         """One client's round.
 
-        params: the broadcast, shape (d,). personal: values of the variables that stay at home. data: resident, or
-        this client's alone. order: rows of data per epoch, shape (epochs, bucket) of which the first `count` count.
-        Returns delta (shape (d,)), the personal values after, and metric sums.
+        params: the broadcast, shape (d,). data: resident, or this client's alone. Returns delta (shape (d,)), the
+        personal values after, and metric sums.
         """
-        delta, after, sums = self._call(params, personal, batch_of(data), order, count, learning_rate, seeds)
+        delta, after, sums = self._call(params, batch_of(data), *task)
         return host(delta), [value.numpy() for value in after], named_sums(self.metric_names, sums)
 
     def over(self, state: ModelState) -> TrainProgram | None:
         """This program over another model's variables, None if it cannot be: see FlatCall.rebound."""
         return moved(self, state)
 
-    def _round(self, params, personal, data, order, count, learning_rate, seeds):
+    def _round(self, params, data, personal, order, count, learning_rate, seeds, offset):
         self.state.begin(params, personal, learning_rate, seeds)
+        if not (self.proximal or self.has_offset):
+            return self._train(params, data, order, count)
+        with self.state.corrected(self.proximal, params, offset if self.has_offset else None):
+            return self._train(params, data, order, count)
+
+    def _train(self, params, data, order, count):
         full = count // self.batch_size if self.batch_size else tf.constant(0)
         done = full * (self.batch_size or 0)
 

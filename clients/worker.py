@@ -18,7 +18,7 @@ from ..core.types import NOTHING, Broadcast, ClientUpdate, Failure, Vector, Weig
 from .building import build_model, describe_model
 from .debug import train_eagerly
 from .dispatch import Library
-from .program import EvaluateProgram, ModelState, TrainProgram
+from .program import EvaluateProgram, ModelState, Task, TrainProgram
 
 EVALUATION_BATCH = 512
 SHORT = 1 << 16  # rows: 256 KiB of numbers, which cost less to copy than another shape to compile
@@ -34,14 +34,16 @@ class Worker:
         xla: bool = False,
         debug: bool = False,
         library: Library | None = None,
+        is_live: bool = False,
     ):
         """Build experiment's model on device.
 
         xla: compile full batches with XLA. debug: run eagerly, batch by batch, so that errors name their batch.
+        is_live: this is a real device, whose noise must not follow from a key that the server knows.
         library: where workers of the same experiment share what they trace.
         Errors: ConfigError for a model that is not compiled or does not fit the clients' examples.
         """
-        self.experiment, self.device, self.xla, self.debug = experiment, device, xla, debug
+        self.experiment, self.device, self.xla, self.debug, self.is_live = experiment, device, xla, debug, is_live
         population = experiment.population
         resident = population.resident()
         sample = resident if resident is not None else population.examples(0)
@@ -53,10 +55,15 @@ class Worker:
             raise ConfigError(
                 "the model's optimizer has a learning rate schedule of its own; drop it, or local.learning_rate"
             )
+        rule = experiment.client_rule
+        if self.state.has_own_schedule and rule is not None and rule.remembers:
+            raise ConfigError(
+                f"{rule!r} has to know the learning rate; give local.learning_rate in place of the optimizer's schedule"
+            )
         self.initial_params = self.spec.flatten(self.model.get_weights())
         self.initial_memory = [keras.ops.convert_to_numpy(weight) for weight in self.state.personal]
         self.default_rate = math.nan if self.state.has_own_schedule else float(self.model.optimizer.learning_rate)
-        self._train: dict[bool, TrainProgram] = {}  # with XLA, without
+        self._train: dict[tuple[bool, bool], TrainProgram] = {}  # with XLA or not, with an offset or not
         self._evaluate: dict[Any, EvaluateProgram] = {}
         self._library = library or Library()
         self._longest: int | None = None  # the largest client's number of examples
@@ -74,30 +81,49 @@ class Worker:
         data: arrays or tensors on this device; rows: the client's own rows of them. memory: what the client kept from
         its last round, None at first. Returns the encoded update, or why there is none, and what the client keeps.
         """
-        local, memory = self.experiment.local, self.initial_memory if memory is None else memory
-        order = epoch_orders(rows, local.epochs, key.derive("shuffle") if local.shuffle else None)
-        seeds = key.derive("layers").words(2 * len(self.state.seeds)).reshape(-1, 2)
-        rate = self.default_rate if broadcast.learning_rate is None else broadcast.learning_rate
-        try:
-            with tf.device(self.device):
-                if self.debug:
-                    delta, kept, metrics = train_eagerly(
-                        self.state, broadcast, client, memory, data, order, local.batch_size, rate, seeds
-                    )
-                else:
-                    params = self._on_device(broadcast.params)
-                    program = self._train_program(data)
-                    data, order = self._padded(data, order)
-                    delta, kept, metrics = program(params, memory, data, order, len(rows), rate, seeds)
-        except tf.errors.OpError as error:
-            raise ClientError(first_line(error), round=broadcast.round, client=client) from error
+        memory = self.initial_memory if memory is None else memory
+        personal, remembered = self._split(memory)
+        rule = self.experiment.client_rule
+        offset = None if rule is None else rule.offset(broadcast, remembered)
+        task = self._task(broadcast, key, rows, personal, offset)
+        delta, kept, metrics = self._run(broadcast, client, data, task)
         # One pass: NaN and infinity reach the sum. Not a dot product, whose BLAS threads would crowd out the workers'.
         if not np.isfinite(delta.sum()):
             loss = metrics.get("loss", Weighted(math.nan, 1.0)).mean()
             return Failure(client, "non_finite", f"its update is not finite (training loss {loss:.4g})"), memory
+        extra, steps = NOTHING, self.experiment.local.steps(len(rows))
+        if rule is not None:
+            delta, extra, remembered = rule.finish(broadcast, remembered, delta, steps, task.learning_rate)
+            kept = kept if remembered is None else [*kept, remembered]
         weight = float(len(rows)) if self.experiment.weighting == "examples" else 1.0
-        update = ClientUpdate(delta, NOTHING, weight, metrics)
-        return self.experiment.transforms.encode(broadcast.transforms, update, key.derive("transforms")), kept
+        own_key = Key.fresh() if self.is_live else key.derive("transforms")
+        update = ClientUpdate(delta, extra, weight, metrics)
+        return self.experiment.transforms.encode(broadcast.transforms, update, own_key), kept
+
+    def _task(
+        self, broadcast: Broadcast, key: Key, rows: np.ndarray, personal: list[np.ndarray], offset: Vector | None
+    ) -> Task:
+        """A client's round as the programs take it; all its random numbers come from key."""
+        local = self.experiment.local
+        order = epoch_orders(rows, local.epochs, key.derive("shuffle") if local.shuffle else None)
+        seeds = key.derive("layers").words(2 * len(self.state.seeds)).reshape(-1, 2)
+        rate = self.default_rate if broadcast.learning_rate is None else broadcast.learning_rate
+        return Task(personal, order, len(rows), rate, seeds, NOTHING if offset is None else offset)
+
+    def _run(
+        self, broadcast: Broadcast, client: int, data: Examples, task: Task
+    ) -> tuple[Vector, list[np.ndarray], dict[str, Weighted]]:
+        """Train: delta, the personal variables after, metric sums."""
+        try:
+            with tf.device(self.device):
+                if self.debug:
+                    batch_size = self.experiment.local.batch_size
+                    return train_eagerly(self.state, broadcast, client, data, task, batch_size, self._proximal)
+                program = self._train_program(data, has_offset=len(task.offset) > 0)
+                padded, order = self._padded(data, task.order)
+                return program(self._on_device(broadcast.params), padded, task._replace(order=order))
+        except tf.errors.OpError as error:
+            raise ClientError(first_line(error), round=broadcast.round, client=client) from error
 
     def evaluate(
         self, params: Vector, data: Examples, rows: np.ndarray, memory: list | None = None
@@ -111,8 +137,8 @@ class Worker:
                     self.state,
                     lambda: EvaluateProgram(self.state, data, EVALUATION_BATCH),
                 )
-            memory = self.initial_memory if memory is None else memory
-            return self._evaluate[signature](self._on_device(params), memory, data, rows.astype(np.int32))
+            personal, _ = self._split(self.initial_memory if memory is None else memory)
+            return self._evaluate[signature](self._on_device(params), personal, data, rows.astype(np.int32))
 
     def put(self, examples: Examples) -> Examples:
         """examples as tensors on this worker's device."""
@@ -123,15 +149,26 @@ class Worker:
         """Compile full batches with XLA, or not, from the next call on."""
         self.xla = xla
 
-    def _train_program(self, data: Examples) -> TrainProgram:
-        if self.xla not in self._train:
-            local = self.experiment.local
-            self._train[self.xla] = self._library.take(
-                ("train", self.device, self.xla),
+    @property
+    def _proximal(self) -> float:
+        rule = self.experiment.client_rule
+        return 0.0 if rule is None else rule.proximal
+
+    def _split(self, memory: list[np.ndarray]) -> tuple[list[np.ndarray], Vector | None]:
+        """What a client keeps: its personal variables, then the vector its rule remembers, None at first."""
+        count = len(self.initial_memory)
+        return memory[:count], memory[count] if len(memory) > count else None
+
+    def _train_program(self, data: Examples, has_offset: bool) -> TrainProgram:
+        kind = self.xla, has_offset
+        if kind not in self._train:
+            local, proximal = self.experiment.local, self._proximal
+            self._train[kind] = self._library.take(
+                ("train", self.device, *kind),
                 self.state,
-                lambda: TrainProgram(self.state, data, local.epochs, local.batch_size, self.xla),
+                lambda: TrainProgram(self.state, data, local.epochs, local.batch_size, self.xla, proximal, has_offset),
             )
-        return self._train[self.xla]
+        return self._train[kind]
 
     def _padded(self, data: Examples, order: np.ndarray) -> tuple[Examples, np.ndarray]:
         """Order, and streamed data, padded for XLA, which compiles per shape: rows to the largest client's, data to a

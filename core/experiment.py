@@ -16,7 +16,24 @@ from .chain import Chain
 from .errors import ConfigError, IncompatibleError
 from .examples import Examples
 from .folds import WeightedSum
-from .types import Callback, Fold, Population, RoundRecord, Sampler, Schedule, Source, Strategy, UpdateTransform
+from .random import Key
+from .types import (
+    Aggregation,
+    Broadcast,
+    Callback,
+    ClientUpdate,
+    Fold,
+    LocalRule,
+    Plan,
+    Population,
+    RoundRecord,
+    Sampler,
+    Schedule,
+    Shape,
+    Source,
+    Strategy,
+    UpdateTransform,
+)
 from .validation import require, require_count, require_real
 
 
@@ -62,16 +79,20 @@ class Experiment:
     model: builds and compiles a fresh Keras model; called once per worker.
     population: the clients and their training examples.
     strategy: the server's half of the algorithm.
-    sampler: who takes part in a round.
+    sampler: who takes part in a round; under a plan the plan's own.
     local: what a client does in its round.
+    rule: the client's half of an algorithm (a gradient correction); by default the strategy's own, where it has one.
     transforms: privacy and compression, applied to each update and undone on the sum.
+    plan: a privacy budget: it brings sampler and transform, keeps the ledger, and ends the run before it is exceeded.
     fold: how updates become a sum; streaming and weighted unless robust.
+    aggregation: what hides single updates from whoever sums them; None: the server sees each.
     rounds, seed: how long, and from which randomness. Equal seeds give equal bits.
     test: the server's examples, (x, y) or a Source, for central evaluation; None for none.
     validation: each client's held-out examples, for federated evaluation; None for none.
     evaluate_every: rounds between evaluations; the last round is always evaluated.
     personal: regular expressions over variable paths; what matches stays with the client (a head, normalisation).
-    weighting: a client's say in the mean: its number of "examples", or "uniform".
+    weighting: a client's say in the mean: its number of "examples", or "uniform". By default "examples", and "uniform"
+        under a plan, which bounds what a client can say.
     min_clients: updates that a round needs at least; with fewer the run stops.
     callbacks: what may end the run early; part of the result, unlike watchers handed to `run`.
 
@@ -82,21 +103,25 @@ class Experiment:
     model: Callable[[], Any]
     population: Population
     strategy: Strategy
-    sampler: Sampler
+    sampler: Sampler = None  # type: ignore[assignment]  # None until it is filled in
     local: Local = field(default_factory=Local)
+    rule: LocalRule | None = None
     transforms: UpdateTransform = field(default_factory=Chain)
+    plan: Plan | None = None
     fold: Fold = field(default_factory=WeightedSum)
+    aggregation: Aggregation | None = None
     rounds: int = 50
     seed: int = 0
     test: Examples | tuple | Source | None = None
     validation: Population | None = None
     evaluate_every: int = 1
     personal: tuple[str, ...] = ()
-    weighting: Literal["examples", "uniform"] = "examples"
+    weighting: Literal["examples", "uniform"] = None  # type: ignore[assignment]
     min_clients: int = 1
     callbacks: tuple[Callback, ...] = ()
 
     def __post_init__(self) -> None:
+        self._fill_in()
         require(
             bool(re.fullmatch(r"[\w-]{1,64}", self.name)), f"expected name={self.name!r} of letters, digits, - and _"
         )
@@ -113,15 +138,53 @@ class Experiment:
         for name, methods in REQUIRED_METHODS.items():
             missing = [method for method in methods if not hasattr(getattr(self, name), method)]
             require(not missing, f"expected {name}={getattr(self, name)!r} to have {', '.join(missing)}()")
-        if self.fold.needs_individual_updates and getattr(self.transforms, "hides_individual_updates", False):
+        if self.fold.needs_individual_updates and self.aggregation is not None:
             raise IncompatibleError(
-                f"{self.fold!r} needs individual updates; {self.transforms!r} reveals only their sum"
+                f"{self.fold!r} needs individual updates; {self.aggregation!r} reveals only their sum"
             )
+        if self.rule is not None and is_rule(self.strategy):
+            raise IncompatibleError(f"{self.strategy!r} brings a rule for clients of its own; drop rule={self.rule!r}")
         divisions = [getattr(part, "division", None) for part in (self.population, self.validation)]
         if None not in divisions and divisions[0] != divisions[1]:
             raise ConfigError("population and validation are parts of different divisions; examples would be in both")
+        if self.plan is not None:
+            self.plan.check(self)
+
+    def _fill_in(self) -> None:
+        """What follows from the other fields, where it was left out."""
+        filled: dict[str, Any] = {}
+        if self.plan is not None:
+            filled["sampler"] = self.sampler or self.plan.sampler
+            filled["transforms"] = with_plan(self.transforms, self.plan)
+        elif self.sampler is None:
+            raise ConfigError("expected a sampler, such as FixedCohort(10), or a plan that brings one")
+        if self.weighting is None:
+            filled["weighting"] = "examples" if self.plan is None else "uniform"
         if isinstance(self.test, (tuple, list)):
-            object.__setattr__(self, "test", Examples.of(tuple(self.test)))
+            filled["test"] = Examples.of(tuple(self.test))
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+
+    def made_for(self, field_name: str) -> dict[str, Any]:
+        """What other fields have only because of the one named, as they would be without it: for replacing that one."""
+        if field_name != "plan" or self.plan is None:
+            return {}
+        own = self.plan.transform
+        without = Chain(*(one for one in members(self.transforms) if one != own))
+        return {"transforms": without} | ({"sampler": None} if self.sampler == self.plan.sampler else {})
+
+    @property
+    def client_rule(self) -> LocalRule | None:
+        """The client's half of the algorithm; None for plain training."""
+        return self.rule or (self.strategy if is_rule(self.strategy) else None)  # type: ignore[return-value]
+
+    def encoded_shape(self, broadcast: Broadcast) -> Shape:
+        """Lengths of a client's update as it leaves the client, after its rule and the transforms."""
+        size = len(broadcast.params)
+        extra = np.zeros(self.client_rule.extra_size(size) if self.client_rule else 0, np.float32)
+        update = ClientUpdate(np.zeros(size, np.float32), extra, 1.0, {})
+        encoded = self.transforms.encode(broadcast.transforms, update, Key(bytes(16)))
+        return Shape(len(encoded.delta), len(encoded.extra))
 
     def test_examples(self) -> Examples | None:
         """The server's examples, loaded if they come from a Source."""
@@ -155,6 +218,22 @@ class Experiment:
                     f"the experiment changed since this run began: {path} was {before}, is now {now}; "
                     "restore it, or start a new run without --resume"
                 )
+
+
+def is_rule(part: Any) -> bool:
+    """Whether part is, or brings, a LocalRule."""
+    return hasattr(part, "offset") and hasattr(part, "finish")
+
+
+def members(transforms: UpdateTransform) -> tuple[UpdateTransform, ...]:
+    """The transforms of a chain, or the one that is none."""
+    return transforms.transforms if isinstance(transforms, Chain) else (transforms,)
+
+
+def with_plan(transforms: UpdateTransform, plan: Plan) -> UpdateTransform:
+    """transforms with the plan's own at their end, if it is not among them."""
+    own, given = plan.transform, members(transforms)
+    return transforms if own in given else Chain(*given, own)
 
 
 REQUIRED_METHODS = {

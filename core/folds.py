@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from .types import NOTHING, ClientUpdate, Total, add_metrics
+from .random import Key
+from .types import NOTHING, ClientUpdate, Fold, Total, add_metrics
 
 BLOCK = 1 << 16  # numbers per step: the product of a block stays in the processor's cache
 
@@ -47,6 +48,28 @@ class WeightedSum:
     def total(self, accumulator: Total) -> Total:
         """The accumulator is the total."""
         return accumulator
+
+
+class InTheOpen:
+    """A round's sum by a fold that sees each update as it is. Streaming: one accumulator."""
+
+    def __init__(self, fold: Fold, size: int):
+        """size: d, the length of the vector."""
+        self.bytes_up = 0
+        self._fold, self._sum = fold, fold.zero(size)
+
+    def contribute(self, client: int, update: ClientUpdate, key: Key) -> ClientUpdate:
+        """The update itself."""
+        return update
+
+    def add(self, client: int, contribution: ClientUpdate) -> None:
+        """Fold the update in."""
+        self.bytes_up += contribution.delta.nbytes + contribution.extra.nbytes
+        self._sum = self._fold.add(self._sum, contribution)
+
+    def total(self) -> Total:
+        """What the fold makes of them."""
+        return self._fold.total(self._sum)
 
 
 def add_scaled(target: np.ndarray, vector: np.ndarray, scale: float) -> None:

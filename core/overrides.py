@@ -82,7 +82,8 @@ def _replace(value: Any, names: list[str], text: str, path: str) -> Any:
         raise ConfigError(f"unknown key {path!r}: {suggest(name, known)}" + (f" (in {where})" if where else ""))
     current = getattr(value, name)
     if rest:
-        return dataclasses.replace(value, **{name: _replace(current, rest, text, path)})
+        also = value.made_for(name) if hasattr(value, "made_for") else {}
+        return dataclasses.replace(value, **also | {name: _replace(current, rest, text, path)})
     module = vars(sys.modules[type(value).__module__])
     hint = typing.get_type_hints(type(value), module).get(name, Any)
     return dataclasses.replace(value, **{name: _typed(text, hint, path)})

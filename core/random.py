@@ -9,6 +9,7 @@ a BLAKE2b digest of its path.
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,11 @@ class Key(NamedTuple):
     """128 bits of randomness with a path behind them. Derive from it; never use one key for two purposes."""
 
     digest: bytes
+
+    @staticmethod
+    def fresh() -> Key:
+        """A key from the operating system's entropy, that no seed leads to: for what protects real devices."""
+        return Key(os.urandom(16))
 
     def derive(self, *path: str | int) -> Key:
         """The key at `path` below this one."""

@@ -62,6 +62,9 @@ class Mean(NamedTuple):
     delta: Vector
     extra: Vector
     metrics: Mapping[str, float]
+    participation: float = (
+        1.0  # the cohort's share of all clients: |S| / N; under differential privacy the expected one
+    )
 
 
 class Total(NamedTuple):
@@ -83,6 +86,13 @@ class Total(NamedTuple):
         divisor = np.float32(self.weight)
         means = {name: value.mean() for name, value in self.metrics.items()}
         return Mean(self.delta / divisor, self.extra / divisor, means)
+
+
+class Shape(NamedTuple):
+    """Lengths of an encoded update's vectors."""
+
+    delta: int
+    extra: int
 
 
 class Broadcast(NamedTuple):
@@ -180,6 +190,91 @@ class Fold(Protocol):
 
     def merge(self, one: Any, other: Any) -> Any: ...
     def total(self, accumulator: Any) -> Total: ...
+
+
+class AggregationSession(Protocol):
+    """One round's sum. `contribute` may run on any thread, for several clients at once; the rest on one thread."""
+
+    bytes_up: int  # that clients have sent the server so far, all stages together
+
+    def contribute(self, client: int, update: ClientUpdate, key: Key) -> Any:
+        """The client's half: what leaves the client. key: for the randomness of its encoding."""
+
+    def add(self, client: int, contribution: Any) -> None:
+        """The server's half, in cohort order. A client of the cohort that is never added has dropped out."""
+
+    def total(self) -> Total:
+        """The sum of what was added. Errors: RunStopped when it may not be revealed."""
+
+
+class Aggregation(Protocol):
+    """How a cohort's updates become a sum that hides each of them: secure aggregation, homomorphic encryption.
+
+    metrics: names of the clients' metrics that travel in the sum; the others stay with the clients.
+    """
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+
+    def session(self, shape: Shape, cohort: Sequence[int], round: int, key: Key, is_real: bool) -> AggregationSession:
+        """A round's session, in one process. is_real: run the protocol; else its arithmetic alone, which gives the
+        same integers. key: of the round, for what a simulation draws."""
+
+
+class Plan(Protocol):
+    """A privacy budget, and what keeps it: sampler, transform and event made from one set of numbers."""
+
+    delta: float
+    population: int
+
+    @property
+    def sampler(self) -> Sampler: ...
+    @property
+    def transform(self) -> UpdateTransform: ...
+    @property
+    def clients_release(self) -> bool:
+        """True when clients send noisy updates, which are released as they are sent; False for noise on the sum."""
+
+    def charge(self, ledger: Mapping[str, int]) -> dict[str, int]:
+        """The ledger with one more round in it."""
+
+    def spent(self, ledger: Mapping[str, int]) -> float:
+        """ε of everything in the ledger, at the plan's δ. Fast when the ledger grows round by round."""
+
+    def check(self, experiment: Any) -> None:
+        """Errors: ConfigError, IncompatibleError for an experiment that would not keep what the plan promises."""
+
+    def check_budget(self, ledger: Mapping[str, int]) -> None:
+        """Errors: RunStopped when the ledger, with a round that has not begun yet, is over the budget."""
+
+
+class LocalRule(Protocol):
+    """The client's half of an algorithm, as data that the compiled loop can run without tracing user code.
+
+    In each step: gradient ← gradient + proximal·(w − w_global) + offset.
+    """
+
+    @property
+    def proximal(self) -> float:
+        """μ ≥ 0; 0 for none."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether clients keep a vector between rounds."""
+
+    def extra_size(self, size: int) -> int:
+        """Length of what a client sends besides delta; size: d."""
+
+    def offset(self, broadcast: Broadcast, memory: Vector | None) -> Vector | None:
+        """What is added to every gradient: float32, shape (d,); None for nothing. memory: None at first."""
+
+    def finish(
+        self, broadcast: Broadcast, memory: Vector | None, delta: Vector, steps: int, learning_rate: float
+    ) -> tuple[Vector, Vector, Vector | None]:
+        """delta and extra as they are sent, and what the client keeps.
+
+        steps: optimizer steps it took. learning_rate: of its optimizer in this round.
+        """
 
 
 class Sampler(Protocol):

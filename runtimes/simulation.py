@@ -16,12 +16,13 @@ from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.experiment import Experiment
 from ..core.faults import crash_point
+from ..core.folds import InTheOpen
 from ..core.random import Key
 from ..core.spec import ModelSpec
 from ..core.types import (
+    AggregationSession,
     Broadcast,
     ClientMetrics,
-    ClientUpdate,
     Failure,
     Memory,
     Population,
@@ -48,6 +49,8 @@ class Simulation:
     compile: "xla", "graph", or "auto": both are timed on the experiment's own model when the run is long enough to
     repay XLA's compilation. The choice is reported, stored with a run, and kept when it is resumed. It changes results
     by rounding only, unless the model draws random numbers (Dropout): XLA draws others.
+    aggregation: for an experiment with secure aggregation or homomorphic encryption: its "arithmetic" alone, or the
+    whole "protocol", keys and masks and all. Both give the same integers; the run says which it used.
     devices: logical devices ("GPU:0", "CPU:1"), shared out among the workers; by default every GPU, else the CPU.
     debug: run clients eagerly on one thread; errors name client, round and batch.
 
@@ -62,11 +65,15 @@ class Simulation:
         compile: Literal["auto", "xla", "graph"] = "auto",
         devices: Sequence[str] | None = None,
         debug: bool = False,
+        aggregation: Literal["arithmetic", "protocol"] = "arithmetic",
     ):
         if workers is not None:
             require_count("workers", workers)
         require(compile in ("auto", "xla", "graph"), f"expected compile={compile!r} to be 'auto', 'xla' or 'graph'")
+        words = ("arithmetic", "protocol")
+        require(aggregation in words, f"expected aggregation={aggregation!r} to be 'arithmetic' or 'protocol'")
         self.workers, self.compile, self.device_names, self.debug = workers, compile, devices, debug
+        self.aggregation = aggregation
         self._experiment: Experiment | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._team: list[Worker] = []
@@ -90,8 +97,10 @@ class Simulation:
         return self._team[0].spec
 
     def describe(self) -> Mapping[str, str]:
-        """The model's digests, and how it was compiled."""
-        return self._team[0].describe() | {"compile": "xla" if self._team[0].xla else "graph"}
+        """The model's digests, how it was compiled, and how updates were hidden, if they were."""
+        described = self._team[0].describe() | {"compile": "xla" if self._team[0].xla else "graph"}
+        hides = self._running.aggregation is not None
+        return described | ({"aggregation": self.aggregation} if hides else {})
 
     def initial_params(self) -> Vector:
         """The model's own initial weights, drawn from the experiment's seed."""
@@ -102,24 +111,26 @@ class Simulation:
         return range(len(self._running.population))
 
     def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
-        """Train the cohort; fold its updates in cohort order as they arrive."""
-        fold = self._running.fold
-        total, failures, bytes_up = fold.zero(len(broadcast.params)), [], 0
+        """Train the cohort; sum its updates in cohort order as they arrive."""
+        session, failures = self._session(broadcast, cohort, key), []
 
-        def train(client: int) -> tuple[ClientUpdate | Failure, list[np.ndarray]]:
-            return self._borrow(lambda worker: self._train(worker, broadcast, client, key.derive("client", client)))
-
-        for client, (update, kept) in zip(cohort, self._in_order(train, cohort), strict=True):
+        def train(client: int) -> tuple[Any, list[np.ndarray]]:
+            own = key.derive("client", client)
+            update, kept = self._borrow(lambda worker: self._train(worker, broadcast, client, own))
             if isinstance(update, Failure):
-                failures.append(update)
+                return update, kept
+            return session.contribute(client, update, own.derive("aggregation")), kept
+
+        for client, (contribution, kept) in zip(cohort, self._in_order(train, cohort), strict=True):
+            if isinstance(contribution, Failure):
+                failures.append(contribution)
                 continue
             if kept:
                 self._memory.write(client, kept)
-            total = fold.add(total, update)
+            session.add(client, contribution)
             crash_point("mid-training", broadcast.round)
-            bytes_up += update.delta.nbytes + update.extra.nbytes
         down = len(cohort) * (broadcast.params.nbytes + broadcast.extra.nbytes)
-        return RoundResult(fold.total(total), failures, bytes_up, down)
+        return RoundResult(session.total(), failures, session.bytes_up, down)
 
     def evaluate(self, params: Vector, examples: Examples) -> dict[str, Any]:
         """Central evaluation, in chunks over the workers."""
@@ -196,6 +207,13 @@ class Simulation:
             self._idle.put(worker)
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="umbel-worker")
 
+    def _session(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> AggregationSession:
+        experiment = self._running
+        if experiment.aggregation is None or not cohort:
+            return InTheOpen(experiment.fold, len(broadcast.params))
+        shape, is_real = experiment.encoded_shape(broadcast), self.aggregation == "protocol"
+        return experiment.aggregation.session(shape, cohort, broadcast.round, key.derive("aggregation"), is_real)
+
     def _train(self, worker: Worker, broadcast: Broadcast, client: int, key: Key):
         data, rows = self._examples(worker, self._running.population, client)
         return worker.train(broadcast, client, key, data, rows, self._memory.read(client))
@@ -254,5 +272,6 @@ def workers_of(experiment: Experiment) -> tuple:
         experiment.personal,
         local,
         experiment.local.learning_rate is None,
+        experiment.client_rule,
         id(experiment.population.resident()),
     )

@@ -1,11 +1,11 @@
 """The server's half: rounds, the loop, samplers, schedules, history and the store."""
 
+from ..core.sampling import AllClients, FixedCohort, PoissonCohort, WeightedCohort
 from .callbacks import EarlyStopping, KeepBest, StopAt
 from .crossvalidation import CrossValidation, cross_validate
 from .history import History
 from .loop import run
 from .rounds import play_round
-from .sampling import AllClients, FixedCohort, PoissonCohort, WeightedCohort
 from .schedules import Constant, Cosine, ExponentialDecay, ReduceOnPlateau, StepDecay, WarmUp
 
 __all__ = [

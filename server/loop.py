@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +35,8 @@ def run(
     continues after its last committed round, and ends with the bits of a run that was never interrupted.
 
     Errors: ConfigError (a bad value; a resumed run whose experiment changed), StoreError, RunStopped (too few valid
-    updates, params not finite; the rounds before are committed), ClientError (a client's code failed).
+    updates, params not finite, a plan's budget spent; the rounds before are committed, and their model is a version of
+    the registry), ClientError (a client's code failed).
     """
     if resume is not None and store is None:
         raise ConfigError(f"cannot resume run {resume!r} without a store; name the one it was kept in")
@@ -53,7 +54,7 @@ def _run(
         watcher.on_start(experiment, runtime, journal.run, tuple(records))
     try:
         while state.round < experiment.rounds and reason is None:
-            state, record, failures = play_round(experiment, runtime, state, records)
+            state, record, failures = play_round(experiment, runtime, state, records, journal.spend)
             reason = _decision(experiment, [*records, record])
             if record.round % experiment.evaluate_every == 0 or record.round == experiment.rounds:
                 record = evaluate(experiment, runtime, state, record)
@@ -63,6 +64,7 @@ def _run(
             for watcher in watchers:
                 watcher.on_round(record, failures)
     except RunStopped as stopped:
+        journal.publish(experiment, state.params, spec)
         journal.finish("stopped", str(stopped))
         raise
     except KeyboardInterrupt:
@@ -125,7 +127,15 @@ class _Journal:
         template = ServerState(
             0, NO_VECTOR, experiment.strategy.init(runtime.initial_params()), experiment.transforms.init(spec), {}
         )
-        return self.store.checkpoint(stored.run, "last", like=template), spec
+        state = self.store.checkpoint(stored.run, "last", like=template)
+        # A simulation repeats a round that was cut off bit for bit, noise included: that is the same release again. On
+        # real devices it is another one, and what the first has cost stays spent.
+        return (state._replace(ledger=dict(stored.ledger)) if runtime.is_live else state), spec
+
+    def spend(self, ledger: Mapping[str, int]) -> None:
+        """Put privacy events on record before what they pay for is released."""
+        if self.store is not None and self.run is not None:
+            self.store.write_ledger(self.run, ledger)
 
     def commit(self, state: ServerState, record: RoundRecord, is_best: bool) -> None:
         """The round is done: nothing of it is lost, or done again, from here on."""

@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ..core.errors import RunStopped
 from ..core.experiment import Experiment
 from ..core.faults import crash_point
-from ..core.random import derive
-from ..core.types import Broadcast, Failure, RoundRecord, RoundResult, Runtime, ServerState
+from ..core.random import Key, derive
+from ..core.types import Broadcast, Failure, RoundRecord, RoundResult, Runtime, ServerState, Total
+
+Spend = Callable[[Mapping[str, int]], None]
 
 
 def play_round(
-    experiment: Experiment, runtime: Runtime, state: ServerState, records: Sequence[RoundRecord] = ()
+    experiment: Experiment,
+    runtime: Runtime,
+    state: ServerState,
+    records: Sequence[RoundRecord] = (),
+    spend: Spend = lambda ledger: None,
 ) -> tuple[ServerState, RoundRecord, Sequence[Failure]]:
     """The round after `state`. Returns the new state, what there is to say about the round, and who failed.
 
-    Errors: RunStopped with fewer than min_clients valid updates, a total weight of 0, or params that are not finite;
-    the state passed in is still good then.
+    spend: puts a plan's ledger on record; called before anything that it pays for is released.
+    Errors: RunStopped with fewer than min_clients valid updates, a total weight of 0, params that are not finite, or a
+    round that the plan's budget does not allow; the state passed in is still good then.
     """
-    number = state.round + 1
+    number, plan = state.round + 1, experiment.plan
     key = derive(experiment.seed, "round", number)
+    # On real devices neither the cohort nor the noise may follow from a seed: both have to stay secret.
+    server_key = Key.fresh() if plan is not None and runtime.is_live else key
+    ledger = state.ledger if plan is None else plan.charge(state.ledger)
+    if plan is not None:
+        plan.check_budget(ledger)
     started = time.perf_counter()
-    cohort = experiment.sampler.sample(runtime.client_ids(), experiment.population.sizes, key.derive("cohort"))
+    clients = runtime.client_ids()
+    cohort = experiment.sampler.sample(clients, experiment.population.sizes, server_key.derive("cohort"))
     rate = experiment.local.learning_rate_at(number, records)
     extra = experiment.strategy.broadcast(state.strategy)
     crash_point("before-training", number)
-    result = runtime.collect(Broadcast(number, state.params, extra, state.transforms, rate), cohort, key)
-    _check_enough(experiment, number, result)
-    transforms, total = experiment.transforms.decode(state.transforms, result.total, key.derive("decode"))
-    mean = total.mean()
+    if plan is not None and plan.clients_release:
+        spend(ledger)
+    broadcast = Broadcast(number, state.params, extra, state.transforms, rate)
+    result = runtime.collect(broadcast, cohort, key)
+    _check_enough(experiment, number, result, cohort)
+    if plan is not None and not plan.clients_release:
+        spend(ledger)
+    total = result.total if result.total.clients else _nothing(experiment, broadcast, result.total)
+    transforms, total = experiment.transforms.decode(state.transforms, total, server_key.derive("decode"))
+    present = total.clients if plan is None else total.weight
+    mean = total.mean()._replace(participation=present / len(clients))
     strategy, params = experiment.strategy.update(state.strategy, state.params, mean)
     seconds = time.perf_counter() - started
     if not np.isfinite(params).all():
@@ -47,10 +67,10 @@ def play_round(
         eval_seconds=None,
         bytes_up=result.bytes_up,
         bytes_down=result.bytes_down,
-        epsilon=None,
+        epsilon=None if plan is None else plan.spent(ledger),
     )
     return (
-        ServerState(number, params.astype(np.float32, copy=False), strategy, transforms, state.ledger),
+        ServerState(number, params.astype(np.float32, copy=False), strategy, transforms, ledger),
         record,
         result.failures,
     )
@@ -73,9 +93,18 @@ def evaluate(experiment: Experiment, runtime: Runtime, state: ServerState, recor
     return record._replace(metrics=metrics, eval_seconds=time.perf_counter() - started)
 
 
-def _check_enough(experiment: Experiment, number: int, result: RoundResult) -> None:
+def _nothing(experiment: Experiment, broadcast: Broadcast, total: Total) -> Total:
+    """The total of an empty cohort, with as many numbers as that of any other."""
+    shape = experiment.encoded_shape(broadcast)
+    return total._replace(delta=np.zeros(shape.delta, np.float32), extra=np.zeros(shape.extra, np.float32))
+
+
+def _check_enough(experiment: Experiment, number: int, result: RoundResult, cohort: Sequence[int]) -> None:
     """Raise RunStopped when there is nothing, or too little, to aggregate."""
     failures, total = result.failures, result.total
+    # An empty Poisson cohort still releases noise: skipping the round would reveal that nobody was sampled.
+    if experiment.plan is not None and not cohort:
+        return
     if total.clients < experiment.min_clients:
         reasons = sorted({failure.reason for failure in failures})
         example = f"; client {failures[0].client}: {failures[0].detail}" if failures else ""

@@ -113,7 +113,7 @@ def _worker(reference: str, overrides: str, choice: str) -> Worker:
     from ...clients.worker import Worker
 
     configure_tensorflow()
-    return Worker(_experiment(reference, overrides), pick_devices(None)[0], xla=choice == "xla")
+    return Worker(_experiment(reference, overrides), pick_devices(None)[0], xla=choice == "xla", is_live=True)
 
 
 def _check_same(experiment: Experiment, digest: str) -> None:

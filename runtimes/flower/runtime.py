@@ -83,11 +83,14 @@ class FlowerRuntime:
         memory is not used: what clients keep at home never reaches the server. Errors: RunStopped when too few
         clients appear in time; ConfigError for a resumed run whose clients kept something, which ended with them.
         """
-        spec = self._server.open(experiment, memory, choices)
-        if choices is not None and any(variable.offset is None for variable in spec.variables):
+        if experiment.aggregation is not None:
+            raise ConfigError(f"{experiment.aggregation!r} runs in simulation only; drop it, or --runtime flower")
+        spec, rule = self._server.open(experiment, memory, choices), experiment.client_rule
+        keeps = any(variable.offset is None for variable in spec.variables) or (rule is not None and rule.remembers)
+        if choices is not None and keeps:
             raise ConfigError(
-                "cannot resume over Flower a run with personal variables: clients keep them only as long as a run "
-                "lasts; start a new run"
+                "cannot resume over Flower a run whose clients keep something between rounds: they keep it only as "
+                "long as the run lasts; start a new run"
             )
         clients = len(experiment.population)
         self._nodes = find_clients(self.grid, self.clients or clients, clients, self.join_seconds)
@@ -109,6 +112,7 @@ class FlowerRuntime:
     def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
         """Send the cohort the broadcast; check each reply, and fold it in cohort order as soon as its turn comes."""
         experiment, size = self._running, len(broadcast.params)
+        extra_size = experiment.encoded_shape(broadcast).extra
         sizes = experiment.population.sizes()
         total, failures, bytes_up = experiment.fold.zero(size), [], 0
         contents = self._contents(broadcast, {client: key.derive("client", client) for client in cohort})
@@ -120,7 +124,7 @@ class FlowerRuntime:
             else:
                 bytes_up += content_bytes(reply.content) if reply.has_content() else 0
                 max_weight = float(sizes[client]) if experiment.weighting == "examples" else 1.0
-                update = check_update(reply, Expected(client, broadcast.round, size, len(broadcast.extra), max_weight))
+                update = check_update(reply, Expected(client, broadcast.round, size, extra_size, max_weight))
             if isinstance(update, Failure):
                 log.warning("round %d: client %d failed, %s: %s", broadcast.round, *update)
                 failures.append(update)

@@ -320,9 +320,8 @@ class TestExperiment:
 
     def test_robust_fold_with_hidden_updates_is_refused(self):
         fold = SimpleNamespace(needs_individual_updates=True, zero=0, add=0, merge=0, total=0)
-        hiding = SimpleNamespace(hides_individual_updates=True, init=0, encode=0, decode=0)
         with pytest.raises(IncompatibleError, match="needs individual updates"):
-            federation(fold=fold, transforms=hiding)
+            federation(fold=fold, aggregation=SimpleNamespace(session=0, metrics=()))
 
     def test_description_names_what_changed(self):
         experiment = federation()

@@ -29,7 +29,7 @@ from umbel.data import (
     Shards,
     split_clients,
 )
-from umbel.server.sampling import FixedCohort
+from umbel.core.sampling import FixedCohort
 from umbel.strategies import FedAvg
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import RunStopped
-from ..core.random import Key
-from ..core.validation import require_count, require_real
+from .errors import RunStopped
+from .random import Key
+from .validation import require_count, require_real
 
 Sizes = Callable[[], np.ndarray]
 
