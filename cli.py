@@ -129,6 +129,10 @@ def run(
     compile: Annotated[
         Literal["auto", "xla", "graph"], typer.Option(help="How to compile; auto measures where that may pay.")
     ] = "auto",
+    aggregation: Annotated[
+        Literal["arithmetic", "protocol"],
+        typer.Option(help="How a simulation hides updates: as numbers alone, or with every key and mask."),
+    ] = "arithmetic",
     debug: Annotated[bool, typer.Option("--debug", help="Run clients eagerly; errors name the batch.")] = False,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw accuracy and loss: .png, .svg, .pdf.")] = None,
 ) -> None:
@@ -144,7 +148,16 @@ def run(
         check_plot_path(plot)
     shorthands = [f"seed={seed}"] if seed is not None else []
     request = Request(
-        experiment, [*shorthands, *(settings or [])], runtime, workers, clients, store, resume, compile, debug
+        experiment,
+        [*shorthands, *(settings or [])],
+        runtime,
+        workers,
+        clients,
+        store,
+        resume,
+        compile,
+        debug,
+        aggregation,
     )
     with progress(quiet) as shown:
         ended = launch(request, [*shown, JsonLines(output)] if output else shown)

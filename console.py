@@ -31,6 +31,10 @@ NATIVE_LOG = re.compile(
 )
 
 COMPILED = {"xla": "with XLA", "graph": "as TensorFlow graphs, without XLA"}
+HIDDEN = {
+    "arithmetic": "updates summed as integers, without the protocol that hides them",
+    "protocol": "updates hidden by the whole protocol",
+}
 GROUPS = ("test", "validation", "train")  # of metrics, the most telling first
 
 
@@ -194,12 +198,24 @@ def summary(ended: Ended, plot: str | None) -> str:
         "rounds": f"{count} in {history.seconds:.1f} s{early}",
         "clients": f"{clients:.4g} of {len(population)} per round" + (f", {failed} failed" if failed else ""),
         "compiled": COMPILED.get(ended.compiled or ""),
+        "privacy": privacy_text(history.privacy),
         "plot": plot,
         "run": f"{history.run}, model version {history.model_version}",
         **ended.commands,
     }
     width = max(map(len, facts))
     return "\n".join([history.experiment, *(f"  {name:<{width}}  {fact}" for name, fact in facts.items() if fact)])
+
+
+def privacy_text(privacy: Mapping[str, Any]) -> str:
+    """What History.privacy says, as a line; empty for nothing."""
+    facts = []
+    if "epsilon" in privacy:
+        seeded = ", noise from the run's seed" if privacy["noise"] == "seeded" else ""
+        facts.append(f"ε = {privacy['epsilon']:.4g} at δ = {privacy['delta']:g}{seeded}")
+    if "aggregation" in privacy:
+        facts.append(HIDDEN[privacy["aggregation"]])
+    return "; ".join(facts)
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -47,6 +47,7 @@ class Request:
     resume: str | None
     compile: Any
     debug: bool
+    aggregation: Any = "arithmetic"
 
     def __post_init__(self) -> None:
         if self.runtime != "flower":
@@ -54,6 +55,10 @@ class Request:
         if self.workers is not None or self.debug:
             option = "--debug" if self.debug else "--workers"
             raise ConfigError(f"{option} is of the simulation; over Flower every client is a process of its own")
+        if self.aggregation != "arithmetic":
+            raise ConfigError(
+                "--aggregation is of the simulation; over Flower updates are hidden for real, or not at all"
+            )
         if self.compile == "xla":
             raise ConfigError("--compile xla is of the simulation; over Flower it would compile anew for every message")
 
@@ -153,7 +158,9 @@ def simulate(
     """Play the run in this process."""
     from .runtimes.simulation import Simulation
 
-    with contextlib.closing(Simulation(request.workers, request.compile, debug=request.debug)) as runtime:
+    with contextlib.closing(
+        Simulation(request.workers, request.compile, debug=request.debug, aggregation=request.aggregation)
+    ) as runtime:
         with without_native_logs():
             from .clients import worker  # noqa: F401  imports TensorFlow
         history = run(experiment, runtime, store=store, resume=request.resume, watchers=watchers)
@@ -194,7 +201,14 @@ def federate(
     stored = store.load_run(outcome.final["run"])
     version, params = store.models.get(stored.name, outcome.final["model_version"])
     history = History(
-        stored.name, tuple(stored.records), params, version.spec, stored.run, version.version, stored.reason
+        stored.name,
+        tuple(stored.records),
+        params,
+        version.spec,
+        stored.run,
+        version.version,
+        stored.reason,
+        outcome.final.get("privacy", {}),
     )
     for watcher in watchers:
         watcher.on_end(history)

@@ -73,7 +73,7 @@ class Simulation:
         words = ("arithmetic", "protocol")
         require(aggregation in words, f"expected aggregation={aggregation!r} to be 'arithmetic' or 'protocol'")
         self.workers, self.compile, self.device_names, self.debug = workers, compile, devices, debug
-        self.aggregation = aggregation
+        self.aggregation = self._hiding = aggregation
         self._experiment: Experiment | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._team: list[Worker] = []
@@ -87,6 +87,7 @@ class Simulation:
         """Build the workers, unless they already stand for this experiment, and choose how they compile."""
         self._memory = memory
         compiled = (choices or {}).get("compile")
+        self._hiding = (choices or {}).get("aggregation", self.aggregation)
         fits = self._experiment is not None and workers_of(experiment) == workers_of(self._experiment)
         if not fits or compiled not in (None, self.describe()["compile"]):
             self.close()
@@ -100,7 +101,7 @@ class Simulation:
         """The model's digests, how it was compiled, and how updates were hidden, if they were."""
         described = self._team[0].describe() | {"compile": "xla" if self._team[0].xla else "graph"}
         hides = self._running.aggregation is not None
-        return described | ({"aggregation": self.aggregation} if hides else {})
+        return described | ({"aggregation": self._hiding} if hides else {})
 
     def initial_params(self) -> Vector:
         """The model's own initial weights, drawn from the experiment's seed."""
@@ -211,7 +212,7 @@ class Simulation:
         experiment = self._running
         if experiment.aggregation is None or not cohort:
             return InTheOpen(experiment.fold, len(broadcast.params))
-        shape, is_real = experiment.encoded_shape(broadcast), self.aggregation == "protocol"
+        shape, is_real = experiment.encoded_shape(broadcast), self._hiding == "protocol"
         return experiment.aggregation.session(shape, cohort, broadcast.round, key.derive("aggregation"), is_real)
 
     def _train(self, worker: Worker, broadcast: Broadcast, client: int, key: Key):

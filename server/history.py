@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ class History:
     run: str | None = None  # id in the store
     model_version: int | None = None  # in the store's registry
     stopped_early: str | None = None  # a callback's reason
+    privacy: Mapping[str, Any] = field(default_factory=dict)  # epsilon, delta, noise; aggregation: see `final`
 
     @property
     def params_sha256(self) -> str:
@@ -57,14 +58,19 @@ class History:
         return int(self.rounds[reached[0]].round) if len(reached) else None
 
     def final(self) -> dict[str, Any]:
-        """The last object that `umbel run --json` prints."""
-        return {
+        """The last object that `umbel run --json` prints.
+
+        With "privacy" for a run that had any: "epsilon" at "delta", "noise" ("seeded": whoever knows the seed can
+        subtract it; or "operating system"), and "aggregation" ("arithmetic" or "protocol") where updates were hidden.
+        """
+        final = {
             "run": self.run,
             "params_sha256": self.params_sha256,
             "model_version": self.model_version,
             "rounds": self.rounds[-1].round if self.rounds else 0,
             "seconds": self.seconds,
         }
+        return final | ({"privacy": dict(self.privacy)} if self.privacy else {})
 
     def load_into(self, model: Any) -> Any:
         """Assign the final params to a Keras model of the same variables; returns it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,7 +77,8 @@ def _run(
     params = state.params if best in (None, state.round) else journal.params_of(best)
     version = journal.publish(experiment, params, spec)
     journal.finish("finished", reason)
-    history = History(experiment.name, tuple(records), params, spec, journal.run, version, reason)
+    privacy = _privacy(experiment, runtime, state)
+    history = History(experiment.name, tuple(records), params, spec, journal.run, version, reason, privacy)
     for watcher in watchers:
         watcher.on_end(history)
     return history
@@ -199,6 +200,17 @@ def _best_round(experiment: Experiment, records: Sequence[RoundRecord]) -> int |
     """The round the run ends with, by the first callback that names one."""
     rounds = (callback.best_round(records) for callback in experiment.callbacks)
     return next((round for round in rounds if round is not None), None)
+
+
+def _privacy(experiment: Experiment, runtime: Runtime, state: ServerState) -> dict[str, Any]:
+    """What protected the run, and what it cost: see History.final."""
+    found: dict[str, Any] = {}
+    if (plan := experiment.plan) is not None:
+        noise = "operating system" if runtime.is_live else "seeded"
+        found = {"epsilon": plan.spent(state.ledger), "delta": plan.delta, "noise": noise}
+    if experiment.aggregation is not None:
+        found["aggregation"] = runtime.describe().get("aggregation", "protocol")
+    return found
 
 
 @contextlib.contextmanager
