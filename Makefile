@@ -2,6 +2,7 @@
 # make test    all tests but the reproductions; ARGS="tests/core -k chain" chooses some, ARGS="-m slow" the reproductions
 # make check   format, lint, types, layers
 # make bench   Umbel against its peers
+# make bench-privacy  encryption, masks, noise and accounting against AES-CTR, memcpy and Flower
 # make clean   remove what was made, but for .venv
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ TYPED := $(foreach part,core data clients strategies privacy server runtimes,-p 
 # Set anywhere to 1, it would keep TensorFlow from being byte-compiled, and every import of it would take three times as long.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-privacy clean
 
 demo: .venv/installed
 	@mkdir -p out
@@ -28,6 +29,9 @@ check: .venv/installed-test
 
 bench: .venv/installed-test
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-privacy: .venv/installed-test
+	@$(BIN)/python -m umbel.benchmarks.privacy $(ARGS)
 
 clean:
 	rm -rf out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -8,14 +8,15 @@ history = run(experiment, Simulation())
 
 from importlib.metadata import version as _version
 
-from . import data
+from . import data, privacy, strategies
 from .core.chain import Chain
 from .core.errors import ClientError, ConfigError, IncompatibleError, RunStopped, StoreError, UmbelError
 from .core.examples import Examples
 from .core.experiment import Experiment, Local
 from .core.overrides import override
 from .core.random import derive
-from .privacy import Clip
+from .keyring import register as _register_keys
+from .privacy import AdaptiveClip, Clip, Homomorphic, PrivacyPlan, SecureSum
 from .runtimes.simulation import Simulation
 from .server import (
     AllClients,
@@ -32,14 +33,17 @@ from .server import (
     StopAt,
     WarmUp,
     WeightedCohort,
+    compare,
     cross_validate,
     run,
 )
-from .strategies import FedAvg
+from .strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 
 __version__ = _version("umbel")
+_register_keys()
 
 __all__ = [
+    "AdaptiveClip",
     "AllClients",
     "Chain",
     "ClientError",
@@ -51,15 +55,22 @@ __all__ = [
     "Examples",
     "Experiment",
     "ExponentialDecay",
+    "FedAdagrad",
+    "FedAdam",
     "FedAvg",
+    "FedAvgM",
+    "FedYogi",
     "FixedCohort",
     "History",
+    "Homomorphic",
     "IncompatibleError",
     "KeepBest",
     "Local",
     "PoissonCohort",
+    "PrivacyPlan",
     "ReduceOnPlateau",
     "RunStopped",
+    "SecureSum",
     "Simulation",
     "StepDecay",
     "StopAt",
@@ -67,9 +78,12 @@ __all__ = [
     "UmbelError",
     "WarmUp",
     "WeightedCohort",
+    "compare",
     "cross_validate",
     "data",
     "derive",
     "override",
+    "privacy",
     "run",
+    "strategies",
 ]

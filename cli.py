@@ -15,6 +15,9 @@ from typing import Annotated, Literal
 import click
 import typer
 
+from .commands_audit import audit
+from .commands_compare import compare_command
+from .commands_keys import app as keys
 from .commands_privacy import app as privacy
 from .console import (
     JsonLines,
@@ -54,9 +57,6 @@ app = typer.Typer(
 )
 
 
-app.add_typer(privacy, name="privacy")
-
-
 def complete_experiments(incomplete: str) -> list[str]:
     """Names of experiments, folders and Python files that begin with incomplete."""
 
@@ -78,6 +78,13 @@ def complete_settings(context: typer.Context, incomplete: str) -> list[str]:
 StoreOption = Annotated[
     str,
     typer.Option(metavar="URL", envvar="UMBEL_STORE", help="Where runs are kept: sqlite:///FILE.db or postgresql://…."),
+]
+StoreKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The key of an encrypted store; umbel keys new makes one. [dim]\\[env: UMBEL_STORE_KEY][/dim]",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line on standard output.")]
 
@@ -121,6 +128,7 @@ def run(
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
+    store_key: StoreKeyOption = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Continue a run: its id, the beginning of one, or latest.")
     ] = None,
@@ -158,6 +166,7 @@ def run(
         compile,
         debug,
         aggregation,
+        store_key,
     )
     with progress(quiet) as shown:
         ended = launch(request, [*shown, JsonLines(output)] if output else shown)
@@ -185,11 +194,11 @@ def experiments(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def runs(store: StoreOption = DEFAULT_STORE, store_key: StoreKeyOption = None, as_json: JsonOption = False) -> None:
     """List the runs of a store, newest first."""
     from .server.store import Store
 
-    with Store.open(store, create=False) as opened:
+    with Store.open(store, create=False, key=store_key) as opened:
         found = opened.runs()
     if as_json:
         for one in found:
@@ -220,17 +229,24 @@ def plot(
         typer.Option("--output", "-o", metavar="FILE", help="A .png, .svg or .pdf. [dim]\\[default: RUN.png][/dim]"),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
+    store_key: StoreKeyOption = None,
 ) -> None:
     """Draw a stored run's accuracy and loss. RUN is its id, the beginning of one, or latest."""
     from .server.store import Store
 
     if output:
         check_plot_path(output)
-    with Store.open(store, create=False) as opened:
+    with Store.open(store, create=False, key=store_key) as opened:
         stored = opened.load_run(run)
     path = output or f"{stored.run}.png"
     save_plot(History(stored.name, tuple(stored.records), stored.server_state.params, stored.spec, stored.run), path)
     print(path)
+
+
+app.command("compare")(compare_command)
+app.command()(audit)
+app.add_typer(keys, name="keys")
+app.add_typer(privacy, name="privacy")
 
 
 def main() -> None:

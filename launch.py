@@ -17,6 +17,7 @@ from .core.loading import experiment_names, load_experiment
 from .core.overrides import fit_to, override, paths
 from .core.types import Failure, RoundRecord, Runtime, Watcher
 from .server import History, run
+from .server.vault import VAULT_VARIABLE
 
 if TYPE_CHECKING:  # SQLAlchemy is imported when a run begins, not for shell completion
     from .server.store import Store, StoredRun
@@ -48,6 +49,7 @@ class Request:
     compile: Any
     debug: bool
     aggregation: Any = "arithmetic"
+    store_key: str | None = None  # file of the key of an encrypted store; None: UMBEL_STORE_KEY, if any
 
     def __post_init__(self) -> None:
         if self.runtime != "flower":
@@ -77,12 +79,13 @@ class Request:
 
     @property
     def store_words(self) -> list[str]:
-        """The option for the store, if it is needed; without a password."""
+        """The options for the store, those that are needed; without a password."""
+        key = [] if self.store_key is None else ["--store-key", self.store_key]
         if self.store == os.environ.get("UMBEL_STORE", DEFAULT_STORE):
-            return []
+            return key
         from .server.store.address import parse
 
-        return ["--store", str(parse(self.store))]
+        return ["--store", str(parse(self.store)), *key]
 
 
 def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
@@ -93,6 +96,7 @@ def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
     from .server.store import Store
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(named_store_key(request.store_key))
         with without_native_logs():  # an experiment's file may import Keras
             if request.resume is None:
                 # Before the store: a misspelt name, or missing data, should not leave an empty one behind.
@@ -259,6 +263,21 @@ class Kept:
             return "No run was begun"
         rounds = f"{self._rounds} {'round is' if self._rounds == 1 else 'rounds are'} kept"
         return f"{rounds}; resume with: {self._request.again(self._run)}"
+
+
+@contextlib.contextmanager
+def named_store_key(path: str | None) -> Iterator[None]:
+    """Name a store's key, for this process and, over Flower, the server's: they read UMBEL_STORE_KEY."""
+    before = os.environ.get(VAULT_VARIABLE)
+    if path is not None:
+        os.environ[VAULT_VARIABLE] = os.path.abspath(path)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VAULT_VARIABLE, None)
+        else:
+            os.environ[VAULT_VARIABLE] = before
 
 
 @contextlib.contextmanager

@@ -30,13 +30,44 @@ def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Experiment
     `sys.modules`, so that what it defines can be pickled. Errors: ConfigError for an unknown name (with the nearest
     one), a missing file, a file that fails, or one that defines no Experiment.
     """
-    is_path = reference.endswith(".py") or "/" in reference or "\\" in reference
-    module = _load_file(Path(reference)) if is_path else _load_name(reference)
-    found = getattr(module, "experiment", None)
+    if ":" in reference and not Path(reference).exists():
+        return next(iter(load_experiments(reference, overrides).values()))
+    module = _module(reference)
+    found, several = getattr(module, "experiment", None), _several(module)
+    if found is None and several:
+        first = next(iter(several))
+        raise ConfigError(
+            f"{reference} defines {len(several)} experiments; run one, such as {reference}:{first}, or all of them: "
+            f"umbel compare {reference}"
+        )
     if not isinstance(found, Experiment):
         kind = "no `experiment`" if found is None else f"experiment of type {type(found).__name__}"
         raise ConfigError(f"{reference} defines {kind}; expected experiment = Experiment(…)")
     return override(found, overrides)
+
+
+def load_experiments(reference: str, overrides: Sequence[str] = ()) -> dict[str, Experiment]:
+    """Every experiment that a module or file defines, by name: `experiments`, a mapping, or else its one `experiment`.
+
+    "NAME:VARIANT" is one of a mapping. Errors: as for `load_experiment`; ConfigError for an unknown variant.
+    """
+    place, _, variant = reference.partition(":")
+    found = _several(_module(place))
+    if not found and not variant:
+        only = load_experiment(place, overrides)
+        return {only.name: only}
+    if variant:
+        if variant not in found:
+            raise ConfigError(f"{place} has no experiment {variant!r}; {suggest(variant, found)}")
+        found = {variant: found[variant]}
+    return {name: override(experiment, overrides) for name, experiment in found.items()}
+
+
+def _several(module: ModuleType) -> dict[str, Experiment]:
+    """A module's `experiments`, if it is a mapping to nothing else."""
+    found = getattr(module, "experiments", None)
+    is_mapping = isinstance(found, dict) and all(isinstance(one, Experiment) for one in found.values())
+    return dict(found) if is_mapping and found else {}
 
 
 def experiment_names() -> list[str]:
@@ -45,6 +76,11 @@ def experiment_names() -> list[str]:
     return sorted(
         name for _, name, is_package in pkgutil.iter_modules(folder) if not is_package and not name.startswith("_")
     )
+
+
+def _module(reference: str) -> ModuleType:
+    is_path = reference.endswith(".py") or "/" in reference or "\\" in reference
+    return _load_file(Path(reference)) if is_path else _load_name(reference)
 
 
 def _load_name(name: str) -> ModuleType:

@@ -9,6 +9,7 @@ A *source* is a data set, a *partitioner* says who owns which example, a *popula
 All are frozen values: cheap to build, compare and pickle; data are loaded when first needed, once per process.
 """
 
+from .attacks import Backdoor, LabelFlip
 from .datasets import TfDataset, TorchDataset
 from .groups import ByKey, Dbscan, KMeans
 from .images import ImageFolder
@@ -60,6 +61,7 @@ __all__ = [
     "ALL_PARTITIONERS",
     "ALL_SOURCES",
     "Arrays",
+    "Backdoor",
     "ByKey",
     "Cifar10",
     "ClassesPerClient",
@@ -73,6 +75,7 @@ __all__ = [
     "Iid",
     "ImageFolder",
     "KMeans",
+    "LabelFlip",
     "LogNormal",
     "Mnist",
     "NpzFile",

@@ -1,5 +1,26 @@
-"""What protects clients: update transforms that go into an Experiment's Chain."""
+"""What protects clients: plans and the transforms they bring, and aggregations that hide single updates."""
 
+from .adaptive import AdaptiveClip
+from .central import CentralGaussian
 from .clipping import Clip, clip
+from .distributed import DistributedSkellam, grid_limit
+from .homomorphic import Homomorphic
+from .local import LocalGaussian
+from .plan import DistributedPlan, FixedCohortPlan, LocalPlan, PrivacyPlan
+from .secure_sum import SecureSum
 
-__all__ = ["Clip", "clip"]
+__all__ = [
+    "AdaptiveClip",
+    "CentralGaussian",
+    "Clip",
+    "DistributedPlan",
+    "DistributedSkellam",
+    "FixedCohortPlan",
+    "Homomorphic",
+    "LocalGaussian",
+    "LocalPlan",
+    "PrivacyPlan",
+    "SecureSum",
+    "clip",
+    "grid_limit",
+]

@@ -1,37 +1,62 @@
 """Accounting: what the privacy events in a ledger cost together, as (ε, δ)-differential privacy.
 
-A ledger is data, {event: count}: an event is the text of a frozen value below, and `parse_event` reads it back. All
-counts are composed at once. ε comes from privacy loss distributions (PLD), rounded up to their grid; Rényi differential
-privacy (RDP) gives a second, looser upper bound, independently computed.
+A ledger is data, {event: count}: an event is the text of a frozen value of `events`, and `parse_event` reads it back.
+All counts are composed at once. ε comes from privacy loss distributions (PLD), rounded up to their grid; Rényi
+differential privacy (RDP) gives a second, looser upper bound, independently computed.
 
 Sources: PLD: Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380. RDP: Mironov, Talwar, Zhang 2019,
 https://arxiv.org/abs/1908.10530; without replacement Wang, Balle, Kasiviswanathan 2019,
 https://arxiv.org/abs/1808.00087. Cohorts of a fixed size: Balle, Barthe, Gaboardi 2018, Theorem 9,
-https://arxiv.org/abs/1807.01647, composed after Zhu, Dong, Wang 2022, https://arxiv.org/abs/2106.08567.
+https://arxiv.org/abs/1807.01647, composed after Zhu, Dong, Wang 2022, https://arxiv.org/abs/2106.08567. Gaussians
+without sampling: Balle, Wang 2018, https://arxiv.org/abs/1805.06530. Skellam noise: Agarwal, Kairouz, Liu 2021,
+https://arxiv.org/abs/2110.04995, Theorem 3.5, summed over coordinates.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial, reduce
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import lru_cache, partial, reduce
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..core.validation import require, require_count, require_real, suggest
+from ..core.validation import require, require_count, require_real
+from .events import (
+    LARGEST_NOISE,
+    SMALLEST_NOISE,
+    Event,
+    FixedCohortGaussian,
+    Gaussian,
+    Ledger,
+    LocalRelease,
+    SkellamSum,
+    TruncatedGaussian,
+    compose,
+    parse_event,
+    require_sampling_rate,
+)
 
-Ledger = Mapping[str, int]
+__all__ = [
+    "Epsilon",
+    "FixedCohortGaussian",
+    "Gaussian",
+    "LocalRelease",
+    "SkellamSum",
+    "TruncatedGaussian",
+    "calibrate",
+    "compose",
+    "epsilon",
+    "local_noise",
+    "parse_event",
+    "smallest_noise",
+]
 
 SMALLEST_DELTA = 1e-12  # PLD arithmetic drops up to 1e-15 of probability per composition, and adds it to δ
-SMALLEST_NOISE, LARGEST_NOISE = 0.01, 1e6  # outside, ε is either absurd or lost in the grid's rounding
 INTERVAL = 1e-4  # of the PLD's grid, for ε up to INTERVALS_COARSEN_AT; then it doubles with ε
 INTERVALS_COARSEN_AT = 20.0
 LARGEST_EPSILON = 1e6  # above, it is called infinite
@@ -39,106 +64,11 @@ LARGEST_COUNT = 10**6  # of one event; PLD arithmetic takes a second for as many
 PRECISION = 1e-3  # of calibrated noise multipliers
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """A clipped sum over a Poisson cohort, plus N(0, (noise_multiplier·clip_norm)²). Neighbours: add or remove one.
-
-    sampling_rate: each client's probability of taking part, on its own; 1 is the plain Gaussian mechanism.
-    """
-
-    name: ClassVar[str] = "gaussian"
-    relation: ClassVar[str] = "add-or-remove-one"
-
-    noise_multiplier: float
-    sampling_rate: float
-
-    def __post_init__(self) -> None:
-        settle(self)
-
-    def __str__(self) -> str:
-        return event_text(self)
-
-
-@dataclass(frozen=True)
-class FixedCohortGaussian:
-    """A clipped sum over `cohort` of `population` clients, drawn without replacement, plus Gaussian noise.
-
-    Neighbours: replace one, which moves the sum by up to 2·clip_norm; so it costs more than a Poisson cohort of the
-    same expected size.
-    """
-
-    name: ClassVar[str] = "fixed_cohort_gaussian"
-    relation: ClassVar[str] = "replace-one"
-
-    noise_multiplier: float
-    cohort: int
-    population: int
-
-    def __post_init__(self) -> None:
-        settle(self)
-        require(self.cohort <= self.population, f"expected cohort={self.cohort} ≤ population={self.population}")
-
-    def __str__(self) -> str:
-        return event_text(self)
-
-
-@dataclass(frozen=True)
-class TruncatedGaussian:
-    """A Poisson cohort cut to a random `cohort_cap` of its clients where it is larger. Neighbours: add or remove one.
-
-    Priced as in https://arxiv.org/abs/2508.15089; there is no RDP bound for it.
-    """
-
-    name: ClassVar[str] = "truncated_gaussian"
-    relation: ClassVar[str] = "add-or-remove-one"
-
-    noise_multiplier: float
-    sampling_rate: float
-    cohort_cap: int
-    population: int
-
-    def __post_init__(self) -> None:
-        settle(self)
-
-    def __str__(self) -> str:
-        return event_text(self)
-
-
-Event = Gaussian | FixedCohortGaussian | TruncatedGaussian
-EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in (Gaussian, FixedCohortGaussian, TruncatedGaussian)}
-
-
 class Epsilon(NamedTuple):
     """Two upper bounds on ε. `pld` is reported; `rdp` checks it, and is None where no RDP bound is known."""
 
     pld: float
     rdp: float | None
-
-
-def parse_event(text: str) -> Event:
-    """The event that `str(event)` wrote as text.
-
-    Errors: ConfigError for another text, however close: one event has one text, or a ledger would count it apart.
-    """
-    matched = re.fullmatch(r"(\w+)\(([^()]*)\)", text)
-    kind = EVENTS.get(matched[1]) if matched else None
-    if matched is None or kind is None:
-        raise ConfigError(f"unknown privacy event {text!r}; {suggest(text.split('(')[0], EVENTS)}")
-    try:
-        words = dict(part.split("=") for part in matched[2].split(","))
-        types = {field.name: int if field.type == "int" else float for field in dataclasses.fields(kind)}
-        event = kind(**{name: types[name](word) for name, word in words.items()})  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError) as error:
-        expected = ", ".join(field.name for field in dataclasses.fields(kind))
-        raise ConfigError(f"expected the privacy event {text!r} to give {expected}, as numbers") from error
-    require(str(event) == text, f"expected the privacy event {text!r} to be written {str(event)!r}")
-    return event
-
-
-def compose(ledger: Ledger, event: Event, count: int = 1) -> dict[str, int]:
-    """A new ledger with `count` more releases of event."""
-    require_count("count", count)
-    return {**ledger, str(event): ledger.get(str(event), 0) + count}
 
 
 def epsilon(ledger: Ledger, delta: float, *, population: int | None = None) -> Epsilon:
@@ -166,6 +96,8 @@ def epsilon_of(events: Mapping[Event, int], delta: float) -> Epsilon:
     if not events:
         return Epsilon(0.0, 0.0)
     by_rdp = rdp_epsilon(events, delta)
+    if any(isinstance(event, SkellamSum) for event in events):
+        return Epsilon(by_rdp, by_rdp)  # no privacy loss distribution of it is known
     is_bound = not any(isinstance(event, TruncatedGaussian) for event in events)
     return Epsilon(pld_epsilon(events, delta, estimate=by_rdp), by_rdp if is_bound else None)
 
@@ -184,15 +116,27 @@ def calibrate(
     At least SMALLEST_NOISE, whatever the budget. accountant: "pld", as reported, or "rdp", which asks for more noise.
     Errors: ConfigError for a value out of bounds, or a budget that no noise up to LARGEST_NOISE keeps.
     """
-    require_real("epsilon", epsilon, above=0)
     require_delta(delta, population)
+    require_sampling_rate(sampling_rate)
+    return smallest_noise(partial(Gaussian, sampling_rate=sampling_rate), epsilon, delta, rounds, accountant)
+
+
+def smallest_noise(
+    event: Callable[[float], Event],
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    accountant: Literal["pld", "rdp"] = "pld",
+) -> float:
+    """As `calibrate`, of `rounds` releases of the event that a noise multiplier makes."""
+    require_real("epsilon", epsilon, above=0)
+    require_delta(delta, None)
     require_count("rounds", rounds)
     require(rounds <= LARGEST_COUNT, f"expected rounds={rounds} ≤ {LARGEST_COUNT}")
-    require_sampling_rate(sampling_rate)
     require(accountant in ("pld", "rdp"), f"expected accountant={accountant!r} in pld, rdp")
 
     def cost(bound: str, units: int) -> float:
-        events: dict[Event, int] = {Gaussian(on_grid(units), sampling_rate): rounds}
+        events = {event(on_grid(units)): rounds}
         return rdp_epsilon(events, delta) if bound == "rdp" else epsilon_of(events, delta).pld
 
     # RDP costs a tenth of PLD's time and asks for a little more noise: the search goes on from there. Its orders are
@@ -200,6 +144,27 @@ def calibrate(
     budget = epsilon if accountant == "rdp" else max(epsilon, 0.1)
     found = smallest_within(partial(cost, "rdp"), budget, start=round(1 / PRECISION))
     return on_grid(found if accountant == "rdp" else smallest_within(partial(cost, "pld"), epsilon, start=found))
+
+
+def local_noise(epsilon: float, delta: float, releases: int = 1) -> float:
+    """The noise multiplier of a LocalRelease of which `releases` together cost epsilon at delta: the analytic Gaussian.
+
+    Exact at any ε: releases compose to one Gaussian of 1/√releases the noise. Errors: ConfigError for a value out of
+    bounds, or a budget that needs more noise than LARGEST_NOISE, or less than SMALLEST_NOISE.
+    """
+    require_real("epsilon", epsilon, above=0)
+    require_delta(delta, None)
+    require_count("releases", releases)
+    sensitivity = 2.0  # in clip norms, between any two updates
+    with np.errstate(divide="ignore"):
+        once = float(library().get_sigma_gaussian(epsilon, delta)) * (1 + 1e-8)  # the search's own tolerance
+    found = sensitivity * math.sqrt(releases) * once
+    require(
+        SMALLEST_NOISE <= found <= LARGEST_NOISE,
+        f"epsilon={epsilon!r} over {releases} releases asks for a noise multiplier of {found:.3g}; "
+        f"allow an epsilon that one from {SMALLEST_NOISE:g} to {LARGEST_NOISE:g} keeps",
+    )
+    return found
 
 
 def on_grid(units: int) -> float:
@@ -249,11 +214,23 @@ def pld_epsilon(events: Mapping[Event, int], delta: float, estimate: float) -> f
     losses = [estimate, *(largest_loss(event) for event in events)]
     if not max(losses) <= LARGEST_EPSILON:
         return math.inf
-    # Doubled, not scaled: ε then falls as the noise grows, and nearby events share a grid.
-    interval = INTERVAL * 2 ** max(0, math.ceil(math.log2(max(losses) / INTERVALS_COARSEN_AT)))
+    if all(is_plain(event) for event in events):
+        return plain_epsilon(events, delta)
+    interval = grid_interval(max(losses))
     distributions = [loss_distribution(event, count, interval) for event, count in events.items()]
     total = reduce(lambda one, other: one.compose(other), distributions)
     return float(total.get_epsilon_for_delta(delta))
+
+
+def grid_interval(largest: float) -> float:
+    """The interval of the losses' grid, for losses up to about `largest`."""
+    # Doubled, not scaled: ε then falls as the noise grows, and nearby events share a grid.
+    return INTERVAL * 2 ** max(0, math.ceil(math.log2(largest / INTERVALS_COARSEN_AT)))
+
+
+def noise_over_sensitivity(event: Event) -> float:
+    """The standard deviation of the noise over how far one client moves what it is added to."""
+    return event.noise_multiplier / (1 if event.relation == "add-or-remove-one" else 2)
 
 
 def largest_loss(event: Event) -> float:
@@ -262,12 +239,25 @@ def largest_loss(event: Event) -> float:
     return 1 / (2 * sigma**2) + 10 / sigma
 
 
+def is_plain(event: Event) -> bool:
+    """Whether it is a Gaussian mechanism without sampling, which composes in closed form."""
+    return isinstance(event, LocalRelease) or (isinstance(event, Gaussian) and event.sampling_rate == 1)
+
+
+def plain_epsilon(events: Mapping[Event, int], delta: float) -> float:
+    """ε of plain Gaussians, exactly: together they are one."""
+    precision = sum(count / noise_over_sensitivity(event) ** 2 for event, count in events.items())
+    with np.errstate(divide="ignore"):
+        found = float(library().get_epsilon_gaussian(1 / math.sqrt(precision), delta))
+    return found * (1 + 1e-9)  # the search's own tolerance
+
+
 def loss_distribution(event: Event, count: int, interval: float) -> Any:
     """The privacy loss distribution of `count` releases of event, rounded up to a grid of this interval."""
     plds, grid = library().pld.privacy_loss_distribution, {"value_discretization_interval": interval}
     match event:
-        case Gaussian(noise, 1.0):  # composes in closed form
-            return plds.from_gaussian_mechanism(noise / math.sqrt(count), **grid)
+        case Gaussian(_, 1.0) | LocalRelease():
+            return plds.from_gaussian_mechanism(noise_over_sensitivity(event) / math.sqrt(count), **grid)
         case Gaussian(noise, rate):
             once = plds.from_gaussian_mechanism(noise, sampling_prob=rate, **grid)
         case TruncatedGaussian(noise, rate, cap, population):
@@ -312,14 +302,41 @@ def replace_one_profile(epsilons: np.ndarray, noise_multiplier: float, rate: flo
 
 def rdp_epsilon(events: Mapping[Event, int], delta: float) -> float:
     """ε by RDP. Truncated cohorts, which have no such bound, count as Poisson cohorts of half the noise, a guess."""
+    rdp = library().rdp
+    orders = rdp.RdpAccountant().orders
+    return float(
+        rdp.compute_epsilon(orders, sum(count * renyi_curve(event) for event, count in events.items()), delta)[0]
+    )
+
+
+@lru_cache(maxsize=64)
+def renyi_curve(event: Event) -> np.ndarray:
+    """One release's Rényi divergence at each of dp_accounting's orders."""
     dp = library()
-    replaced = any(isinstance(event, FixedCohortGaussian) for event in events)
-    relation = dp.NeighboringRelation["REPLACE_ONE" if replaced else "ADD_OR_REMOVE_ONE"]
-    accountant = dp.rdp.RdpAccountant(neighboring_relation=relation)
+    orders = dp.rdp.RdpAccountant().orders
+    if isinstance(event, SkellamSum):
+        return skellam_divergence(event, orders)
+    relation = dp.NeighboringRelation["REPLACE_ONE" if event.relation == "replace-one" else "ADD_OR_REMOVE_ONE"]
+    asked, places = orders, np.arange(len(orders))
+    if isinstance(event, FixedCohortGaussian):
+        # Its bound takes time in proportion to an order's square up to 256. Divergences grow with their orders, so
+        # that any may stand for one below it.
+        evened = np.where((orders > 40) & (orders < 64), orders + orders % 2, orders)
+        asked, places = np.unique(np.where(orders == 256, 257, evened), return_inverse=True)
+    accountant = dp.rdp.RdpAccountant(orders=asked, neighboring_relation=relation)
     with without_orders_left_out():
-        for event, count in events.items():
-            accountant.compose(rdp_event(event), count)
-    return float(accountant.get_epsilon(delta))
+        accountant.compose(rdp_event(event))
+    return np.maximum(accountant.rdp[places], 0.0)  # where nothing is lost, rounding may leave −10⁻²⁰
+
+
+def skellam_divergence(event: SkellamSum, orders: np.ndarray) -> np.ndarray:
+    """Bounds on its Rényi divergence at each order.
+
+    They hold for whole orders, and so for those below them. An integer vector's L1 norm is at most its L2 norm squared.
+    """
+    moved, variance, whole = (2 * event.norm) ** 2, (event.noise_multiplier * event.norm) ** 2, np.ceil(orders)
+    rest = np.minimum((2 * whole + 5) * moved / (4 * variance**2), 3 * moved / (2 * variance))
+    return whole * moved / (2 * variance) + rest
 
 
 def rdp_event(event: Event) -> Any:
@@ -333,6 +350,9 @@ def rdp_event(event: Event) -> Any:
         case FixedCohortGaussian(noise, cohort, population):
             # The accountant takes the sum to move by one clip norm whatever the relation; replacing moves it by two.
             return dp.SampledWithoutReplacementDpEvent(population, cohort, dp.GaussianDpEvent(noise / 2))
+        case LocalRelease(noise):
+            return dp.GaussianDpEvent(noise / 2)
+    raise TypeError(f"no RDP event for {event}")
 
 
 @contextmanager
@@ -361,16 +381,6 @@ def library() -> Any:
     return dp_accounting
 
 
-def require_noise_multiplier(value: float) -> None:
-    """Raise unless value is a noise multiplier that can be accounted for."""
-    require_real("noise_multiplier", value, at_least=SMALLEST_NOISE, at_most=LARGEST_NOISE)
-
-
-def require_sampling_rate(value: float) -> None:
-    """Raise unless value is a probability above 0."""
-    require_real("sampling_rate", value, above=0, at_most=1)
-
-
 def require_delta(delta: float, population: int | None) -> None:
     """Raise unless δ is a probability that means something among so many clients."""
     require_real("delta", delta, at_least=SMALLEST_DELTA)
@@ -379,21 +389,3 @@ def require_delta(delta: float, population: int | None) -> None:
         require_count("population", population)
         remedy = "a larger one allows giving a client's data away"
         require(delta < 1 / population, f"expected delta={delta!r} < 1/population={1 / population:g}; {remedy}")
-
-
-def settle(event: Any) -> None:
-    """Check every field of a new event, and turn what equals a float into one: equal events have equal texts."""
-    checks = {"noise_multiplier": require_noise_multiplier, "sampling_rate": require_sampling_rate}
-    for name, check in checks.items():
-        if hasattr(event, name):
-            check(getattr(event, name))
-            object.__setattr__(event, name, float(getattr(event, name)))
-    for field in dataclasses.fields(event):
-        if field.name not in checks:
-            require_count(field.name, getattr(event, field.name))
-
-
-def event_text(event: Any) -> str:
-    """name(field=value,…), with every digit."""
-    values = ",".join(f"{field.name}={getattr(event, field.name)!r}" for field in dataclasses.fields(event))
-    return f"{event.name}({values})"

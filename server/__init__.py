@@ -2,6 +2,7 @@
 
 from ..core.sampling import AllClients, FixedCohort, PoissonCohort, WeightedCohort
 from .callbacks import EarlyStopping, KeepBest, StopAt
+from .comparison import Comparison, compare
 from .crossvalidation import CrossValidation, cross_validate
 from .history import History
 from .loop import run
@@ -10,6 +11,7 @@ from .schedules import Constant, Cosine, ExponentialDecay, ReduceOnPlateau, Step
 
 __all__ = [
     "AllClients",
+    "Comparison",
     "Constant",
     "Cosine",
     "CrossValidation",
@@ -24,6 +26,7 @@ __all__ = [
     "StopAt",
     "WarmUp",
     "WeightedCohort",
+    "compare",
     "cross_validate",
     "play_round",
     "run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .comparison import Comparison
     from .history import History
 
 COLOURS = {"train": "#7a8794", "test": "#1b6ca8", "validation": "#2e8b57"}
@@ -38,6 +40,38 @@ def plot_history(history: History, path: str | None = None) -> Figure:
         if members:
             axes.legend(frameon=False)
     figure.suptitle(history.experiment, fontsize=11)
+    if path:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def plot_comparison(comparison: Comparison, path: str | None, metric: str, over: str) -> Figure:
+    """A line per experiment: the mean over its seeds, in the band from the least to the largest."""
+    from matplotlib import pyplot
+
+    from .comparison import axis
+
+    names = {"round": "round", "seconds": "seconds", "virtual_seconds": "virtual seconds", "bytes": "bytes sent"}
+    figure = pyplot.figure(figsize=(7.2, 4.2), layout="constrained")
+    pyplot.close(figure)
+    axes = figure.add_subplot()
+    # More lines than colours: the next ten are dashed.
+    styles = [("-", colour) for colour in range(10)] + [("--", colour) for colour in range(10)]
+    for (style, colour), (name, histories) in zip(itertools.cycle(styles), comparison.histories.items(), strict=False):
+        if not histories:
+            continue
+        shortest = min(len(history.rounds) for history in histories)
+        values = np.array([history.column(metric)[:shortest] for history in histories])
+        far = np.array([axis(history, over)[:shortest] for history in histories]).mean(0)
+        shown = np.isfinite(values).all(0) & np.isfinite(far)
+        axes.plot(far[shown], values.mean(0)[shown], style, color=f"C{colour}", label=name, linewidth=1.4)
+        if len(histories) > 1:
+            low, high = values.min(0)[shown], values.max(0)[shown]
+            axes.fill_between(far[shown], low, high, color=f"C{colour}", alpha=0.15, linewidth=0)
+    axes.set(xlabel=names[over], ylabel=metric.replace("_", " "))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     if path:
         figure.savefig(path, dpi=150)
     return figure

@@ -9,21 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.types import NOTHING, Mean, State, Vector
-from ..core.validation import require_real
+from .server_rate import Rate, rate_at, require_rate
 
 
 @dataclass(frozen=True)
 class FedAvg:
-    """w ← w + η_s · Σ (n_k/n) (w_k − w): the weighted mean of the clients' models when server_lr is 1."""
+    """w ← w + η_s · Σ (n_k/n) (w_k − w): the weighted mean of the clients' models when server_lr is 1.
 
-    server_lr: float = 1.0
+    server_lr: η_s, a number or a schedule over rounds.
+    """
+
+    server_lr: Rate = 1.0
 
     def __post_init__(self) -> None:
-        require_real("server_lr", self.server_lr, above=0)
+        require_rate("server_lr", self.server_lr)
 
     def init(self, params: Vector) -> State:
-        """No state."""
-        return ()
+        """No state; the number of rounds done for a schedule."""
+        return 0 if hasattr(self.server_lr, "at") else ()
 
     def broadcast(self, state: State) -> Vector:
         """Nothing besides params."""
@@ -31,4 +34,5 @@ class FedAvg:
 
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
         """One step along the mean delta."""
-        return state, params + self.server_lr * mean.delta
+        round = 1 if state == () else state + 1
+        return state if state == () else round, params + rate_at(self.server_lr, round) * mean.delta

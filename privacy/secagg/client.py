@@ -36,8 +36,8 @@ from .messages import (
     encode_list,
     peek,
 )
-from .roster import is_signed
-from .session import Session, Stage, Terms, commitment, pair_mask, seal_key, self_mask
+from .roster import is_signed, is_signed_as_before
+from .session import Session, Stage, Terms, agree, commitment, pair_mask, seal_key, self_mask
 
 NONCE = bytes(12)  # every key seals one message: session, sender and receiver are in its derivation
 
@@ -80,35 +80,48 @@ class Client:
         node: int,
         identity: Ed25519PrivateKey,
         terms: Terms,
-        values: np.ndarray,
+        values: np.ndarray | None,
         now: int,
         log: RoundLog,
         entropy: Callable[[int], bytes] = os.urandom,
     ):
-        """values: what FixedPoint.encode gave, left as it is. now: seconds since 1970, for the roster.
+        """values: as for `provide`, or None where they come later. now: seconds since 1970, for the roster.
 
         entropy: gives that many secret random bytes; anything but the default is for tests. Errors: ConfigError for
         values of another length or ring than the terms', or an identity that is not the node's in the roster.
         """
-        require(values.shape == (terms.ring_length,), f"expected {terms.ring_length} values, got shape {values.shape}")
-        require(values.dtype == terms.encoding.dtype, f"expected values of {terms.encoding.dtype}, got {values.dtype}")
         if terms.roster.member(node, now).key != identity.public_key().public_bytes_raw():
             raise ConfigError(f"the identity given is not that of node {node} in the roster")
         self.node, self.stage = node, Stage.ADVERTISE
         self._identity, self._terms, self._now, self._log, self._entropy = identity, terms, now, log, entropy
-        self._values: np.ndarray | None = values
+        self._values: np.ndarray | None = None
         self._mask_key: X25519PrivateKey | None = None
         self._share_key: X25519PrivateKey | None = None
         self._seed = bytearray()
+        self._agreed: dict[int, bytes] = {}  # node: the secret that its share key and this client's agree on
         self._held: dict[int, tuple[int, int]] = {}  # node: shares of its mask key and of its self-mask seed
         self._survivors: list[bool] = []
         self._bound = UNBOUND  # what the next message is bound to
         self._offer: Offer
         self._advert: Advert
         self._session: Session
+        if values is not None:
+            self.provide(values)
 
     def __repr__(self) -> str:
         return f"Client(node={self.node}, stage={self.stage.name})"
+
+    def provide(self, values: np.ndarray) -> None:
+        """What to mask, once it is known: needed by the time the Delivery is answered.
+
+        values: what FixedPoint.encode gave, left as it is. Errors: ConfigError for another length or ring than the
+        terms', or once the client has masked.
+        """
+        terms = self._terms
+        require(self.stage <= Stage.MASK, f"client {self.node} is at stage {self.stage.name}: it takes no more values")
+        require(values.shape == (terms.ring_length,), f"expected {terms.ring_length} values, got shape {values.shape}")
+        require(values.dtype == terms.encoding.dtype, f"expected values of {terms.encoding.dtype}, got {values.dtype}")
+        self._values = values
 
     def answer(self, message: bytes) -> bytes:
         """The reply to the server's next message. Errors: a SecAggAbort; from then on the client answers nothing."""
@@ -162,18 +175,18 @@ class Client:
         self._seed = bytearray(self._entropy(32))
         mask_key, share_key = (key.public_key().public_bytes_raw() for key in (self._mask_key, self._share_key))
         unsigned = Advert(
-            self.node, mask_key, share_key, commitment(offer.digest, self.node, bytes(self._seed)), signature=b""
+            self.node, mask_key, share_key, commitment(self._bound, self.node, bytes(self._seed)), signature=b""
         )
-        signature = self._identity.sign(unsigned.signed_bytes(offer.digest))
+        signature = self._identity.sign(unsigned.signed_bytes(self._bound))
         self._advert = unsigned._replace(signature=signature)
-        return self._advert.encode(offer.digest)
+        return self._advert.encode(self._bound)
 
     def _share(self, message: bytes) -> bytes:
         """Roll → Shares."""
-        roll = Roll.decode(message, self._offer.digest)
+        roll = Roll.decode(message, self._bound)
         for advert in roll.adverts:
             try:
-                self._terms.check_advert(advert, self._offer, self._now)
+                self._terms.check_advert(advert, self._bound, self._now)
             except Misbehaviour as error:  # an honest server would have refused the advert
                 raise Misbehaviour(
                     error.reason, f"the roll holds a bad advert of client {advert.node}", SERVER
@@ -196,12 +209,18 @@ class Client:
 
     def _seal(self, peer: int, of_key: int, of_seed: int) -> Sealed:
         """The peer's two shares, encrypted to it and signed."""
-        assert self._share_key is not None
         session, route = self._session, self._session.route(self.node, peer)
-        key = seal_key(session, self._share_key, session.adverts[peer].share_key, peer, route)
+        key = seal_key(session, self._agree(peer), route)
         plain = shamir.to_bytes(of_key) + shamir.to_bytes(of_seed)
         ciphertext = AESGCM(key).encrypt(NONCE, plain, route)
         return Sealed(peer, ciphertext, self._identity.sign(session.sealed_text(self.node, peer, ciphertext)))
+
+    def _agree(self, peer: int) -> bytes:
+        """The secret shared with a peer that keys come from, one for each direction."""
+        if peer not in self._agreed:
+            assert self._share_key is not None
+            self._agreed[peer] = agree(self._share_key, self._session.adverts[peer].share_key, peer)
+        return self._agreed[peer]
 
     def _mask(self, message: bytes) -> bytes:
         """Delivery → Masked."""
@@ -216,22 +235,22 @@ class Client:
         added = [self_mask(session, bytes(self._seed))]
         subtracted: list[bytes] = []
         assert self._mask_key is not None
-        assert self._values is not None
+        require(self._values is not None, f"client {self.node} was asked for its vector before it was provided")
         for sealed in delivered:
             peer = sealed.node
             mask = pair_mask(session, self._mask_key, session.adverts[peer].mask_key, peer)
             (added if self.node < peer else subtracted).append(mask)
-        values = self._values.copy()
+        values = self._values.copy()  # type: ignore[union-attr]
         apply_masks(values, added, subtracted)
-        self._values = self._mask_key = None
+        self._values = self._mask_key = self._share_key = None
+        self._agreed = {}
         return encode_bytes(Kind.MASKED, session.digest, values.data.cast("B"))
 
     def _unseal(self, sealed: Sealed) -> tuple[int, int]:
         """The two shares in what a peer sent. Errors: Misbehaviour by whoever changed or made it."""
-        assert self._share_key is not None
         session, peer = self._session, sealed.node
         route = session.route(peer, self.node)
-        key = seal_key(session, self._share_key, session.adverts[peer].share_key, peer, route)
+        key = seal_key(session, self._agree(peer), route)
         try:
             plain = AESGCM(key).decrypt(NONCE, sealed.ciphertext, route)
         except InvalidTag as error:
@@ -280,7 +299,7 @@ class Client:
             if consent.node not in allowed:
                 raise Misbehaviour("forged_survivors", f"client {consent.node} has no say in this list", SERVER)
             key = self._terms.roster.member(consent.node, self._now).key
-            if not is_signed(key, consent.signature, text):
+            if not is_signed_as_before(key, consent.signature, text):
                 raise Misbehaviour("wrong_signature", f"client {consent.node} signed no such list", SERVER)
         self._require_holders(len(consents), "signed the list of survivors")
         self._log.release(self._offer.run, self._offer.round)
@@ -297,4 +316,4 @@ class Client:
         """Forget every secret of the session."""
         self._seed[:] = bytes(len(self._seed))
         self._mask_key = self._share_key = self._values = None
-        self._held = {}
+        self._held, self._agreed = {}, {}

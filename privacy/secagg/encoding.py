@@ -7,19 +7,21 @@ communication-efficient secure aggregation. https://arxiv.org/abs/1912.00131
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import CipherContext
 
 from ...core.errors import ClientError, ConfigError
 from ...core.types import Vector
 from ...core.validation import require, require_count, require_real
-from .masking import keystream
+from .masking import stream
 
 BITS = 20
-CHUNK = 1 << 15  # numbers rounded at a time: their float64 temporaries stay in the cache
+CHUNK = 1 << 15  # numbers rounded at a time: their working arrays stay in a core's cache
 
 
 class Encoded(NamedTuple):
@@ -27,6 +29,9 @@ class Encoded(NamedTuple):
 
     values: np.ndarray  # of the ring's dtype, shape (FixedPoint.ring_length(d),)
     saturated: int  # how many numbers lay outside ±limit and were moved to it
+
+    def __repr__(self) -> str:
+        return f"Encoded(values={len(self.values)} hidden, saturated={self.saturated})"
 
 
 class DecodedSum(NamedTuple):
@@ -105,11 +110,11 @@ class FixedPoint:
         require(weight <= self.max_weight, f"expected weight={weight} ≤ max_weight={self.max_weight}")
         values = np.empty(self.ring_length(len(vector)), self.dtype)
         signed = values.view(f"<i{self.dtype.itemsize}")
-        uniform = np.frombuffer(keystream(seed, 4 * len(vector)), "<u4")
+        work = Workspace(min(CHUNK, len(vector)), stream(seed))
         saturated = 0
         for start in range(0, len(vector), CHUNK):
             part = slice(start, min(start + CHUNK, len(vector)))
-            saturated += self._round(vector[part], uniform[part], signed[part])
+            saturated += self._round(vector[part], work, signed[part])
         if weight != 1:
             np.multiply(signed[: len(vector)], weight, out=signed[: len(vector)])
         if self.is_weighted:
@@ -123,19 +128,40 @@ class FixedPoint:
             return DecodedSum(signed * self.step, clients)
         return DecodedSum(signed[:-1] * self.step, int(signed[-1]))
 
-    def _round(self, vector: Vector, uniform: np.ndarray, out: np.ndarray) -> int:
-        """out = ⌊vector/step + u⌋ with u uniform in [0, 1); returns how many numbers saturated."""
+    def _round(self, vector: Vector, work: Workspace, out: np.ndarray) -> int:
+        """out = vector/step, rounded at random to one of its neighbours; returns how many numbers saturated."""
         # In float64: next to 2¹⁹ levels, float32 would leave the fraction five bits and bias the rounding.
-        scaled = vector.astype(np.float64)
-        scaled *= self.levels / self.limit
-        largest = float(np.abs(scaled).max())
-        if not np.isfinite(largest):
+        scaled, offset = work.scaled[: len(vector)], work.offset[: len(vector)]
+        lowest, highest = float(vector.min()), float(vector.max())  # NaN and infinity reach them
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise ClientError("an update to encode has numbers that are not finite; check the learning rate")
+        scaled[:] = vector
+        scaled *= self.levels / self.limit
         saturated = 0
-        if largest > self.levels:
+        if max(-lowest, highest) > self.limit:
             saturated = int(np.count_nonzero(np.abs(vector.astype(np.float64)) > self.limit))
             np.clip(scaled, -self.levels, self.levels, out=scaled)
-        scaled += uniform * 2.0**-32
-        np.floor(scaled, out=scaled)
+        # Nearest to y + v is ⌊y⌋ or ⌊y⌋ + 1, the second with the probability of y's fraction, for v uniform in
+        # (−½, ½). Odd multiples of 2⁻³² never reach ±½, so that whole numbers stay as they are.
+        offset[:] = work.draw(len(vector))
+        offset *= 2.0**-32
+        scaled += offset
+        np.rint(scaled, out=scaled)
         out[:] = scaled
         return saturated
+
+
+class Workspace:
+    """Arrays for rounding up to `size` numbers at a time, and the stream that the rounding is drawn from."""
+
+    def __init__(self, size: int, source: CipherContext):
+        self.scaled, self.offset = np.empty(size), np.empty(size)
+        self._source, self._zeros = source, memoryview(bytes(4 * size))
+        self._bytes = bytearray(4 * size + 16)  # update_into asks for room for one block of the cipher more
+
+    def draw(self, count: int) -> np.ndarray:
+        """`count` random odd numbers: int32; overwritten by the next draw."""
+        self._source.update_into(self._zeros[: 4 * count], self._bytes)
+        words = np.frombuffer(self._bytes, "<i4", count)
+        words |= 1
+        return words

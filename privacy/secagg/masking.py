@@ -17,9 +17,16 @@ STREAMS = 256  # open at a time
 _ZEROS = memoryview(bytes(BLOCK_BYTES))
 
 
+def stream(seed: bytes) -> CipherContext:
+    """The seed's AES-CTR stream, at its start."""
+    if len(seed) != SEED_BYTES:
+        raise ValueError(f"expected a seed of {SEED_BYTES} bytes, got {len(seed)}")
+    return Cipher(algorithms.AES(bytes(seed[:16])), modes.CTR(bytes(seed[16:]))).encryptor()
+
+
 def keystream(seed: bytes, size: int) -> bytes:
     """The first `size` bytes of the seed's stream. Equal seeds, equal bytes; never use one seed for two purposes."""
-    return _stream(seed).update(bytes(size))
+    return stream(seed).update(bytes(size))
 
 
 def apply_masks(values: np.ndarray, added: Sequence[bytes] = (), subtracted: Sequence[bytes] = ()) -> None:
@@ -28,9 +35,9 @@ def apply_masks(values: np.ndarray, added: Sequence[bytes] = (), subtracted: Seq
     values: little-endian uint32 or uint64, contiguous, writable; its dtype is the ring.
     """
     for start in range(0, len(added), STREAMS):
-        _apply(values, [_stream(seed) for seed in added[start : start + STREAMS]], np.add)
+        _apply(values, [stream(seed) for seed in added[start : start + STREAMS]], np.add)
     for start in range(0, len(subtracted), STREAMS):
-        _apply(values, [_stream(seed) for seed in subtracted[start : start + STREAMS]], np.subtract)
+        _apply(values, [stream(seed) for seed in subtracted[start : start + STREAMS]], np.subtract)
 
 
 def _apply(values: np.ndarray, streams: list[CipherContext], combine: np.ufunc) -> None:
@@ -40,13 +47,6 @@ def _apply(values: np.ndarray, streams: list[CipherContext], combine: np.ufunc) 
     for start in range(0, len(values), len(mask)):
         part = values[start : start + len(mask)]
         zeros, own = _ZEROS[: part.nbytes], mask[: len(part)]
-        for stream in streams:
-            stream.update_into(zeros, buffer)
+        for one in streams:
+            one.update_into(zeros, buffer)
             combine(part, own, out=part)
-
-
-def _stream(seed: bytes) -> CipherContext:
-    """The seed's AES-CTR stream, at its start."""
-    if len(seed) != SEED_BYTES:
-        raise ValueError(f"expected a seed of {SEED_BYTES} bytes, got {len(seed)}")
-    return Cipher(algorithms.AES(bytes(seed[:16])), modes.CTR(bytes(seed[16:]))).encryptor()

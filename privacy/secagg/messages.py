@@ -17,6 +17,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -133,6 +134,7 @@ class Roll(NamedTuple):
         return writer.bytes()
 
     @staticmethod
+    @lru_cache(maxsize=4)  # everyone is sent the same one
     def decode(data: bytes, offer: bytes) -> Roll:
         """The inverse of encode."""
         reader = _body(data, Kind.ROLL, offer)
@@ -180,6 +182,9 @@ class Share(NamedTuple):
 
     node: int
     value: int
+
+    def __repr__(self) -> str:
+        return f"Share(node={self.node}, value=hidden)"
 
     def write(self, writer: Writer) -> None:
         """Append to a message."""
@@ -250,6 +255,19 @@ def decode_survivors(data: bytes, session: bytes, clients: int) -> list[bool]:
     if flags[clients:].any():
         raise MalformedMessage("malformed", "a list of survivors names clients that do not exist")
     return flags[:clients].tolist()
+
+
+def client_bytes(neighbours: int, masked_bytes: int) -> tuple[int, int, int]:
+    """What a client sends in a session: bytes before its masked vector, with it, and after it.
+
+    After it, where all its neighbours shared their secrets.
+    """
+    sealed = Sealed(0, bytes(SEALED_BYTES), bytes(SIGNATURE_BYTES))
+    advert = Advert(0, bytes(32), bytes(32), bytes(32), bytes(SIGNATURE_BYTES)).encode(UNBOUND)
+    shares = encode_list(Kind.SHARES, UNBOUND, [sealed] * neighbours)
+    consent = encode_bytes(Kind.CONSENT, UNBOUND, bytes(SIGNATURE_BYTES))
+    reveal = encode_list(Kind.REVEAL, UNBOUND, [Share(0, 0)] * (neighbours + 1))
+    return len(advert) + len(shares), HEADER_BYTES + masked_bytes, len(consent) + len(reveal)
 
 
 def peek(data: bytes) -> tuple[Kind, bytes]:

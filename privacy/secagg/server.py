@@ -26,7 +26,7 @@ from .messages import (
     encode_list,
     encode_survivors,
 )
-from .roster import is_signed
+from .roster import is_signed, is_signed_as_before
 from .session import Session, Stage, Terms, check_key, commitment, pair_mask, self_mask
 
 T = TypeVar("T")
@@ -63,6 +63,7 @@ class Server:
         self.stage = Stage.ADVERTISE
         self._terms, self._cohort, self._now = terms, sorted(cohort), now
         self._offer = terms.offer(run, round, attempt)
+        self._offer_digest = self._offer.digest
         self._awaited: set[int] | None = None  # None: the stage's messages are not out yet
         self._adverts: dict[int, Advert] = {}
         self._shares: dict[int, dict[int, Sealed]] = {}  # sender: receiver: shares
@@ -139,10 +140,10 @@ class Server:
         return dict.fromkeys(self._cohort, self._offer.encode())
 
     def _take_advert(self, node: int, reply: bytes) -> None:
-        advert = Advert.decode(reply, self._offer.digest)
+        advert = Advert.decode(reply, self._offer_digest)
         if advert.node != node:
             raise Misbehaviour("other_node", f"client {node} sent the advert of client {advert.node}", node)
-        self._terms.check_advert(advert, self._offer, self._now)
+        self._terms.check_advert(advert, self._offer_digest, self._now)
         taken = {key for other in self._adverts.values() for key in (other.mask_key, other.share_key)}
         keys = {advert.mask_key, advert.share_key}
         if len(keys) < 2 or keys & taken:
@@ -157,7 +158,7 @@ class Server:
         adverts = tuple(self._adverts[node] for node in sorted(self._adverts))
         roll = Roll(topology.degree, topology.threshold, adverts)
         self._session = Session.establish(self._terms, self._offer, roll)
-        return dict.fromkeys(self._session.nodes, roll.encode(self._offer.digest))
+        return dict.fromkeys(self._session.nodes, roll.encode(self._offer_digest))
 
     def _take_shares(self, node: int, reply: bytes) -> None:
         session = self._session
@@ -195,7 +196,7 @@ class Server:
     def _take_consent(self, node: int, reply: bytes) -> None:
         signature = bytes(decode_bytes(Kind.CONSENT, reply, self._session.digest, SIGNATURE_BYTES))
         key = self._terms.roster.member(node, self._now).key
-        if not is_signed(key, signature, self._session.survivors_text(self._flags())):
+        if not is_signed_as_before(key, signature, self._session.survivors_text(self._flags())):
             raise Misbehaviour("wrong_signature", f"client {node} did not sign the list of survivors", node)
         self._consents[node] = Consent(node, signature)
 
@@ -242,7 +243,7 @@ class Server:
         session, advert = self._session, self._session.adverts[dealer]
 
         def is_seed(secret: bytes) -> bool:
-            return commitment(self._offer.digest, dealer, secret) == advert.commitment
+            return commitment(self._offer_digest, dealer, secret) == advert.commitment
 
         def is_key(secret: bytes) -> bool:
             return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw() == advert.mask_key

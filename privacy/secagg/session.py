@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -17,7 +17,7 @@ from .encoding import FixedPoint
 from .errors import SERVER, BelowThreshold, Misbehaviour
 from .graph import Graph, Topology, quorum
 from .messages import Advert, Offer, Roll
-from .roster import Roster, is_signed
+from .roster import Roster, is_signed_as_before
 
 MINIMUM_CLIENTS = 3  # the sum of two tells each the other's update
 
@@ -74,10 +74,13 @@ class Terms:
                 reason = named.get(field, "other_parameters")
                 raise Misbehaviour(reason, f"the server's offer has another {field} than this client", SERVER)
 
-    def check_advert(self, advert: Advert, offer: Offer, now: int) -> None:
-        """Errors: Misbehaviour, its culprit the node, for an advert not signed by a current member for this offer."""
+    def check_advert(self, advert: Advert, offer: bytes, now: int) -> None:
+        """Errors: Misbehaviour, its culprit the node, for an advert not signed by a current member for this offer.
+
+        offer: its digest.
+        """
         member = self.roster.member(advert.node, now)
-        if not is_signed(member.key, advert.signature, advert.signed_bytes(offer.digest)):
+        if not is_signed_as_before(member.key, advert.signature, advert.signed_bytes(offer)):
             raise Misbehaviour("wrong_signature", f"client {advert.node}'s advert is not signed by it", advert.node)
 
     def quorum(self, clients: int) -> int:
@@ -93,6 +96,7 @@ class Session:
     roll: Roll
 
     @staticmethod
+    @lru_cache(maxsize=4)  # equal terms and rolls make equal sessions: in one process once for all of a cohort
     def establish(terms: Terms, offer: Offer, roll: Roll) -> Session:
         """The session of a roll whose adverts were checked one by one. Errors: Misbehaviour by the server."""
         clients = len(roll.adverts)
@@ -170,15 +174,15 @@ def self_mask(session: Session, seed: bytes) -> bytes:
 
 def pair_mask(session: Session, private: X25519PrivateKey, public: bytes, peer: int) -> bytes:
     """The stream seed of the mask of two clients: the same from either side."""
-    return _expand(_exchange(private, public, peer), session.digest, b"umbel secagg pair mask")
+    return _expand(agree(private, public, peer), session.digest, b"umbel secagg pair mask")
 
 
-def seal_key(session: Session, private: X25519PrivateKey, public: bytes, peer: int, route: bytes) -> bytes:
-    """The AES key for the one message along a route between two clients."""
-    return _expand(_exchange(private, public, peer), session.digest, b"umbel secagg shares" + route)
+def seal_key(session: Session, secret: bytes, route: bytes) -> bytes:
+    """The AES key for the one message along a route between two clients; secret: what their share keys agree on."""
+    return _expand(secret, session.digest, b"umbel secagg shares" + route)
 
 
-def _exchange(private: X25519PrivateKey, public: bytes, peer: int) -> bytes:
+def agree(private: X25519PrivateKey, public: bytes, peer: int) -> bytes:
     """The shared secret. Errors: Misbehaviour by the peer for a point of low order, which would make it no secret."""
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
@@ -193,4 +197,4 @@ def _expand(secret: bytes, salt: bytes, purpose: bytes) -> bytes:
 
 def check_key(probe: X25519PrivateKey, public: bytes, peer: int) -> None:
     """Errors: Misbehaviour by the peer when its key is a point of low order. probe: any private key."""
-    _exchange(probe, public, peer)
+    agree(probe, public, peer)

@@ -25,6 +25,9 @@ class Reconstruction(NamedTuple):
     bad_points: tuple[int, ...]  # whose shares do not belong to it; empty without a secret
     is_consistent: bool  # more than threshold shares, all on one polynomial: with no secret, the dealer lied
 
+    def __repr__(self) -> str:
+        return f"Reconstruction(secret=hidden, bad_points={self.bad_points}, is_consistent={self.is_consistent})"
+
 
 def split(secret: bytes, threshold: int, points: Sequence[int], entropy: Callable[[int], bytes]) -> list[int]:
     """One share of a 32-byte secret per point; any `threshold` of them give it back, fewer say nothing about it.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, delete, exists, or_, select
 
 from ...core.errors import StoreError
-from .schema import blob_parts, blobs, checkpoint_blobs, memory, model_versions
+from ..vault import Buffer
+from .schema import blob_keys, blob_parts, blobs, checkpoint_blobs, memory, model_versions
+from .sealing import Coding, check_current
 
 PART_BYTES = 16 << 20  # SQLite and PostgreSQL both hold a part in memory, several times over
 SMALL_BYTES = 64 << 10  # below this, a row of its own costs more than writing the bytes again
@@ -19,18 +20,18 @@ Item = TypeVar("Item")
 
 
 class Blob(NamedTuple):
-    """Bytes and their SHA-256, hex."""
+    """Bytes and the name that the store's coding gives them, hex."""
 
     digest: str
     content: bytes
 
 
-def blob(content: bytes) -> Blob:
+def blob(coding: Coding, content: bytes) -> Blob:
     """The blob of these bytes."""
-    return Blob(hashlib.sha256(content).hexdigest(), content)
+    return Blob(coding.name(content), content)
 
 
-def gather(pieces: Iterable[bytes]) -> list[Blob]:
+def gather(coding: Coding, pieces: Iterable[bytes]) -> list[Blob]:
     """Pieces as blobs that join to the same bytes: small neighbours together, large pieces alone."""
     gathered, small = [], []
     for piece in pieces:
@@ -38,14 +39,18 @@ def gather(pieces: Iterable[bytes]) -> list[Blob]:
             small.append(piece)
             continue
         if small:
-            gathered.append(blob(b"".join(small)))
+            gathered.append(blob(coding, b"".join(small)))
             small = []
-        gathered.append(blob(piece))
-    return [*gathered, blob(b"".join(small))] if small else gathered
+        gathered.append(blob(coding, piece))
+    return [*gathered, blob(coding, b"".join(small))] if small else gathered
 
 
-def write(connection: Connection, new: Sequence[Blob]) -> None:
-    """Add the blobs that are not there yet. The caller refers to them in the same transaction."""
+def write(connection: Connection, coding: Coding, new: Sequence[Blob]) -> None:
+    """Add the blobs that are not there yet. The caller refers to them in the same transaction.
+
+    Errors: StoreError where the store's key was replaced since it was opened.
+    """
+    check_current(connection, coding)
     wanted = {one.digest: one.content for one in new}
     for digests in batches(list(wanted)):
         for known in connection.scalars(select(blobs.c.digest).where(blobs.c.digest.in_(digests))):
@@ -54,15 +59,27 @@ def write(connection: Connection, new: Sequence[Blob]) -> None:
         return
     rows = [{"digest": digest, "size": len(content)} for digest, content in wanted.items()]
     connection.execute(blobs.insert(), rows)
-    for some in _parts(wanted):
+    keys: dict[str, bytes] = {}
+    for some in _parts(_encoded(coding, wanted, keys)):
         connection.execute(blob_parts.insert(), some)
+    if keys:
+        connection.execute(blob_keys.insert(), [{"digest": name, "wrapped": key} for name, key in keys.items()])
 
 
-def _parts(contents: Mapping[str, bytes]) -> Iterator[list[dict[str, Any]]]:
+def _encoded(coding: Coding, contents: Mapping[str, bytes], keys: dict[str, bytes]) -> Iterator[tuple[str, Buffer]]:
+    """What to hold of each content, one at a time; its wrapped key goes into keys."""
+    for name, content in contents.items():
+        held, wrapped = coding.encode(name, content)
+        if wrapped is not None:
+            keys[name] = wrapped
+        yield name, held
+
+
+def _parts(contents: Iterable[tuple[str, Buffer]]) -> Iterator[list[dict[str, Any]]]:
     """Rows of `blob_parts`, as many at a time as fill one part."""
     rows: list[dict[str, Any]] = []
     size = 0
-    for digest, content in contents.items():
+    for digest, content in contents:
         view = memoryview(content)
         for part, start in enumerate(range(0, len(view), PART_BYTES)):
             piece = view[start : start + PART_BYTES]
@@ -74,14 +91,19 @@ def _parts(contents: Mapping[str, bytes]) -> Iterator[list[dict[str, Any]]]:
     yield rows
 
 
-def read(connection: Connection, digest: str) -> bytes:
+def read(connection: Connection, coding: Coding, digest: str) -> Buffer:
     """The bytes of one blob. Errors: StoreError when they are missing or not what was written."""
     query = select(blob_parts.c.bytes).where(blob_parts.c.digest == digest).order_by(blob_parts.c.part)
-    content = b"".join(connection.scalars(query))
-    if hashlib.sha256(content).hexdigest() != digest:
-        found = f"{len(content):,} bytes that are not those written" if content else "nothing"
-        raise StoreError(f"blob {digest[:12]}… does not verify: the store holds {found}; put a backup in its place")
-    return content
+    held, wrapped = b"".join(connection.scalars(query)), None
+    if coding.key_id is not None:
+        wrapped = connection.scalar(select(blob_keys.c.wrapped).where(blob_keys.c.digest == digest))
+    try:
+        return coding.decode(digest, held, None if wrapped is None else bytes(wrapped))
+    except StoreError as error:
+        check_current(connection, coding)  # with the key replaced no blob opens, and none is damaged
+        found = f"{len(held):,} bytes that are not those written" if held else "nothing"
+        message = f"blob {digest[:12]}… does not verify: the store holds {found}; put a backup in its place"
+        raise StoreError(message) from error
 
 
 def collect(connection: Connection, candidates: Iterable[str] | None = None) -> None:

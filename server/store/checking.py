@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from sqlalchemy import Connection, exists, func, or_, select, text
 
 from ...core.errors import StoreError
+from ..vault import Signer
 from . import blobs, models
 from .database import Database
 from .schema import blobs as blobs_table
 from .schema import checkpoints, rounds, runs
+from .sealing import Coding
 
 
-def problems(database: Database) -> list[str]:
+def problems(database: Database, coding: Coding, signer: Signer | None) -> list[str]:
     """Every problem found, one line each; none for a sound store. Reads it all, a blob at a time."""
     found: list[str] = []
-    checks = [_runs, _blobs, models.problems]
+    checks: list[Callable[[Connection], list[str]]] = [_runs, partial(_blobs, coding=coding)]
+    checks.append(partial(models.problems, signer=signer))
     for check in [_file, *checks] if database.address.path is not None else checks:
         try:
             with database.read() as connection:
@@ -51,12 +57,12 @@ def _runs(connection: Connection) -> list[str]:
     return found
 
 
-def _blobs(connection: Connection) -> list[str]:
+def _blobs(connection: Connection, coding: Coding) -> list[str]:
     """Every blob is what was written, and something refers to it."""
     found = []
     for digest in connection.scalars(select(blobs_table.c.digest).order_by(blobs_table.c.digest)).all():
         try:
-            blobs.read(connection, digest)
+            blobs.read(connection, coding, digest)
         except StoreError as error:
             found.append(str(error))
     referred = or_(*(exists().where(column == blobs_table.c.digest) for column in blobs.REFERENCES))

@@ -11,14 +11,15 @@ from ...core.errors import StoreError
 from ...core.types import ServerState
 from . import blobs
 from .schema import checkpoint_blobs, checkpoints, now
+from .sealing import Coding
 
 
-def save(connection: Connection, run: str, round: int, state: list[blobs.Blob], best: bool) -> None:
+def save(connection: Connection, coding: Coding, run: str, round: int, state: list[blobs.Blob], best: bool) -> None:
     """Add the round's checkpoint; best takes that mark from the one that had it."""
     if best:
         marked = and_(checkpoints.c.run == run, checkpoints.c.best)
         connection.execute(update(checkpoints).where(marked).values(best=False))
-    blobs.write(connection, state)
+    blobs.write(connection, coding, state)
     connection.execute(checkpoints.insert(), {"run": run, "round": round, "best": best, "created": now()})
     rows = [
         {"run": run, "round": round, "position": position, "digest": one.digest} for position, one in enumerate(state)
@@ -50,11 +51,11 @@ def find(connection: Connection, run: str, round: int | str) -> int:
     raise StoreError(f"run {run} has no checkpoint {round!r}; it keeps rounds {', '.join(map(str, kept)) or 'none'}")
 
 
-def load(connection: Connection, run: str, round: int, like: Any = None) -> ServerState:
+def load(connection: Connection, coding: Coding, run: str, round: int, like: Any = None) -> ServerState:
     """The state of a round that `find` found. Errors: StoreError when it does not verify."""
     query = select(checkpoint_blobs.c.digest).where(checkpoint_blobs.c.run == run, checkpoint_blobs.c.round == round)
     digests = connection.scalars(query.order_by(checkpoint_blobs.c.position)).all()
-    fields = serial.loads(b"".join([blobs.read(connection, digest) for digest in digests]), like)
+    fields = serial.loads(b"".join([blobs.read(connection, coding, digest) for digest in digests]), like)
     if not isinstance(fields, tuple) or len(fields) != len(ServerState._fields):
         raise StoreError(f"run {run}: the checkpoint of round {round} does not hold a server's state")
     return ServerState(*fields)

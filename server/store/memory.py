@@ -11,6 +11,7 @@ from ...core import serial
 from . import blobs
 from .database import Database, insert
 from .schema import memory
+from .sealing import Coding
 
 
 class StoredMemory:
@@ -20,8 +21,8 @@ class StoredMemory:
     read and write different clients.
     """
 
-    def __init__(self, database: Database, run: str):
-        self._database, self._run = database, run
+    def __init__(self, database: Database, coding: Coding, run: str):
+        self._database, self._coding, self._run = database, coding, run
         self._written: dict[int, list[np.ndarray]] = {}
 
     def read(self, client: int) -> list[np.ndarray] | None:
@@ -31,7 +32,7 @@ class StoredMemory:
         with self._database.read() as connection:
             query = select(memory.c.digest).where(memory.c.run == self._run, memory.c.client == int(client))
             digest = connection.scalar(query)
-            return None if digest is None else serial.loads(blobs.read(connection, digest))
+            return None if digest is None else serial.loads(bytes(blobs.read(connection, self._coding, digest)))
 
     def write(self, client: int, arrays: list[np.ndarray]) -> None:
         """Remember arrays, for reads from now on and for the next `take`."""
@@ -52,12 +53,12 @@ class StoredMemory:
             return int(connection.scalar(query) or 0)
 
 
-def pack(memories: Mapping[int, list[np.ndarray]]) -> dict[int, blobs.Blob]:
+def pack(coding: Coding, memories: Mapping[int, list[np.ndarray]]) -> dict[int, blobs.Blob]:
     """Each client's arrays as one blob."""
-    return {int(client): blobs.blob(serial.dumps(list(arrays))) for client, arrays in memories.items()}
+    return {int(client): blobs.blob(coding, serial.dumps(list(arrays))) for client, arrays in memories.items()}
 
 
-def save(connection: Connection, run: str, packed: Mapping[int, blobs.Blob]) -> list[str]:
+def save(connection: Connection, coding: Coding, run: str, packed: Mapping[int, blobs.Blob]) -> list[str]:
     """Replace the clients' memories; the digests they had before."""
     if not packed:
         return []
@@ -65,7 +66,7 @@ def save(connection: Connection, run: str, packed: Mapping[int, blobs.Blob]) -> 
     for clients in blobs.batches(list(packed)):
         query = select(memory.c.digest).where(memory.c.run == run, memory.c.client.in_(clients))
         replaced.extend(connection.scalars(query))
-    blobs.write(connection, list(packed.values()))
+    blobs.write(connection, coding, list(packed.values()))
     statement = insert(connection, memory)
     statement = statement.on_conflict_do_update(
         index_elements=["run", "client"], set_={"digest": statement.excluded.digest}

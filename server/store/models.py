@@ -1,8 +1,9 @@
 """The model registry: immutable versions, numbered per experiment, each hashed together with the one before.
 
 A version's hash is SHA-256 over its header, canonical JSON that holds the digest of its params and the hash of the
-previous version. So no version, and no version before it, can be changed without the change being seen. Rollback moves
-an alias. Params are verified against their digest; nothing but weights is ever loaded.
+previous version. So no version, and no version before it, can be changed without the change being seen; where a key
+signs each hash, not even by who writes to the database. Rollback moves an alias. Params are verified against their
+digest; nothing but weights is ever loaded.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from sqlalchemy import Connection, Row, delete, func, select
 from ...core.errors import ConfigError, StoreError
 from ...core.spec import ModelSpec
 from ...core.types import Vector
+from ..vault import Signer
 from . import blobs, runs
 from .database import Database, insert
-from .schema import alias_moves, model_labels, model_versions, now
+from .schema import alias_moves, model_labels, model_signatures, model_versions, now
 from .schema import runs as runs_table
+from .sealing import Coding
 
 FIRST = "0" * 64  # the hash before version 1
 LATEST = "latest"  # not an alias one can set: it is the version with the highest number
@@ -40,7 +43,7 @@ class ModelVersion(NamedTuple):
     epsilon: float | None
     parent: int | None  # the version it was trained from
     created: str
-    params_sha256: str  # over the params as float32, little-endian
+    params_sha256: str  # over the params as float32, little-endian; an HMAC of them in an encrypted store
     previous: str  # hash of the version before
     hash: str
     labels: tuple[str, ...]
@@ -58,8 +61,8 @@ class AliasMove(NamedTuple):
 class ModelRegistry:
     """The models of a store: `store.models`."""
 
-    def __init__(self, database: Database):
-        self._database = database
+    def __init__(self, database: Database, coding: Coding, signer: Signer | None):
+        self._database, self._coding, self._signer = database, coding, signer
 
     def register(
         self,
@@ -77,11 +80,11 @@ class ModelRegistry:
         """
         if params.shape != (spec.size,) or params.dtype != np.float32:
             raise ConfigError(f"expected float32 params of shape ({spec.size},), got {params.dtype} {params.shape}")
-        content = blobs.blob(params.astype("<f4", copy=False).tobytes())
+        content = blobs.blob(self._coding, params.astype("<f4", copy=False).tobytes())
         with self._database.write() as connection:
             run = runs.resolve(connection, run)
             name = connection.scalars(select(runs_table.c.name).where(runs_table.c.run == run)).one()
-            chain = _chain(connection, name)
+            chain = _chain(connection, name, self._signer)
             if parent is not None and not 1 <= parent <= len(chain):
                 raise StoreError(f"model {name!r} has no version {parent} to be the parent; it has {len(chain)}")
             header = {
@@ -97,9 +100,11 @@ class ModelRegistry:
                 "previous": chain[-1].hash if chain else FIRST,
             }
             text, digest = _sealed(header)
-            blobs.write(connection, [content])
+            blobs.write(connection, self._coding, [content])
             row = {"name": name, "version": header["version"], "header": text, "hash": digest, "params": content.digest}
             connection.execute(model_versions.insert(), row)
+            if self._signer is not None:
+                _sign(connection, self._signer, name, header["version"], digest)
             return _version(connection, header, digest)
 
     def get(self, name: str, version: int | str = LATEST) -> tuple[ModelVersion, Vector]:
@@ -108,10 +113,10 @@ class ModelRegistry:
         Errors: StoreError when there is none, or when it, a version before it, or the params do not verify.
         """
         with self._database.read() as connection:
-            chain = _chain(connection, name)
+            chain = _chain(connection, name, self._signer)
             number = _number(connection, name, version, len(chain))
             row = chain[number - 1]
-            content = blobs.read(connection, row.params)
+            content = blobs.read(connection, self._coding, row.params)
             model = _version(connection, json.loads(row.header), row.hash)
         if len(content) != 4 * model.spec.size:
             raise StoreError(
@@ -126,16 +131,32 @@ class ModelRegistry:
             return [
                 _version(connection, json.loads(row.header), row.hash)
                 for one in names
-                for row in _chain(connection, one)
+                for row in _chain(connection, one, self._signer)
             ]
 
     def verify(self, name: str) -> int:
         """Walk the chain and read every version's params; the number of versions. Errors: StoreError at a break."""
         with self._database.read() as connection:
-            chain = _chain(connection, name)
+            chain = _chain(connection, name, self._signer)
             for row in chain:
-                blobs.read(connection, row.params)
+                blobs.read(connection, self._coding, row.params)
         return len(chain)
+
+    def sign(self, name: str) -> int:
+        """Sign the versions of a chain that nobody has signed, so that it can be continued under a key; how many.
+
+        Versions are not trusted more for it than the database was until now. Errors: StoreError for a chain that does
+        not verify, and for a store that was opened without a signer.
+        """
+        if self._signer is None:
+            raise StoreError("no key to sign with; open the store with one: Store.open(url, signer=FILE)")
+        with self._database.write() as connection:
+            chain, signed = _chain(connection, name, None), _signatures(connection, name)
+            unsigned = [row for row in chain if row.version not in signed]
+            for row in unsigned:
+                _sign(connection, self._signer, name, row.version, row.hash)
+            _chain(connection, name, self._signer)
+        return len(unsigned)
 
     def set_alias(self, name: str, alias: str, version: int | str) -> None:
         """Point an alias at a version; rolling back is pointing it at an earlier one. Leaves a row in the audit log.
@@ -145,16 +166,16 @@ class ModelRegistry:
         if not NAME.fullmatch(alias) or alias == LATEST:
             raise ConfigError(f"alias {alias!r}: expected a letter, then letters, digits, . _ -; not {LATEST!r}")
         with self._database.write() as connection:
-            chain = _chain(connection, name)
+            chain = _chain(connection, name, self._signer)
             number = _number(connection, name, version, len(chain))
-            blobs.read(connection, chain[number - 1].params)
+            blobs.read(connection, self._coding, chain[number - 1].params)
             row = {"name": name, "alias": alias, "version": number, "moved": now()}
             connection.execute(alias_moves.insert(), row)
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Let an alias point at nothing; its past stays in the audit log. Errors: StoreError if it points nowhere."""
         with self._database.write() as connection:
-            _number(connection, name, alias, len(_chain(connection, name)))
+            _number(connection, name, alias, len(_chain(connection, name, self._signer)))
             connection.execute(alias_moves.insert(), {"name": name, "alias": alias, "version": None, "moved": now()})
 
     def aliases(self, name: str) -> dict[str, int]:
@@ -174,14 +195,14 @@ class ModelRegistry:
         if not NAME.fullmatch(label):
             raise ConfigError(f"label {label!r}: expected a letter, then letters, digits, . _ -")
         with self._database.write() as connection:
-            number = _number(connection, name, version, len(_chain(connection, name)))
+            number = _number(connection, name, version, len(_chain(connection, name, self._signer)))
             row = {"name": name, "version": number, "label": label}
             connection.execute(insert(connection, model_labels).on_conflict_do_nothing(), row)
 
     def unlabel(self, name: str, version: int | str, label: str) -> None:
         """Take a label off a version; one that is not there is no error."""
         with self._database.write() as connection:
-            number = _number(connection, name, version, len(_chain(connection, name)))
+            number = _number(connection, name, version, len(_chain(connection, name, self._signer)))
             own = (model_labels.c.name == name, model_labels.c.version == number, model_labels.c.label == label)
             connection.execute(delete(model_labels).where(*own))
 
@@ -197,7 +218,35 @@ def _names(connection: Connection) -> list[str]:
     return list(connection.scalars(query))
 
 
-def _chain(connection: Connection, name: str) -> list[Row[Any]]:
+def _signatures(connection: Connection, name: str) -> dict[int, Row[Any]]:
+    rows = connection.execute(select(model_signatures).where(model_signatures.c.name == name))
+    return {row.version: row for row in rows}
+
+
+def _sign(connection: Connection, signer: Signer, name: str, version: int, digest: str) -> None:
+    """Add the signature of a version: over its hash, and so over the chain up to it."""
+    values = {"key": signer.key_id, "signature": signer.sign(digest.encode())}
+    connection.execute(model_signatures.insert(), {"name": name, "version": version, **values})
+
+
+def _check_signatures(connection: Connection, signer: Signer, name: str, rows: Sequence[Row[Any]]) -> None:
+    """Errors: StoreError at the first version that no trusted key has signed."""
+    signed = _signatures(connection, name)
+    for row in rows:
+        found = signed.get(row.version)
+        if found is None:
+            raise StoreError(
+                f"model {name!r} version {row.version} is not signed, and a key is given; store.models.sign({name!r}) "
+                "signs a chain that was begun without one"
+            )
+        if not signer.verifies(found.key, bytes(found.signature), row.hash.encode()):
+            raise StoreError(
+                f"model {name!r} version {row.version}: no trusted key has signed it as it is; name the operator's "
+                f"key {found.key}, or put a backup in its place"
+            )
+
+
+def _chain(connection: Connection, name: str, signer: Signer | None) -> list[Row[Any]]:
     """The rows of a name, first to last. Errors: StoreError at the first that does not verify."""
     query = select(model_versions).where(model_versions.c.name == name).order_by(model_versions.c.version)
     rows, previous = list(connection.execute(query)), FIRST
@@ -212,6 +261,8 @@ def _chain(connection: Connection, name: str) -> list[Row[Any]]:
         if wrong:
             raise StoreError(f"model {name!r} version {number} does not verify: its {wrong[0]} breaks the chain")
         previous = row.hash
+    if signer is not None:
+        _check_signatures(connection, signer, name, rows)
     return rows
 
 
@@ -258,12 +309,12 @@ def _version(connection: Connection, header: Mapping[str, Any], digest: str) -> 
     )
 
 
-def problems(connection: Connection) -> list[str]:
+def problems(connection: Connection, signer: Signer | None) -> list[str]:
     """A line for every chain that breaks. Params are not read here."""
     found = []
     for name in _names(connection):
         try:
-            _chain(connection, name)
+            _chain(connection, name, signer)
         except StoreError as error:
             found.append(str(error))
     return found

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "umbel_schema"  # Alembic's; a name of our own tells our databases from other programs'
-HEAD = "0002"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
+HEAD = "0003"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
 
 metadata = MetaData(
     naming_convention={
@@ -89,7 +89,7 @@ ledger = Table(
 blobs = Table(
     "blobs",
     metadata,
-    Column("digest", String(64), primary_key=True),  # SHA-256 of the whole, hex
+    Column("digest", String(64), primary_key=True),  # hex: SHA-256 of the whole; HMAC-SHA256 in an encrypted store
     Column("size", BigInteger, nullable=False),
 )
 
@@ -99,6 +99,22 @@ blob_parts = Table(
     Column("digest", String(64), ForeignKey("blobs.digest", ondelete="CASCADE"), primary_key=True),
     Column("part", Integer, primary_key=True),
     Column("bytes", LargeBinary, nullable=False),
+)
+
+store_key = Table(  # one row in an encrypted store, none in another
+    "store_key",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1
+    Column("key", String(64), nullable=False),  # id of the storage key
+    Column("naming", LargeBinary, nullable=False),  # the key that names blobs, wrapped
+    Column("changed", String(32), nullable=False),
+)
+
+blob_keys = Table(  # of an encrypted store
+    "blob_keys",
+    metadata,
+    Column("digest", String(64), ForeignKey("blobs.digest", ondelete="CASCADE"), primary_key=True),
+    Column("wrapped", LargeBinary, nullable=False),
 )
 
 checkpoints = Table(
@@ -136,6 +152,16 @@ model_versions = Table(  # append-only: triggers refuse UPDATE and DELETE
     Column("header", Text, nullable=False),  # canonical JSON: exactly the bytes that are hashed
     Column("hash", String(64), nullable=False),
     _digest("params"),
+)
+
+model_signatures = Table(  # append-only
+    "model_signatures",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(64), nullable=False),  # id of the key that signed
+    Column("signature", LargeBinary, nullable=False),
+    ForeignKeyConstraint(["name", "version"], ["model_versions.name", "model_versions.version"]),
 )
 
 model_labels = Table(

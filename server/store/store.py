@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -13,7 +14,8 @@ from ...core import serial
 from ...core.errors import ConfigError
 from ...core.spec import ModelSpec
 from ...core.types import RoundRecord, ServerState
-from . import blobs, checking, checkpoints, runs
+from ..vault import Signer, Vault, signer_of, vault_of
+from . import blobs, checking, checkpoints, runs, sealing
 from . import memory as memories
 from .address import parse
 from .database import Database
@@ -22,6 +24,7 @@ from .models import ModelRegistry
 from .runs import RunSummary, StoredRun
 from .schema import now
 from .schema import runs as runs_table
+from .sealing import Coding
 from .upgrade import prepare
 
 Like = ServerState | Callable[[ModelSpec], ServerState] | None
@@ -35,25 +38,52 @@ class Store:
     write take the id. Errors: StoreError for an unknown run and for whatever the database reports, such as a full disk.
     """
 
-    def __init__(self, database: Database):
-        self._database = database
-        self.models = ModelRegistry(database)
+    def __init__(self, database: Database, coding: Coding, signer: Signer | None):
+        self._database, self._coding, self._signer = database, coding, signer
+        self.models = ModelRegistry(database, coding, signer)
 
     @staticmethod
-    def open(url: str, *, create: bool = True) -> Store:
+    def open(
+        url: str,
+        *,
+        create: bool = True,
+        key: str | Path | Vault | None = None,
+        signer: str | Path | Signer | None = None,
+    ) -> Store:
         """Open the store at a URL: sqlite:///FILE.db or postgresql://USER@HOST/DATABASE.
+
+        key: a storage key, as a file or a vault; UMBEL_STORE_KEY names the file where none is given. A new store that
+        is opened with one is encrypted: checkpoints, clients' memory and models, not the records of runs. signer: an
+        operator's key, in the same way (UMBEL_MODEL_KEY): new model versions are signed, and all are verified.
 
         A store of an older schema is migrated; a SQLite file is first copied beside itself (FILE.db.SCHEMA.backup).
         Errors: StoreError, one line with the URL (without passwords) and the remedy, for a URL, server, file or schema
-        that cannot be used, and for a store that does not exist where create is False.
+        that cannot be used, for a store that does not exist where create is False, and for an encrypted store without
+        its key, or another with one; ConfigError for a key file that is refused.
         """
+        vault, signing = vault_of(key), signer_of(signer)
         database = Database(parse(url))
         try:
             prepare(database, create)
+            coding = sealing.unlock(database, vault, create)
         except BaseException:
             database.close()
             raise
-        return Store(database)
+        return Store(database, coding, signing)
+
+    @staticmethod
+    def rotate(url: str, old: Vault, new: Vault) -> int:
+        """Put an encrypted store under another key: the number of objects whose keys were wrapped anew.
+
+        One transaction; a store that is under the new key already is left as it is. Whoever has it open is refused when
+        it writes next. Errors: StoreError for a store that is not encrypted, or under a third key.
+        """
+        database = Database(parse(url))
+        try:
+            prepare(database, create=False)
+            return sealing.rotate(database, old, new)
+        finally:
+            database.close()
 
     def close(self) -> None:
         """Close the connections; what was committed is on disk already."""
@@ -81,7 +111,7 @@ class Store:
         """Add a running run of the experiment `name` with the checkpoint of round 0; its id."""
         if initial.round != 0:
             raise ConfigError(f"expected initial.round={initial.round} to be 0: no round is finished yet")
-        moment, state = now(), blobs.gather(serial.parts(tuple(initial)))
+        moment, state = now(), blobs.gather(self._coding, serial.parts(tuple(initial)))
         row = {
             "name": name,
             "state": runs.RUNNING,
@@ -98,7 +128,7 @@ class Store:
         with self._database.write() as connection:
             run = runs.new_id(connection)
             connection.execute(runs_table.insert(), {"run": run, **row})
-            checkpoints.save(connection, run, 0, state, best=False)
+            checkpoints.save(connection, self._coding, run, 0, state, best=False)
             runs.spend(connection, run, initial.ledger)
         return run
 
@@ -120,14 +150,15 @@ class Store:
         if keep < 1 or record.round != state.round:
             raise ConfigError(f"expected keep={keep} ≥ 1 and record.round={record.round} = state.round={state.round}")
         # Hashed and packed before the transaction, which keeps other writers waiting.
-        pieces, packed = blobs.gather(serial.parts(tuple(state))), memories.pack(memory)
+        pieces = blobs.gather(self._coding, serial.parts(tuple(state)))
+        packed = memories.pack(self._coding, memory)
         row = runs.record_row(record)
         with self._database.write() as connection:
             runs.advance(connection, run, state.round, row)
             runs.spend(connection, run, state.ledger)
-            checkpoints.save(connection, run, state.round, pieces, best)
+            checkpoints.save(connection, self._coding, run, state.round, pieces, best)
             unused = checkpoints.prune(connection, run, state.round, keep)
-            unused += memories.save(connection, run, packed)
+            unused += memories.save(connection, self._coding, run, packed)
             blobs.collect(connection, unused)
 
     def write_ledger(self, run: str, ledger: Mapping[str, int]) -> None:
@@ -160,7 +191,7 @@ class Store:
                 int(row.seed),
                 spec,
                 runs.records(connection, run),
-                checkpoints.load(connection, run, last, like(spec) if callable(like) else like),
+                checkpoints.load(connection, self._coding, run, last, like(spec) if callable(like) else like),
                 runs.spent(connection, run),
                 row.created,
                 row.updated,
@@ -170,12 +201,12 @@ class Store:
         """The state after a round: "last", "best" or a number. Errors: StoreError naming the rounds that are kept."""
         with self._database.read() as connection:
             run = runs.resolve(connection, run)
-            return checkpoints.load(connection, run, checkpoints.find(connection, run, round), like)
+            return checkpoints.load(connection, self._coding, run, checkpoints.find(connection, run, round), like)
 
     def memory(self, run: str) -> StoredMemory:
         """The clients' memory of a run, read from the database client by client."""
         with self._database.read() as connection:
-            return StoredMemory(self._database, runs.resolve(connection, run))
+            return StoredMemory(self._database, self._coding, runs.resolve(connection, run))
 
     def finish(self, run: str, state: str, reason: str | None = None) -> None:
         """End a run: "finished", "stopped", "failed" or "paused", and why. Errors: ConfigError for another word."""
@@ -209,4 +240,4 @@ class Store:
 
     def check(self) -> list[str]:
         """What is wrong with the store, one line each; empty when sound. Reads everything, so it takes a while."""
-        return checking.problems(self._database)
+        return checking.problems(self._database, self._coding, self._signer)

@@ -53,7 +53,14 @@ def whole(tmp_path_factory):
 def folder(tmp_path, monkeypatch):
     """A folder of the test's own, current, with tiny.py in it and no settings from outside."""
     monkeypatch.chdir(tmp_path)
-    for name in ("UMBEL_STORE", "UMBEL_CRASH_AT", "UMBEL_DATA", "TF_CPP_MIN_LOG_LEVEL"):
+    for name in (
+        "UMBEL_STORE",
+        "UMBEL_STORE_KEY",
+        "UMBEL_MODEL_KEY",
+        "UMBEL_CRASH_AT",
+        "UMBEL_DATA",
+        "TF_CPP_MIN_LOG_LEVEL",
+    ):
         monkeypatch.delenv(name, raising=False)
     Path("tiny.py").write_text(MODEL + EXPERIMENT)
     return tmp_path

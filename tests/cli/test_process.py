@@ -1,9 +1,12 @@
 """What can only be said of a real process: its exit status, its streams, how it dies, how fast it starts."""
 
+import hashlib
 import json
 import resource
 import signal
+from pathlib import Path
 
+from umbel.privacy.keys import Key
 from umbel.server.store import Store
 
 FIELDS = {"round", "clients", "failures", "train_loss", "test_loss", "test_accuracy", "seconds"}
@@ -39,6 +42,26 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(fin
     with Store.open("sqlite:///umbel.db") as store:
         assert [(run.state, run.rounds_done) for run in store.runs()] == [("finished", 5)]
         assert store.check() == []
+
+
+def test_an_encrypted_run_that_is_killed_ends_with_the_bits_of_one_in_the_clear(finish, whole):
+    Key.generate("storage", 1).save("store.key")
+    key = ("--store-key", "store.key")
+    status, _, _ = finish("run", "tiny.py", "--json", *key, UMBEL_CRASH_AT="before-commit:3")
+    assert status == -signal.SIGKILL
+    status, output, errors = finish("run", "tiny.py", "--json", "--resume", "latest")
+    assert (status, output) == (2, "")
+    assert "is encrypted under key" in errors
+    status, output, errors = finish("run", "tiny.py", "--json", "--resume", "latest", *key)
+    *rounds, last = [json.loads(line) for line in output.splitlines()]
+    assert status == 0, errors
+    assert [row["round"] for row in rounds] == [3, 4, 5]
+    assert last["final"]["params_sha256"] == json.loads(whole[1].splitlines()[-1])["final"]["params_sha256"]
+    with Store.open("sqlite:///umbel.db", key="store.key") as store:
+        params = store.models.get("tiny")[1].tobytes()
+    assert hashlib.sha256(params).hexdigest() == last["final"]["params_sha256"]
+    assert params[:64] in (whole[3] / "runs.db").read_bytes()
+    assert params[:64] not in Path("umbel.db").read_bytes()
 
 
 def test_ctrl_c_pauses_the_run_and_says_how_to_resume(start):

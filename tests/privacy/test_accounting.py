@@ -9,7 +9,16 @@ from scipy.special import log_ndtr
 
 from umbel import ConfigError
 from umbel.privacy import accounting
-from umbel.privacy.accounting import FixedCohortGaussian, Gaussian, TruncatedGaussian, calibrate, compose, parse_event
+from umbel.privacy.accounting import (
+    FixedCohortGaussian,
+    Gaussian,
+    LocalRelease,
+    SkellamSum,
+    TruncatedGaussian,
+    calibrate,
+    compose,
+    parse_event,
+)
 
 
 def epsilon(event, count=1, delta=1e-5):
@@ -65,6 +74,8 @@ EVENTS = [
     Gaussian(1e5, 1e-7),
     FixedCohortGaussian(1.5, 100, 1000),
     TruncatedGaussian(2.0, 0.1, 120, 1000),
+    LocalRelease(8.0),
+    SkellamSum(8.0, 1234.5),
 ]
 
 
@@ -96,6 +107,7 @@ def test_equal_events_have_one_text():
         ("gaussian(noise_multiplier=0.0,sampling_rate=0.01)", "noise_multiplier=0.0"),
         ("gaussian(noise_multiplier=1.0,sampling_rate=1.5)", "sampling_rate=1.5"),
         ("fixed_cohort_gaussian(noise_multiplier=1.0,cohort=10,population=5)", "cohort=10"),
+        ("skellam_sum(noise_multiplier=1.0,norm=0.5)", "norm=0.5"),
     ],
 )
 def test_other_texts_are_refused(text, part):
@@ -184,6 +196,25 @@ def test_truncation_costs_and_a_cap_that_is_never_met_does_not():
     assert never_met.pld == pytest.approx(poisson.pld, rel=1e-3)
     assert often_met.pld > 1.1 * poisson.pld
     assert often_met.rdp is None
+
+
+def test_different_events_of_one_relation_are_added():
+    ledger = compose(compose({}, LocalRelease(8.0), 2), FixedCohortGaussian(8.0, 1000, 1000), 2)
+    together = epsilon(LocalRelease(8.0), 4)
+    assert accounting.epsilon(ledger, 1e-5).pld == pytest.approx(together.pld, rel=1e-4)
+    assert accounting.epsilon(ledger, 1e-5).rdp == pytest.approx(together.rdp)
+    with_skellam = accounting.epsilon(compose(ledger, SkellamSum(8.0, 1e4), 2), 1e-5)
+    assert with_skellam.pld == with_skellam.rdp == pytest.approx(epsilon(LocalRelease(8.0), 6).rdp, rel=1e-4)
+
+
+def test_fixed_cohorts_rdp_is_that_of_all_orders_and_quicker():
+    """A few orders are answered by the next one up: never less, and nowhere by much."""
+    event, dp = FixedCohortGaussian(3.0, 50, 1000), accounting.library()
+    exact = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
+    exact.compose(accounting.rdp_event(event), 20)
+    for delta in (1e-3, 1e-5, 1e-9):
+        found, every = accounting.rdp_epsilon({event: 20}, delta), exact.get_epsilon(delta)
+        assert every * (1 - 1e-12) <= found <= 1.02 * every
 
 
 def test_events_of_different_relations_are_not_added():

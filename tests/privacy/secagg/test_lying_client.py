@@ -220,7 +220,7 @@ def test_shares_that_are_no_field_elements(parties):
             bound = peek(message)[1]
             session, peer = cohort.clients[liar]._session, node
             route = session.route(liar, peer)
-            key = seal_key(session, cohort.clients[liar]._share_key, session.adverts[peer].share_key, peer, route)
+            key = seal_key(session, cohort.clients[liar]._agree(peer), route)
             forged = AESGCM(key).encrypt(bytes(12), b"\xff" * 66, route)
             items = decode_list(Kind.DELIVERY, message, bound)
             items = [item._replace(ciphertext=forged) if item.node == liar else item for item in items]

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 
+from umbel.privacy.keys import Key
 from umbel.server.store import Store
 
 HERE = Path(__file__).parent
@@ -60,7 +61,9 @@ def postgresql():
         try:
             url = f"postgresql://umbel@/{{}}?host={folder}"
             create_database(url, "template", "template1")
-            Store.open(url.format("template")).close()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.delenv("UMBEL_STORE_KEY", raising=False)  # of the first test to ask
+                Store.open(url.format("template")).close()
             yield url
         finally:
             call("pg_ctl", "stop", "-m", "immediate")
@@ -105,6 +108,27 @@ def url(kind, request, tmp_path):
 def store(url):
     with Store.open(url) as store:
         yield store
+
+
+@pytest.fixture
+def key_file(tmp_path_factory):
+    """A storage key in its file."""
+    path = tmp_path_factory.mktemp("keys") / "store.key"
+    Key.generate("storage", 30).save(path)
+    return path
+
+
+@pytest.fixture
+def encrypted(key_file, monkeypatch):
+    """Every store is encrypted, in other processes too."""
+    monkeypatch.setenv("UMBEL_STORE_KEY", str(key_file))
+
+
+@pytest.fixture(params=["clear", "encrypted"])
+def at_rest(request):
+    """The test twice: with stores in the clear, and with stores that are encrypted."""
+    if request.param == "encrypted":
+        request.getfixturevalue("encrypted")
 
 
 @pytest.fixture

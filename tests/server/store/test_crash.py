@@ -14,7 +14,7 @@ import pytest
 from umbel.server.store import Store, upgrade
 from umbel.server.store.address import parse
 from umbel.server.store.database import Database
-from umbel.server.store.schema import VERSION_TABLE
+from umbel.server.store.schema import HEAD, VERSION_TABLE
 
 
 def start(scenario, *arguments):
@@ -47,6 +47,7 @@ def assert_is_after_round(url, scenario, run, round):
         assert store.check() == []
 
 
+@pytest.mark.usefixtures("encrypted")  # each statement of a commit in the clear is one of these
 def test_killed_before_any_statement_of_a_commit_the_round_before_is_intact(url, scenario):
     with Store.open(url) as store:
         run = scenario.begin(store)
@@ -85,22 +86,44 @@ def test_killed_at_any_moment_some_last_round_is_intact(url, scenario):
         process.stdin.close()
 
 
+# The tables that each revision added, in the order in which they can be dropped.
+ADDED = {
+    "0003": ("model_signatures", "blob_keys", "store_key"),
+    "0002": ("model_labels", "alias_moves", "model_versions"),
+}
+
+
+@pytest.fixture(params=["0001", "0002"])
+def revision(request):
+    return request.param
+
+
 @pytest.fixture
-def old_store(tmp_path, scenario, sql):
-    """A SQLite store of schema 0001 with a run in it, as the first release left them."""
+def old_store(tmp_path, scenario, sql, revision):
+    """A SQLite store of an older schema with a run in it, as the releases before left them."""
     url = f"sqlite:///{tmp_path}/old.db"
     with Store.open(url) as store:
         run = scenario.begin(store)
         scenario.commit(store, run, 1)
-    drop = [f"DROP TABLE {table}" for table in ("model_labels", "alias_moves", "model_versions")]
-    sql(url, *drop, f"UPDATE {VERSION_TABLE} SET version_num = '0001'")
+    drop = [f"DROP TABLE {table}" for added, tables in ADDED.items() if added > revision for table in tables]
+    sql(url, *drop, *triggers_of(revision), f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
     return url, run
 
 
-def test_the_old_store_is_what_the_first_migration_makes(old_store, tmp_path):
+def triggers_of(revision):
+    """What `sql` drops for its own statements, and the revision has."""
+    return [
+        f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        for table in ("model_versions", "alias_moves") * (revision >= "0002")
+        for change in ("UPDATE", "DELETE")
+    ]
+
+
+def test_the_old_store_is_what_its_migration_makes(old_store, tmp_path, revision):
     database = Database(parse(f"sqlite:///{tmp_path}/first.db"))
     with database.write() as connection:
-        upgrade.migrate(connection, "0001")
+        upgrade.migrate(connection, revision)
         query = "SELECT name, sql FROM sqlite_master ORDER BY name"
         first = connection.exec_driver_sql(query).all()
     old = Database(parse(old_store[0]))
@@ -110,33 +133,33 @@ def test_the_old_store_is_what_the_first_migration_makes(old_store, tmp_path):
     old.close()
 
 
-def test_an_older_store_is_copied_then_migrated(old_store, scenario, tmp_path):
+def test_an_older_store_is_copied_then_migrated(old_store, scenario, tmp_path, revision):
     url, run = old_store
     assert_is_after_round(url, scenario, run, 1)
     with Store.open(url) as store:
         store.models.register(run, scenario.state(1).params, scenario.SPEC, {})
     backups = [path.name for path in tmp_path.iterdir() if "backup" in path.name]
-    assert backups == ["old.db.0001.backup"]
+    assert backups == [f"old.db.{revision}.backup"]
     # The copy is a store of the old schema in its own right, and migrates to the same.
     shutil.move(tmp_path / backups[0], tmp_path / "copy.db")
     assert_is_after_round(f"sqlite:///{tmp_path}/copy.db", scenario, run, 1)
-    assert Path(tmp_path / "copy.db.0001.backup").exists()
+    assert Path(tmp_path / f"copy.db.{revision}.backup").exists()
 
 
-def test_killed_while_migrating_the_old_schema_is_intact(old_store, scenario, tmp_path):
+def test_killed_while_migrating_the_old_schema_is_intact(old_store, scenario, tmp_path, revision):
     url, run = old_store
     kills = 0
     with start(scenario, "upgrade", url, run) as process:
         for outcome in attempts(process):
             if outcome == "killed":
-                kills += 1
                 database = Database(parse(url))
                 with database.read() as connection:
                     tables = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").all()
                     version = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
                 database.close()
-                assert version == "0001"
-                assert ("model_versions",) not in tables
+                assert version in (revision, HEAD)  # the last statements come after the migration
+                assert (("store_key",) in tables) == (version == HEAD)
+                kills += version == revision
         assert outcome == "exit 0"
     assert kills >= 10
     assert_is_after_round(url, scenario, run, 1)

@@ -26,6 +26,7 @@ def test_named_tuples_come_from_a_function_of_the_spec(store, scenario):
     assert type(store.load_run(run).server_state.strategy[0]) is tuple
 
 
+@pytest.mark.usefixtures("at_rest")
 def test_a_resumed_run_reads_what_was_committed(url, scenario):
     with Store.open(url) as store:
         run = scenario.begin(store)
@@ -85,6 +86,7 @@ def test_of_two_processes_on_one_run_each_round_has_one_winner(url, scenario):
         assert store.check() == []
 
 
+@pytest.mark.usefixtures("at_rest")
 def test_pruning_keeps_the_last_and_the_best_and_no_orphan(url, scenario, sql):
     with Store.open(url) as store:
         run, other = scenario.begin(store), scenario.begin(store)

@@ -1,0 +1,409 @@
+"""Homomorphic encryption: the server adds ciphertexts that it cannot read. Needs the extra `he` (TenSEAL).
+
+Clients share one secret key. The server has the parameters and the id of the key, and no key at all: encryption is
+symmetric, which is faster and less noisy than under a public key, and clients have the secret key anyway.
+
+What it does not protect from, and secure aggregation does: one client together with the server reads every update,
+since any client can decrypt any ciphertext; and a server that deviates can have a single update decrypted as if it were
+a sum. Ciphertexts are malleable besides: whoever carries one can change the numbers in it without knowing them. So they
+travel signed, in envelopes.
+
+Both schemes carry integers, numbers in ±limit stochastically rounded to a grid, and give their exact sum. So what is
+decrypted depends on the updates alone. For CKKS this is more than convenience: its approximation errors, once published
+with a result, give the secret key away (Li, Micciancio 2021: On the security of homomorphic encryption on approximate
+numbers, https://eprint.iacr.org/2020/1533); they are rounded away before a sum leaves `decrypt`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..core.errors import ClientError, ConfigError, RunStopped
+from ..core.random import Key
+from ..core.types import ClientUpdate, Failure, Shape, Total
+from ..core.validation import require, require_count
+from .layout import Layout
+from .schemes import BFV, CKKS, SCHEMES, Scheme, chunks, describe, quantize, read_scheme, whole_weight
+from .secagg.session import MINIMUM_CLIENTS
+
+SUM, SECRET, PUBLIC = b"umbel-he-sum-01\0", b"umbel-he-key-01\0", b"umbel-he-pub-01\0"
+HEAD = struct.Struct("<16s32sII")  # SUM, context id, updates inside, integers; each ciphertext follows its length
+LENGTH = struct.Struct("<I")
+FOREIGN = (ValueError, RuntimeError, TypeError, IndexError)  # what TenSEAL raises for bytes that it cannot read
+
+
+@dataclass(frozen=True)
+class Homomorphic:
+    """Sums by homomorphic encryption.
+
+    limit: the largest magnitude kept of a number in an update; what lies outside is moved to it, and the round's
+    "saturated" metric says how much that was.
+    scheme: "bfv" (numbers of 16 bits, few bytes) or "ckks" (24 bits, 7.5 times the bytes of float32), with parameters
+    for so many clients and such weights; or a BFV or CKKS of your own.
+    clients: the most that a cohort may have; up to 32 weighing 1, "bfv" takes half the bytes that it takes above.
+    max_weight: the largest weight of a client. 1: every client weighs 1 (weighting="uniform"). Above: weights are
+    numbers of examples.
+    metrics: what the clients report in the sum, each as its mean; metric_limit: the largest magnitude of a mean.
+
+    Errors: ConfigError where the sum of so many numbers does not fit; it says what would.
+    """
+
+    limit: float
+    scheme: Literal["bfv", "ckks"] | BFV | CKKS = "bfv"
+    clients: int = 32
+    max_weight: int = 1
+    metrics: tuple[str, ...] = ("loss",)
+    metric_limit: float = 16.0
+
+    def __post_init__(self) -> None:
+        require_count("clients", self.clients, at_least=MINIMUM_CLIENTS)  # a sum of two tells each the other's update
+        require_count("max_weight", self.max_weight)
+        Layout(Shape(1, 0), self.metrics, self.limit, self.metric_limit)  # its own checks, before a round begins
+        known = isinstance(self.scheme, (BFV, CKKS)) or self.scheme in SCHEMES
+        require(known, f"expected scheme={self.scheme!r} to be 'bfv', 'ckks', or a BFV or CKKS")
+        scheme = self.parameters
+        if scheme.capacity < self.clients or scheme.max_weight < self.max_weight:
+            wanted = type(scheme).for_clients(self.clients, scheme.bits, self.max_weight)
+            raise ConfigError(
+                f"{scheme!r} sums at most {scheme.capacity} clients of weight {scheme.max_weight}; "
+                f"for clients={self.clients} of max_weight={self.max_weight} use {wanted!r}"
+            )
+
+    @property
+    def parameters(self) -> Scheme:
+        """The scheme, with its parameters."""
+        if isinstance(self.scheme, (BFV, CKKS)):
+            return self.scheme
+        return _chosen(self.scheme, self.clients, self.max_weight)
+
+    def session(self, shape: Shape, cohort: Sequence[int], round: int, key: Key, is_real: bool) -> HomomorphicSession:
+        """A round's session, in one process, whose secret key lives as long as the process. is_real: with ciphertexts.
+
+        Errors: ConfigError for a cohort of more than `clients`, or without TenSEAL; RunStopped for fewer than 3.
+        """
+        if len(cohort) < MINIMUM_CLIENTS:
+            raise RunStopped(f"round {round}: a cohort of {len(cohort)}; at least {MINIMUM_CLIENTS} hide one another")
+        too_many = (
+            f"round {round}: a cohort of {len(cohort)}; Homomorphic(clients={self.clients}) is the most, raise it"
+        )
+        require(len(cohort) <= self.clients, too_many)
+        layout = Layout(shape, self.metrics, self.limit, self.metric_limit)
+        return HomomorphicSession(self, layout, cohort, _context_of_this_process(self.parameters), is_real)
+
+
+class HomomorphicSession:
+    """A round's sum. In a real one each contribution is bytes of ciphertext; else integers, which have the same sum."""
+
+    def __init__(
+        self, settings: Homomorphic, layout: Layout, cohort: Sequence[int], context: ClientContext, is_real: bool
+    ):
+        self.bytes_up = 0
+        self._settings, self._layout, self._context, self._is_real = settings, layout, context, is_real
+        self._size = layout.size + (settings.parameters.max_weight > 1)
+        self._missing, self._clients = set(cohort), 0
+        self._integers = np.zeros(0 if is_real else self._size, np.int64)
+        self._encrypted = context.server_context().zero(self._size)
+
+    def contribute(self, client: int, update: ClientUpdate, key: Key) -> Any:
+        """The client's half: its update on the grid, encrypted; a Failure for one that is not finite.
+
+        Errors: ConfigError for a weight that is no integer or above max_weight.
+        """
+        settings = self._settings
+        weight = whole_weight(update.weight, settings.max_weight)
+        try:
+            packed = self._layout.pack(update)
+        except ClientError as error:
+            return Failure(client, "non_finite", str(error))
+        # A key of 128 bits for the cipher, and its counter from 0: no two updates have the same key.
+        seed = key.derive("rounding").digest + bytes(16)
+        integers = quantize(settings.parameters, packed, settings.limit, weight, seed)
+        return self._context.encrypt(integers) if self._is_real else integers
+
+    def add(self, client: int, contribution: Any) -> None:
+        """The server's half. Errors: ClientError for bytes that are no ciphertext of this context, or a second one."""
+        if client not in self._missing:
+            raise ClientError("sent a second contribution, or is not in the cohort", client=client)
+        if self._is_real:
+            self._encrypted.add(contribution, client)
+            self.bytes_up += len(contribution)
+        else:
+            self._integers += contribution
+            self.bytes_up += self._context.encrypted_size(self._size)
+        self._missing.remove(client)
+        self._clients += 1
+
+    def total(self) -> Total:
+        """The sum of what was added. Errors: RunStopped for fewer clients than hide one another."""
+        if self._clients < MINIMUM_CLIENTS:
+            raise RunStopped(f"{self._clients} clients are in the sum; at least {MINIMUM_CLIENTS} hide one another")
+        integers = self._context.decrypt(self._encrypted.to_bytes()) if self._is_real else self._integers
+        scheme, weight = self._settings.parameters, self._clients
+        if scheme.max_weight > 1:
+            integers, weight = integers[:-1], int(integers[-1])
+        return self._layout.unpack(integers * (self._settings.limit / scheme.levels), weight, self._clients)
+
+
+class ClientContext:
+    """What clients have: parameters, secret key, and `id`, which names both and reveals nothing of the key.
+
+    Whoever has one reads every update encrypted under it; hand its bytes to clients alone, in files that others cannot
+    read. Build it by `create` or `from_bytes`. Its methods may run on any thread.
+    """
+
+    def __init__(self, scheme: Scheme, secret: bytes, context: Any):
+        self.scheme, self.id = scheme, _identify(scheme, secret)
+        self._secret, self._context = secret, context
+
+    def __repr__(self) -> str:
+        return f"ClientContext(id={self.id.hex()[:16]}, scheme={self.scheme!r})"
+
+    def __reduce__(self) -> tuple:
+        raise ConfigError("a ClientContext holds a secret key and is not pickled; use to_bytes, and mind where they go")
+
+    @staticmethod
+    def create(scheme: Scheme) -> ClientContext:
+        """A fresh secret key. Errors: ConfigError without TenSEAL, or for parameters that it refuses."""
+        context = _new_context(scheme)
+        return ClientContext(scheme, context.serialize(False, True, False, False), context)
+
+    @staticmethod
+    def from_bytes(blob: bytes) -> ClientContext:
+        """What `to_bytes` gave. Errors: ConfigError for anything else."""
+        scheme, identity, secret = _parse(SECRET, blob, "client context")
+        require(identity == _identify(scheme, secret), "the bytes of this client context were cut short or changed")
+        try:
+            context = _tenseal().Context.load(secret, n_threads=1)
+            sound = context.has_secret_key() and context.serialize(False, False, False, False) == _public(scheme)
+        except FOREIGN:
+            sound = False
+        require(sound, "expected a client context: its key does not fit its parameters, or this TenSEAL")
+        return ClientContext(scheme, secret, context)
+
+    def to_bytes(self) -> bytes:
+        """Parameters and secret key, in the open: 62 kB at degree 4096."""
+        return _frame(SECRET, self.scheme, self.id) + self._secret
+
+    def server_context(self) -> ServerContext:
+        """The part that the server may have."""
+        return ServerContext(self.scheme, self.id)
+
+    def encrypt(self, integers: np.ndarray) -> bytes:
+        """One update as ciphertexts, in chunks of integers_per_ciphertext.
+
+        integers: int64, shape (size,), each at most levels · max_weight. Equal integers encrypt to other bytes each
+        time. Errors: ConfigError for larger integers, whose sum could overflow.
+        """
+        most, largest = self.scheme.levels * self.scheme.max_weight, np.abs(integers).max(initial=0)
+        require(largest <= most, f"expected integers of at most {most} to encrypt, got {largest}")
+        vector_of = getattr(_tenseal()._ts_cpp, _vector_name(self.scheme))
+        scale = () if isinstance(self.scheme, BFV) else (2.0**self.scheme.scale_bits,)
+        parts = [HEAD.pack(SUM, self.id, 1, len(integers))]
+        for part in chunks(self.scheme, len(integers)):
+            ciphertext = vector_of(self._context.data, self.scheme.to_slots(integers[part]), *scale).serialize()
+            parts += LENGTH.pack(len(ciphertext)), ciphertext
+        return b"".join(parts)
+
+    def decrypt(self, encrypted: bytes) -> np.ndarray:
+        """The integers of a sum: int64, shape (size,); exactly Σ of what was encrypted.
+
+        Errors: ConfigError for a sum of another context, told by its id before anything is decrypted; of more clients
+        than the parameters allow; of fewer than hide one another; and for bytes that are no sum.
+        """
+        total = EncryptedSum.from_bytes(self.server_context(), encrypted)
+        require(
+            total.clients >= MINIMUM_CLIENTS,
+            f"expected a sum of at least {MINIMUM_CLIENTS} clients, which hide one another, got {total.clients}",
+        )
+        integers = np.empty(total.size, np.int64)
+        for part, ciphertext in zip(chunks(self.scheme, total.size), total.ciphertexts, strict=True):
+            ciphertext.link_context(self._context.data)
+            integers[part] = self.scheme.from_slots(ciphertext.decrypt(), part.stop - part.start)
+        return integers
+
+    def encrypted_size(self, size: int) -> int:
+        """Bytes of an encrypted update of `size` integers, to a few: compression makes them vary."""
+        return HEAD.size + len(list(chunks(self.scheme, size))) * (LENGTH.size + _ciphertext_size(self.scheme))
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """What the server has: the parameters and the id of the clients' context. Nothing in it is secret."""
+
+    scheme: Scheme
+    id: bytes  # SHA-256 of parameters and key: 32 bytes
+
+    @staticmethod
+    def from_bytes(blob: bytes) -> ServerContext:
+        """What `to_bytes` gave. Errors: ConfigError for anything else."""
+        scheme, identity, checksum = _parse(PUBLIC, blob, "server context")
+        require(checksum == _identify(scheme, identity), "the bytes of this server context were cut short or changed")
+        return ServerContext(scheme, identity)
+
+    def to_bytes(self) -> bytes:
+        """Parameters, id and a checksum."""
+        return _frame(PUBLIC, self.scheme, self.id) + _identify(self.scheme, self.id)
+
+    def zero(self, size: int) -> EncryptedSum:
+        """The sum of no updates of `size` integers."""
+        return EncryptedSum(self, size)
+
+
+class EncryptedSum:
+    """A sum of encrypted updates, added in place. `clients` is how many are in it."""
+
+    def __init__(self, context: ServerContext, size: int):
+        self.context, self.size, self.clients = context, size, 0
+        self.ciphertexts: list[Any] = []
+
+    @staticmethod
+    def from_bytes(context: ServerContext, encrypted: bytes) -> EncryptedSum:
+        """What `to_bytes`, or `ClientContext.encrypt`, gave. Errors: ConfigError for anything else."""
+        size = HEAD.unpack_from(encrypted)[3] if len(encrypted) >= HEAD.size else 0
+        total = EncryptedSum(context, size)
+        total._add(encrypted, ConfigError)
+        return total
+
+    def add(self, encrypted: bytes, client: int | None = None) -> None:
+        """Add an update, or another sum of updates. Errors: ClientError, naming client; the sum is then unchanged."""
+        self._add(encrypted, functools.partial(ClientError, client=client))
+
+    def to_bytes(self) -> bytes:
+        """For clients to decrypt, or another sum to add."""
+        parts = [HEAD.pack(SUM, self.context.id, self.clients, self.size)]
+        for ciphertext in self.ciphertexts:
+            written = ciphertext.serialize()
+            parts += LENGTH.pack(len(written)), written
+        return b"".join(parts)
+
+    def _add(self, encrypted: bytes, error: Callable[[str], Exception]) -> None:
+        """Add what encrypted holds; raise error(sentence) where it does not belong here."""
+        scheme = self.context.scheme
+        if len(encrypted) < HEAD.size or encrypted[: len(SUM)] != SUM:
+            raise error("expected an encrypted update: the bytes are cut short, or something else")
+        _, identity, clients, size = HEAD.unpack_from(encrypted)
+        if identity != self.context.id:
+            contexts = f"{identity.hex()[:16]}, not {self.context.id.hex()[:16]}"
+            raise error(f"encrypted under context {contexts}: clients and server need files of one key")
+        if size != self.size or not clients:
+            raise error(f"expected an encrypted update of {self.size} integers, got {size} of {clients} clients")
+        if self.clients + clients > scheme.capacity:
+            raise error(f"{self.clients + clients} clients are more than {scheme!r} sums without overflow")
+        try:
+            raws = zip(chunks(scheme, size), _split(encrypted), strict=True)
+            added = [_load(scheme, part, raw) for part, raw in raws]
+        except FOREIGN:
+            raise error("expected an encrypted update: a ciphertext is cut short, or not of these parameters") from None
+        for own, other in zip(self.ciphertexts, added, strict=False):
+            own.add_(other)
+        self.ciphertexts = self.ciphertexts or added
+        self.clients += clients
+
+
+def _tenseal() -> Any:
+    """TenSEAL. Errors: ConfigError where it is not installed."""
+    # Its wheel and TensorFlow's export the same C++ symbols: after TensorFlow's, its own calls would reach those, and
+    # crash. Bound deeply, it finds its own first. (Not a flag on macOS, where symbols are bound per library.)
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
+    try:
+        import tenseal
+    except ImportError:
+        raise ConfigError("homomorphic encryption needs tenseal: pip install 'umbel[he]'") from None
+    finally:
+        sys.setdlopenflags(flags)
+    return tenseal
+
+
+def _vector_name(scheme: Scheme) -> str:
+    """TenSEAL's class of this scheme's ciphertexts: of the extension, whose front would copy each vector twice."""
+    return "BFVVector" if isinstance(scheme, BFV) else "CKKSVector"
+
+
+@functools.lru_cache(64)
+def _chosen(name: str, clients: int, max_weight: int) -> Scheme:
+    return SCHEMES[name].for_clients(clients, max_weight=max_weight)
+
+
+@functools.lru_cache(4)
+def _context_of_this_process(scheme: Scheme) -> ClientContext:
+    """One for all rounds of a simulation: making keys takes longer than adding a client."""
+    return ClientContext.create(scheme)
+
+
+def _new_context(scheme: Scheme) -> Any:
+    """A TenSEAL context with a fresh secret key, and no pool of threads."""
+    tenseal = _tenseal()
+    kind = tenseal.SCHEME_TYPE.BFV if isinstance(scheme, BFV) else tenseal.SCHEME_TYPE.CKKS
+    modulus = scheme.plain_modulus if isinstance(scheme, BFV) else None
+    symmetric, sizes = tenseal.ENCRYPTION_TYPE.SYMMETRIC, list(scheme.modulus_bits)
+    try:
+        return tenseal.Context(kind, scheme.degree, modulus, sizes, symmetric, n_threads=1)
+    except FOREIGN as error:
+        raise ConfigError(f"TenSEAL refuses {scheme!r}: {error}") from None
+
+
+@functools.lru_cache(16)
+def _public(scheme: Scheme) -> bytes:
+    """The parameters as TenSEAL writes them; without any key."""
+    return _new_context(scheme).serialize(False, False, False, False)
+
+
+@functools.lru_cache(16)
+def _keyless(scheme: Scheme) -> Any:
+    """A TenSEAL context that adds, and can neither encrypt nor decrypt."""
+    return _tenseal().Context.load(_public(scheme), n_threads=1)
+
+
+@functools.lru_cache(16)
+def _ciphertext_size(scheme: Scheme) -> int:
+    """Bytes of one ciphertext."""
+    encrypted = ClientContext.create(scheme).encrypt(np.zeros(1, np.int64))
+    return len(encrypted) - HEAD.size - LENGTH.size
+
+
+def _load(scheme: Scheme, part: slice, raw: bytes) -> Any:
+    """One ciphertext of the integers in part. Errors: one of FOREIGN for anything else."""
+    vector = getattr(_tenseal()._ts_cpp, _vector_name(scheme))(_keyless(scheme).data, raw)
+    found = [(one.size(), one.coeff_modulus_size(), one.is_ntt_form(), one.scale) for one in vector.ciphertext()]
+    is_ckks, scale = (False, 1.0) if isinstance(scheme, BFV) else (True, 2.0**scheme.scale_bits)
+    # What SEAL would notice only while adding, when the sum is half changed.
+    fits = found == [(2, len(scheme.modulus_bits) - 1, is_ckks, scale)]
+    if not fits or vector.size() != scheme.slots_for(part.stop - part.start):
+        raise ValueError("another number of slots, polynomials or primes, or another scale")
+    return vector
+
+
+def _split(encrypted: bytes) -> Iterator[bytes]:
+    """The ciphertexts after the head. Errors: ValueError where a length does not fit."""
+    rest = memoryview(encrypted)[HEAD.size :]
+    while rest:
+        end = LENGTH.size + (LENGTH.unpack_from(rest)[0] if len(rest) >= LENGTH.size else 0)
+        if end > len(rest):
+            raise ValueError("cut short")
+        yield bytes(rest[LENGTH.size : end])
+        rest = rest[end:]
+
+
+def _identify(scheme: Scheme, secret: bytes) -> bytes:
+    return hashlib.sha256(b"umbel homomorphic context 1\0" + describe(scheme) + secret).digest()
+
+
+def _frame(magic: bytes, scheme: Scheme, identity: bytes) -> bytes:
+    return magic + describe(scheme) + identity
+
+
+def _parse(magic: bytes, blob: bytes, what: str) -> tuple[Scheme, bytes, bytes]:
+    """Scheme, id and the rest of a context's bytes. Errors: ConfigError for bytes of something else."""
+    require(blob[: len(magic)] == magic, f"expected the bytes of a {what}; these are cut short, or something else")
+    line, _, rest = blob[len(magic) :].partition(b"\n")
+    return read_scheme(line), rest[:32], rest[32:]

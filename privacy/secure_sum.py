@@ -1,0 +1,197 @@
+"""Secure aggregation as a value of an Experiment: the server learns the cohort's sum, and no client's update.
+
+    Experiment(..., weighting="uniform", aggregation=SecureSum(limit=0.5))
+
+The protocol, and the papers behind it, are in `secagg`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ..core.errors import ClientError, ConfigError, RunStopped
+from ..core.random import Key
+from ..core.types import AggregationSession, ClientUpdate, Failure, Shape, Total
+from ..core.validation import require_count
+from .layout import Layout
+from .secagg import BelowThreshold, Client, FixedPoint, Member, Roster, RoundLog, Server, Terms, Topology
+from .secagg.graph import quorum
+from .secagg.messages import client_bytes
+from .secagg.session import MINIMUM_CLIENTS
+
+
+@dataclass(frozen=True)
+class SecureSum:
+    """Clients send masked vectors, and the masks cancel in the sum: the server learns that and nothing else.
+
+    limit: the largest magnitude kept of a number in an update; what lies outside is moved to it, and the round's
+    "saturated" metric says how much that was.
+    metrics: what the clients report in the sum, each as its mean; metric_limit: the largest magnitude of a mean.
+    max_weight: the largest weight of a client. 1: every client weighs 1 (weighting="uniform"). Above: weights are
+    numbers of examples, and their sum is all that the server learns of them.
+    ring_bits: 32 or 64; by default 32 where every client weighs 1, which is enough for 4096 clients, else 64.
+    minimum_clients: with fewer left, at least 3, no sum is formed. Two thirds of a cohort must be left in any case.
+
+    Errors: ConfigError for a value out of bounds, and for a cohort that could overflow the ring.
+    """
+
+    limit: float
+    metrics: tuple[str, ...] = ("loss",)
+    metric_limit: float = 10.0
+    max_weight: int = 1
+    ring_bits: int | None = None
+    minimum_clients: int = MINIMUM_CLIENTS
+
+    def __post_init__(self) -> None:
+        require_count("minimum_clients", self.minimum_clients, at_least=MINIMUM_CLIENTS)
+        self.encoding(self.minimum_clients)
+        self.layout(Shape(1, 0))
+
+    def encoding(self, clients: int) -> FixedPoint:
+        """How numbers become integers, for a sum of at most so many clients."""
+        return FixedPoint(self.limit, clients, self.max_weight, self.ring_bits or (32 if self.max_weight == 1 else 64))
+
+    def layout(self, shape: Shape) -> Layout:
+        """What the vector summed is made of."""
+        return Layout(shape, self.metrics, self.limit, self.metric_limit)
+
+    def session(self, shape: Shape, cohort: Sequence[int], round: int, key: Key, is_real: bool) -> AggregationSession:
+        """A round's session, in one process. is_real: every stage of the protocol; else its arithmetic alone.
+
+        Errors: RunStopped for a cohort of fewer than minimum_clients.
+        """
+        if len(cohort) < self.minimum_clients:
+            raise RunStopped(
+                f"round {round}: a cohort of {len(cohort)}; a secure sum is formed of at least {self.minimum_clients}"
+            )
+        kind = ProtocolSession if is_real else ArithmeticSession
+        return kind(Encoder(self.layout(shape), self.encoding(len(cohort))), cohort, round, self.minimum_clients)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Between updates and ring elements."""
+
+    layout: Layout
+    encoding: FixedPoint
+
+    def encode(self, update: ClientUpdate, key: Key) -> np.ndarray:
+        """What a client hands in to be masked. key: that its rounding is drawn from.
+
+        Errors: ConfigError for a weight that is no integer or above max_weight; ClientError where not all is finite.
+        """
+        weight, most = float(update.weight), self.encoding.max_weight
+        if not weight.is_integer():
+            raise ConfigError(f"expected weight={weight!r} of an update to be an integer: secure sums are of integers")
+        if most == 1 and weight != 1:
+            raise ConfigError(
+                f"a client weighs {weight:g}, and max_weight=1 has all weigh 1; "
+                "set weighting='uniform', or the largest client's number of examples as max_weight"
+            )
+        if weight > most:
+            raise ConfigError(f"a client weighs {weight:g}, above max_weight={most}; raise max_weight")
+        # A key of 128 bits for the cipher, and its counter from 0: no two updates have the same key.
+        seed = key.derive("rounding").digest + bytes(16)
+        return self.encoding.encode(self.layout.pack(update), int(weight), seed).values
+
+    def decode(self, total: np.ndarray, clients: int) -> Total:
+        """The Total of the sum of what `clients` clients handed in."""
+        vector, weight = self.encoding.decode(total, clients)
+        return self.layout.unpack(vector, weight, clients)
+
+
+class ArithmeticSession:
+    """The sum by addition in the ring: what the protocol gives, for simulations in which nobody is to be kept out."""
+
+    def __init__(self, encoder: Encoder, cohort: Sequence[int], round: int, minimum_clients: int):
+        self._encoder, self._round = encoder, round
+        self._sum = np.zeros(encoder.encoding.ring_length(encoder.layout.size), encoder.encoding.dtype)
+        self._added = 0
+        self._least = max(quorum(len(cohort)), minimum_clients)
+        before, self._masked_bytes, self._after = client_bytes(Topology.of(len(cohort)).degree, self._sum.nbytes)
+        self.bytes_up = len(cohort) * before  # as many as the protocol sends
+
+    def contribute(self, client: int, update: ClientUpdate, key: Key) -> np.ndarray | Failure:
+        """The update in the ring; a Failure for one that is not finite."""
+        return encoded_or_failure(self._encoder, client, update, key)
+
+    def add(self, client: int, contribution: np.ndarray) -> None:
+        """Add to the one accumulator."""
+        self._sum += contribution
+        self._added += 1
+        self.bytes_up += self._masked_bytes
+
+    def total(self) -> Total:
+        """The sum. Errors: RunStopped where the protocol would reveal none."""
+        if self._added < self._least:
+            raise RunStopped(
+                f"round {self._round}: {self._added} clients sent their masked vectors; "
+                f"at least {self._least} are needed"
+            )
+        self.bytes_up += self._added * self._after
+        return self._encoder.decode(self._sum, self._added)
+
+
+class ProtocolSession:
+    """The sum by the protocol, all its parties in this process: every key, mask, signature and check is real.
+
+    Keys are agreed on when the session begins, before anyone trains. Identities are made up for the session: in one
+    process there is nobody to hold long-term keys. A client of the cohort that is never added has dropped out after
+    sharing its secrets, and its masks are taken out of the sum.
+    """
+
+    def __init__(self, encoder: Encoder, cohort: Sequence[int], round: int, minimum_clients: int):
+        self.bytes_up = 0
+        self._encoder, self._round = encoder, round
+        identities = {node: Ed25519PrivateKey.generate() for node in sorted(cohort)}
+        members = (Member(node, key.public_key().public_bytes_raw(), "", 1) for node, key in identities.items())
+        # Nobody could hold other params here, so that there is no digest of them to agree on.
+        terms = Terms(Roster(tuple(members)), encoder.encoding, encoder.layout.size, bytes(32), minimum_clients)
+        self._clients = {node: Client(node, key, terms, None, 0, RoundLog()) for node, key in identities.items()}
+        self._server = Server(terms, cohort, "simulation", round, attempt=1, now=0)
+        self._exchange()  # Advertise
+        self._exchange()  # Share
+        self._deliveries = self._server.advance()
+
+    def contribute(self, client: int, update: ClientUpdate, key: Key) -> bytes | Failure:
+        """The client's masked vector; a Failure for an update that is not finite. May run on any thread."""
+        values = encoded_or_failure(self._encoder, client, update, key)
+        if isinstance(values, Failure):
+            return values
+        self._clients[client].provide(values)
+        return self._clients[client].answer(self._deliveries[client])
+
+    def add(self, client: int, contribution: bytes) -> None:
+        """The server adds the masked vector to its one accumulator."""
+        self._receive(client, contribution)
+
+    def total(self) -> Total:
+        """The sum, unmasked. Errors: RunStopped when too few clients are left."""
+        try:
+            self._exchange()  # Consistency
+            self._exchange()  # Unmask
+            outcome = self._server.finish()
+        except BelowThreshold as error:
+            raise RunStopped(f"round {self._round}: {error}") from error
+        return self._encoder.decode(outcome.total, len(outcome.survivors))
+
+    def _exchange(self) -> None:
+        """A stage in which everyone asked answers at once."""
+        for node, message in self._server.advance().items():
+            self._receive(node, self._clients[node].answer(message))
+
+    def _receive(self, node: int, reply: bytes) -> None:
+        self.bytes_up += len(reply)
+        self._server.receive(node, reply)
+
+
+def encoded_or_failure(encoder: Encoder, client: int, update: ClientUpdate, key: Key) -> np.ndarray | Failure:
+    """The update in the ring, or why this client's is left out of the round."""
+    try:
+        return encoder.encode(update, key)
+    except ClientError as error:
+        return Failure(client, "non_finite", str(error))

@@ -1,0 +1,53 @@
+"""FedYogi: Yogi on the server.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan 2021: Adaptive Federated Optimization, Algorithm 2.
+https://arxiv.org/abs/2003.00295
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.types import NOTHING, Mean, State, Vector
+from .moments import no_moments, require_moments, step
+from .server_rate import Rate, rate_at, require_rate
+
+
+@dataclass(frozen=True)
+class FedYogi:
+    """v ← v − (1 − β2)·Δ²·sign(v − Δ²); w ← w + η_s·m / (√v + τ), m ← β1·m + (1 − β1)·Δ, Δ the mean delta.
+
+    Unlike FedAdam's, v shrinks by no more than (1 − β2)·Δ² in a round, so one small Δ does not raise the step at once.
+
+    server_lr: η_s, a number or a schedule over rounds. beta_1, beta_2: in [0, 1). tau: τ > 0: the smaller, the more
+    adaptive.
+    """
+
+    server_lr: Rate = 0.01
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_rate("server_lr", self.server_lr)
+        require_moments(self.tau, beta_1=self.beta_1, beta_2=self.beta_2)
+
+    def init(self, params: Vector) -> State:
+        """Both moments 0."""
+        return no_moments(params)
+
+    def broadcast(self, state: State) -> Vector:
+        """Nothing besides params."""
+        return NOTHING
+
+    def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
+        """One step of Algorithm 2."""
+        grown = 1 - self.beta_2
+
+        def second_moment(v: np.ndarray, squared: np.ndarray) -> np.ndarray:
+            return v - grown * squared * np.sign(v - squared)
+
+        rate = rate_at(self.server_lr, state.rounds + 1)
+        return step(state, params, mean.delta, second_moment, self.beta_1, rate, self.tau)
