@@ -10,13 +10,15 @@ from importlib.metadata import version as _version
 
 from . import data, privacy, strategies
 from .core.chain import Chain
+from .core.devices import Around, Deadline, Devices, Diurnal, Traces
 from .core.errors import ClientError, ConfigError, IncompatibleError, RunStopped, StoreError, UmbelError
 from .core.examples import Examples
 from .core.experiment import Experiment, Local
 from .core.overrides import override
 from .core.random import derive
+from .core.selection import InTime, Oort, PowerOfChoice
 from .keyring import register as _register_keys
-from .privacy import AdaptiveClip, Clip, Homomorphic, PrivacyPlan, SecureSum
+from .privacy import AdaptiveClip, Clip, Homomorphic, PerExample, PerExamplePlan, PrivacyPlan, SecureSum
 from .runtimes.simulation import Simulation
 from .server import (
     AllClients,
@@ -37,7 +39,21 @@ from .server import (
     cross_validate,
     run,
 )
-from .strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
+from .strategies import (
+    FedAdagrad,
+    FedAdam,
+    FedAsync,
+    FedAvg,
+    FedAvgM,
+    FedBuff,
+    FedDyn,
+    FedNova,
+    FedProx,
+    FedYogi,
+    Proximal,
+    Scaffold,
+    SemiSynchronous,
+)
 
 __version__ = _version("umbel")
 _register_keys()
@@ -45,36 +61,54 @@ _register_keys()
 __all__ = [
     "AdaptiveClip",
     "AllClients",
+    "Around",
     "Chain",
     "ClientError",
     "Clip",
     "ConfigError",
     "Constant",
     "Cosine",
+    "Deadline",
+    "Devices",
+    "Diurnal",
     "EarlyStopping",
     "Examples",
     "Experiment",
     "ExponentialDecay",
     "FedAdagrad",
     "FedAdam",
+    "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedBuff",
+    "FedDyn",
+    "FedNova",
+    "FedProx",
     "FedYogi",
     "FixedCohort",
     "History",
     "Homomorphic",
+    "InTime",
     "IncompatibleError",
     "KeepBest",
     "Local",
+    "Oort",
+    "PerExample",
+    "PerExamplePlan",
     "PoissonCohort",
+    "PowerOfChoice",
     "PrivacyPlan",
+    "Proximal",
     "ReduceOnPlateau",
     "RunStopped",
+    "Scaffold",
     "SecureSum",
+    "SemiSynchronous",
     "Simulation",
     "StepDecay",
     "StopAt",
     "StoreError",
+    "Traces",
     "UmbelError",
     "WarmUp",
     "WeightedCohort",

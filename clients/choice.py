@@ -12,7 +12,7 @@ import numpy as np
 from ..core.examples import Examples
 from ..core.experiment import Experiment
 from ..core.random import derive
-from ..core.types import NOTHING, Broadcast
+from ..core.types import Broadcast
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,9 @@ def _cohort(experiment: Experiment) -> float:
 def _seconds_per_batch(team: Sequence[Worker], data: Sequence[Examples], rows: np.ndarray, steps: int) -> float:
     """Seconds in which every worker does a full batch: of `steps` a call, or of as many as PROBE_SECONDS allow."""
     experiment, spec = team[0].experiment, team[0].spec
-    broadcast = Broadcast(1, team[0].initial_params, NOTHING, experiment.transforms.init(spec), None)
+    params, strategy = team[0].initial_params, experiment.strategy
+    extra = strategy.broadcast(strategy.init(params))
+    broadcast = Broadcast(1, params, extra, experiment.transforms.init(spec), None)
     batch, epochs = experiment.local.batch_size or 1, experiment.local.epochs
 
     with ThreadPoolExecutor(len(team)) as pool:

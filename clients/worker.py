@@ -14,10 +14,11 @@ from ..core.examples import Examples, map_arrays
 from ..core.experiment import Experiment
 from ..core.random import Key, derive
 from ..core.spec import ModelSpec
-from ..core.types import NOTHING, Broadcast, ClientUpdate, Failure, Vector, Weighted
+from ..core.types import NOTHING, Broadcast, ClientUpdate, Failure, LocalRule, Vector, Weighted
 from .building import build_model, describe_model
 from .debug import train_eagerly
 from .dispatch import Library
+from .per_example import PrivateProgram, check_model, private_task, train_privately_eagerly
 from .program import EvaluateProgram, ModelState, Task, TrainProgram
 
 EVALUATION_BATCH = 512
@@ -51,19 +52,19 @@ class Worker:
             self.model = build_model(experiment.model, sample, derive(experiment.seed, "model"))
             self.spec = ModelSpec.of(self.model, experiment.personal)
             self.state = ModelState(self.model, self.spec)
+            if experiment.local.per_example is not None:
+                check_model(self.model, sample.take(slice(0, 1)))
         if self.state.has_own_schedule and experiment.local.learning_rate is not None:
             raise ConfigError(
                 "the model's optimizer has a learning rate schedule of its own; drop it, or local.learning_rate"
             )
-        rule = experiment.client_rule
-        if self.state.has_own_schedule and rule is not None and rule.remembers:
-            raise ConfigError(
-                f"{rule!r} has to know the learning rate; give local.learning_rate in place of the optimizer's schedule"
-            )
+        if experiment.client_rule is not None:
+            check_rule(experiment.client_rule, self.state)
         self.initial_params = self.spec.flatten(self.model.get_weights())
         self.initial_memory = [keras.ops.convert_to_numpy(weight) for weight in self.state.personal]
         self.default_rate = math.nan if self.state.has_own_schedule else float(self.model.optimizer.learning_rate)
         self._train: dict[tuple[bool, bool], TrainProgram] = {}  # with XLA or not, with an offset or not
+        self._private: dict[tuple[bool, bool], PrivateProgram] = {}
         self._evaluate: dict[Any, EvaluateProgram] = {}
         self._library = library or Library()
         self._longest: int | None = None  # the largest client's number of examples
@@ -86,11 +87,10 @@ class Worker:
         rule = self.experiment.client_rule
         offset = None if rule is None else rule.offset(broadcast, remembered)
         task = self._task(broadcast, key, rows, personal, offset)
-        delta, kept, metrics = self._run(broadcast, client, data, task)
+        delta, kept, metrics = self._run(broadcast, client, data, task, key)
         # One pass: NaN and infinity reach the sum. Not a dot product, whose BLAS threads would crowd out the workers'.
         if not np.isfinite(delta.sum()):
-            loss = metrics.get("loss", Weighted(math.nan, 1.0)).mean()
-            return Failure(client, "non_finite", f"its update is not finite (training loss {loss:.4g})"), memory
+            return Failure(client, "non_finite", f"its update is not finite{self._told(metrics)}"), memory
         extra, steps = NOTHING, self.experiment.local.steps(len(rows))
         if rule is not None:
             delta, extra, remembered = rule.finish(broadcast, remembered, delta, steps, task.learning_rate)
@@ -98,7 +98,10 @@ class Worker:
         weight = float(len(rows)) if self.experiment.weighting == "examples" else 1.0
         own_key = Key.fresh() if self.is_live else key.derive("transforms")
         update = ClientUpdate(delta, extra, weight, metrics)
-        return self.experiment.transforms.encode(broadcast.transforms, update, own_key), kept
+        try:
+            return self.experiment.transforms.encode(broadcast.transforms, update, own_key), kept
+        except ClientError as error:  # what the rule made of it is not finite: the round goes on without this client
+            return Failure(client, "non_finite", str(error)), memory
 
     def _task(
         self, broadcast: Broadcast, key: Key, rows: np.ndarray, personal: list[np.ndarray], offset: Vector | None
@@ -111,11 +114,13 @@ class Worker:
         return Task(personal, order, len(rows), rate, seeds, NOTHING if offset is None else offset)
 
     def _run(
-        self, broadcast: Broadcast, client: int, data: Examples, task: Task
+        self, broadcast: Broadcast, client: int, data: Examples, task: Task, key: Key
     ) -> tuple[Vector, list[np.ndarray], dict[str, Weighted]]:
         """Train: delta, the personal variables after, metric sums."""
         try:
             with tf.device(self.device):
+                if self.experiment.local.per_example is not None:
+                    return *self._run_privately(broadcast, client, data, task, key), {}
                 if self.debug:
                     batch_size = self.experiment.local.batch_size
                     return train_eagerly(self.state, broadcast, client, data, task, batch_size, self._proximal)
@@ -124,6 +129,29 @@ class Worker:
                 return program(self._on_device(broadcast.params), padded, task._replace(order=order))
         except tf.errors.OpError as error:
             raise ClientError(first_line(error), round=broadcast.round, client=client) from error
+
+    def _run_privately(
+        self, broadcast: Broadcast, client: int, data: Examples, task: Task, key: Key
+    ) -> tuple[Vector, list[np.ndarray]]:
+        """As _run, by DP-SGD; without metrics, which would be releases that nothing covers."""
+        local, has_offset = self.experiment.local, len(task.offset) > 0
+        privacy = local.per_example
+        assert privacy is not None
+        # Neither batches nor noise of a real device may follow from a key that the server knows.
+        own_key = Key.fresh() if self.is_live else key.derive("per example")
+        private, params = private_task(task, privacy, local, own_key), self._on_device(broadcast.params)
+        if self.debug:
+            where = {"round": broadcast.round, "client": client}
+            return train_privately_eagerly(self.state, params, data, private, privacy.clip_norm, self._proximal, where)
+        kind = self.xla, has_offset
+        if kind not in self._private:
+            self._private[kind] = self._library.take(
+                ("private", self.device, *kind),
+                self.state,
+                lambda: PrivateProgram(self.state, data, privacy, *kind, self._proximal),
+            )
+        padded, _ = self._padded(data, task.order)
+        return self._private[kind](params, padded, private, local.batch_size)
 
     def evaluate(
         self, params: Vector, data: Examples, rows: np.ndarray, memory: list | None = None
@@ -153,6 +181,12 @@ class Worker:
     def _proximal(self) -> float:
         rule = self.experiment.client_rule
         return 0.0 if rule is None else rule.proximal
+
+    def _told(self, metrics: dict[str, Weighted]) -> str:
+        """A failing client's loss, for its message: not where nobody is to learn what a single client reports."""
+        if self.experiment.plan is not None or self.experiment.aggregation is not None:
+            return ""
+        return f" (training loss {metrics.get('loss', Weighted(math.nan, 1.0)).mean():.4g})"
 
     def _split(self, memory: list[np.ndarray]) -> tuple[list[np.ndarray], Vector | None]:
         """What a client keeps: its personal variables, then the vector its rule remembers, None at first."""
@@ -188,6 +222,32 @@ class Worker:
         if self._sent is None or self._sent[0] is not params:
             self._sent = params, tf.constant(params, tf.float32)
         return self._sent[1]
+
+
+def check_rule(rule: LocalRule, state: ModelState) -> None:
+    """Errors: ConfigError for a model that rule cannot reckon with; see LocalRule."""
+    momentum = getattr(rule, "sgd_momentum", None)
+    if state.has_own_schedule and (rule.remembers or momentum is not None):
+        raise ConfigError(
+            f"{rule!r} has to know the learning rate; give local.learning_rate in place of the optimizer's schedule"
+        )
+    optimizer = getattr(state.model.optimizer, "inner_optimizer", state.model.optimizer)
+    if momentum is not None:
+        # Exactly SGD: what other optimizers do between two gradients is not what the rule undoes.
+        is_plain = type(optimizer) is keras.optimizers.SGD and not optimizer.nesterov
+        if not is_plain or optimizer.momentum != momentum:
+            own = "" if not isinstance(optimizer, keras.optimizers.SGD) else f"(momentum={optimizer.momentum:g})"
+            raise ConfigError(
+                f"{rule!r} is for clients with SGD(momentum={momentum:g}), without Nesterov's; "
+                f"the model's optimizer is {type(optimizer).__name__}{own}"
+            )
+    statistics = [variable.path for variable in state.spec.shared if not variable.trainable]
+    if getattr(rule, "weights_only", False) and statistics:
+        names = tuple(sorted({path.split("/")[-1] for path in statistics}))
+        raise ConfigError(
+            f"{rule!r} is for weights that follow a gradient; {statistics[0]!r} has none. Keep what is not trained at "
+            f"home: personal={names!r}"
+        )
 
 
 def epoch_orders(rows: np.ndarray, epochs: int, key: Key | None) -> np.ndarray:

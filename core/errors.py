@@ -5,6 +5,7 @@ UmbelError                  one clear line: the value, and the remedy
 │   └── IncompatibleError   exit 2: two parts that exclude one another
 ├── StoreError              exit 2: a store that cannot be opened, or holds something that does not verify
 ├── RunStopped              exit 3: a run that could not go on; what it had committed is kept
+│   └── BudgetSpent         exit 3: and will not, however often it is resumed
 └── ClientError             exit 1: a client's code failed; names client, round and batch
 """
 
@@ -39,6 +40,10 @@ class RunStopped(UmbelError):
     """The run could not go on (too few clients, budget exhausted). Committed rounds are kept."""
 
     exit_status = 3
+
+
+class BudgetSpent(RunStopped):
+    """The next round would cost more than a plan's privacy budget. Resumed, the run stops at once again."""
 
 
 class ClientError(UmbelError):

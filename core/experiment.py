@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .chain import Chain
+from .devices import Deadline, Devices
 from .errors import ConfigError, IncompatibleError
 from .examples import Examples
 from .folds import WeightedSum
@@ -24,6 +25,7 @@ from .types import (
     ClientUpdate,
     Fold,
     LocalRule,
+    PerExamplePrivacy,
     Plan,
     Population,
     RoundRecord,
@@ -45,12 +47,15 @@ class Local:
     batch_size: examples per step; None: all at once. The last batch of an epoch may be smaller; none is dropped.
     learning_rate: of the model's own optimizer; a schedule over rounds; None leaves the optimizer as compiled.
     shuffle: a fresh order per epoch, derived from (seed, round, client, epoch).
+    per_example: what hides single examples (DP-SGD): a step then takes each example with probability batch_size over
+        the client's number of examples, in place of shuffled epochs.
     """
 
     epochs: int = 1
     batch_size: int | None = 32
     learning_rate: float | Schedule | None = None
     shuffle: bool = True
+    per_example: PerExamplePrivacy | None = None
 
     def __post_init__(self) -> None:
         require_count("epochs", self.epochs)
@@ -67,6 +72,8 @@ class Local:
 
     def steps(self, examples: int) -> int:
         """Optimizer steps of a client with `examples` examples."""
+        if self.per_example is not None and self.per_example.steps is not None and examples:
+            return self.per_example.steps
         batch = self.batch_size or max(examples, 1)
         return self.epochs * -(-examples // batch)
 
@@ -83,7 +90,8 @@ class Experiment:
     local: what a client does in its round.
     rule: the client's half of an algorithm (a gradient correction); by default the strategy's own, where it has one.
     transforms: privacy and compression, applied to each update and undone on the sum.
-    plan: a privacy budget: it brings sampler and transform, keeps the ledger, and ends the run before it is exceeded.
+    plan: a privacy budget: it brings sampler and transform, or the clients' per-example noise, keeps the ledger, and
+        ends the run before it is exceeded.
     fold: how updates become a sum; streaming and weighted unless robust.
     aggregation: what hides single updates from whoever sums them; None: the server sees each.
     rounds, seed: how long, and from which randomness. Equal seeds give equal bits.
@@ -95,6 +103,9 @@ class Experiment:
         under a plan, which bounds what a client can say.
     min_clients: updates that a round needs at least; with fewer the run stops.
     callbacks: what may end the run early; part of the result, unlike watchers handed to `run`.
+    devices: a simulated fleet: its virtual clock says who takes part, who fails, and how long a round lasts. None:
+        nothing takes any time. An asynchronous strategy keeps as many clients at work as sampler has in a round.
+    deadline: when a synchronous round of that fleet ends though clients are still at work.
 
     Errors: ConfigError for a value out of bounds, IncompatibleError for parts that exclude one another.
     """
@@ -119,6 +130,8 @@ class Experiment:
     weighting: Literal["examples", "uniform"] = None  # type: ignore[assignment]
     min_clients: int = 1
     callbacks: tuple[Callback, ...] = ()
+    devices: Devices | None = None
+    deadline: Deadline | None = None
 
     def __post_init__(self) -> None:
         self._fill_in()
@@ -147,6 +160,7 @@ class Experiment:
         divisions = [getattr(part, "division", None) for part in (self.population, self.validation)]
         if None not in divisions and divisions[0] != divisions[1]:
             raise ConfigError("population and validation are parts of different divisions; examples would be in both")
+        self._check_time()
         if self.plan is not None:
             self.plan.check(self)
 
@@ -156,6 +170,8 @@ class Experiment:
         if self.plan is not None:
             filled["sampler"] = self.sampler or self.plan.sampler
             filled["transforms"] = with_plan(self.transforms, self.plan)
+            if self.local.per_example is None and hasattr(self.plan, "per_example"):
+                filled["local"] = dataclasses.replace(self.local, per_example=self.plan.per_example)
         elif self.sampler is None:
             raise ConfigError("expected a sampler, such as FixedCohort(10), or a plan that brings one")
         if self.weighting is None:
@@ -165,13 +181,43 @@ class Experiment:
         for name, value in filled.items():
             object.__setattr__(self, name, value)
 
+    def _check_time(self) -> None:
+        """Refuse what the virtual clock, samplers that learn, and asynchronous rounds exclude."""
+        if self.deadline is not None and self.devices is None:
+            raise ConfigError(f"{self.deadline!r} needs devices, whose speeds say who is late")
+        if self.plan is not None and self.deadline is not None and self.deadline.over_selection > 1:
+            raise IncompatibleError(
+                f"{self.deadline!r} counts the fastest, so that one client decides whether another is counted; "
+                f"{self.plan!r} accounts for clients that are counted each on its own. Use over_selection=1"
+            )
+        if getattr(self.sampler, "needs_losses", False):
+            for name in ("plan", "aggregation"):
+                if (part := getattr(self, name)) is not None:
+                    raise IncompatibleError(f"{self.sampler!r} needs each client's loss, which {name}={part!r} hides")
+        if not is_asynchronous(self.strategy):
+            return
+        if hasattr(self.sampler, "choose"):
+            raise IncompatibleError(f"{self.strategy!r} has no cohorts for {self.sampler!r}; use FixedCohort")
+        for name in ("plan", "aggregation", "deadline"):
+            if (part := getattr(self, name)) is not None:
+                raise IncompatibleError(f"{self.strategy!r} has no cohorts, which {name}={part!r} is about")
+        if getattr(self.strategy, "mixes_models", False) and members(self.transforms):
+            raise IncompatibleError(
+                f"{self.strategy!r} mixes models; {self.transforms!r} would change them like updates"
+            )
+
     def made_for(self, field_name: str) -> dict[str, Any]:
         """What other fields have only because of the one named, as they would be without it: for replacing that one."""
         if field_name != "plan" or self.plan is None:
             return {}
         own = self.plan.transform
         without = Chain(*(one for one in members(self.transforms) if one != own))
-        return {"transforms": without} | ({"sampler": None} if self.sampler == self.plan.sampler else {})
+        found: dict[str, Any] = {"transforms": without}
+        if self.sampler == self.plan.sampler:
+            found["sampler"] = None
+        if self.local.per_example is not None and self.local.per_example == getattr(self.plan, "per_example", None):
+            found["local"] = dataclasses.replace(self.local, per_example=None)
+        return found
 
     @property
     def client_rule(self) -> LocalRule | None:
@@ -180,11 +226,15 @@ class Experiment:
 
     def encoded_shape(self, broadcast: Broadcast) -> Shape:
         """Lengths of a client's update as it leaves the client, after its rule and the transforms."""
-        size = len(broadcast.params)
+        size, known = len(broadcast.params), vars(self).get("_shapes", {})
+        if size in known:
+            return known[size]  # encoding may be dear, and lengths are the same in every round
         extra = np.zeros(self.client_rule.extra_size(size) if self.client_rule else 0, np.float32)
         update = ClientUpdate(np.zeros(size, np.float32), extra, 1.0, {})
         encoded = self.transforms.encode(broadcast.transforms, update, Key(bytes(16)))
-        return Shape(len(encoded.delta), len(encoded.extra))
+        found = Shape(len(encoded.delta), len(encoded.extra))
+        object.__setattr__(self, "_shapes", {size: found})
+        return found
 
     def test_examples(self) -> Examples | None:
         """The server's examples, loaded if they come from a Source."""
@@ -218,6 +268,11 @@ class Experiment:
                     f"the experiment changed since this run began: {path} was {before}, is now {now}; "
                     "restore it, or start a new run without --resume"
                 )
+
+
+def is_asynchronous(strategy: Strategy) -> bool:
+    """Whether strategy is an AsynchronousStrategy."""
+    return hasattr(strategy, "receive")
 
 
 def is_rule(part: Any) -> bool:

@@ -34,7 +34,7 @@ class FixedCohort:
 
     def sample(self, clients: Sequence[int], sizes: Sizes, key: Key) -> list[int]:
         """`size` distinct clients, ascending."""
-        _enough(self.size, clients)
+        enough(self.size, clients)
         return _members(clients, key.generator().choice(len(clients), self.size, replace=False))
 
 
@@ -71,13 +71,13 @@ class WeightedCohort:
 
     def sample(self, clients: Sequence[int], sizes: Sizes, key: Key) -> list[int]:
         """`size` distinct clients, ascending."""
-        _enough(self.size, clients)
-        examples = sizes().astype(np.float64)
+        enough(self.size, clients)
+        examples = sizes()[np.asarray(clients)].astype(np.float64)
         probabilities = examples / examples.sum()
         return _members(clients, key.generator().choice(len(clients), self.size, replace=False, p=probabilities))
 
 
-def _enough(size: int, clients: Sequence[int]) -> None:
+def enough(size: int, clients: Sequence[int]) -> None:
     if size > len(clients):
         raise RunStopped(f"expected size={size} ≤ {len(clients)} clients; lower sampler.size or add clients")
 

@@ -42,7 +42,7 @@ def loads(data: bytes, like: Any = None) -> Any:
     (length,) = struct.unpack("<Q", view[len(MAGIC) : start])
     try:
         outline = json.loads(bytes(view[start : start + length]))
-        return _shaped(_build(outline, view[start + length :]), like)
+        return shaped(_build(outline, view[start + length :]), like)
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise StoreError(f"a stored state does not read back: {error}") from error
 
@@ -89,9 +89,9 @@ def _build(node: Any, body: memoryview) -> Any:
     return np.frombuffer(body, dtype, count, offset).reshape(shape).copy()
 
 
-def _shaped(tree: Any, like: Any) -> Any:
+def shaped(tree: Any, like: Any) -> Any:
     """Give plain tuples the classes of the named tuples in `like`."""
     if not isinstance(tree, tuple) or not isinstance(like, tuple) or len(tree) != len(like):
         return tree
-    parts = (_shaped(part, own) for part, own in zip(tree, like, strict=True))
+    parts = (shaped(part, own) for part, own in zip(tree, like, strict=True))
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)

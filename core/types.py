@@ -6,7 +6,7 @@ Sums travel; the mean is taken once, by `Total.mean`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -62,9 +62,8 @@ class Mean(NamedTuple):
     delta: Vector
     extra: Vector
     metrics: Mapping[str, float]
-    participation: float = (
-        1.0  # the cohort's share of all clients: |S| / N; under differential privacy the expected one
-    )
+    # The cohort's share of all weight: |S| / N for uniform weights; under differential privacy the expected one.
+    participation: float = 1.0
 
 
 class Total(NamedTuple):
@@ -113,6 +112,7 @@ class ServerState(NamedTuple):
     strategy: State
     transforms: State
     ledger: Mapping[str, int]  # privacy events released so far, {event: count}
+    feedback: State = ()  # Heard, for a sampler that needs losses
 
 
 class Failure(NamedTuple):
@@ -123,6 +123,22 @@ class Failure(NamedTuple):
     detail: str
 
 
+class Heard(NamedTuple):
+    """What clients reported when they last took part: arrays of shape (clients,)."""
+
+    losses: np.ndarray  # float32: mean training loss; NaN for a client that was never heard
+    rounds: np.ndarray  # int32: in which round; 0 for never
+
+
+class Knowledge(NamedTuple):
+    """What a sampler that learns chooses by: arrays of shape (clients,)."""
+
+    round: int  # that is about to begin
+    losses: np.ndarray  # see Heard; empty unless needs_losses
+    heard: np.ndarray
+    seconds: np.ndarray  # that a round should take each device, on the virtual clock; 0 without devices
+
+
 class RoundResult(NamedTuple):
     """What a runtime collected from one cohort."""
 
@@ -130,6 +146,7 @@ class RoundResult(NamedTuple):
     failures: Sequence[Failure]
     bytes_up: int | None  # of update payloads, clients to server; None where not measured
     bytes_down: int | None  # of broadcasts, server to clients
+    losses: Mapping[int, float] | None = None  # each client's mean training loss, where the sampler needs it
 
 
 class ClientMetrics(NamedTuple):
@@ -167,6 +184,31 @@ class Strategy(Protocol):
         """What clients receive besides params; NOTHING for most."""
 
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]: ...
+
+
+class AsynchronousStrategy(Strategy, Protocol):
+    """A strategy whose server does not wait for all it has asked: a round is `buffer` updates, or what arrives within
+    `round_seconds`, from whenever they started.
+
+    mixes_models: `receive` needs the delta itself, not an encoded one: no transforms.
+    """
+
+    mixes_models: bool
+
+    @property
+    def buffer(self) -> int | None:
+        """Updates per round; None: however many arrive."""
+
+    @property
+    def round_seconds(self) -> float | None:
+        """A round's length on the virtual clock, with clients that begin when it does; None: whenever there is room."""
+
+    @property
+    def max_staleness(self) -> int | None:
+        """Older updates are thrown away; None for no bound."""
+
+    def receive(self, update: ClientUpdate, staleness: int, base: Vector, params: Vector) -> ClientUpdate:
+        """What an update counts as. staleness: rounds since the client began, 0 for none. base: what it began from."""
 
 
 class UpdateTransform(Protocol):
@@ -252,6 +294,9 @@ class LocalRule(Protocol):
     """The client's half of an algorithm, as data that the compiled loop can run without tracing user code.
 
     In each step: gradient ← gradient + proximal·(w − w_global) + offset.
+
+    Two attributes more where they matter; a model that does not fit is refused. sgd_momentum: the rule reckons with
+    clients of plain SGD with this momentum. weights_only: what the server does with deltas is not for statistics.
     """
 
     @property
@@ -277,11 +322,43 @@ class LocalRule(Protocol):
         """
 
 
+class PerExamplePrivacy(Protocol):
+    """Keeps single examples private while a client trains (DP-SGD).
+
+    A step's gradient: each example's clipped to clip_norm, their sum plus noise, over the expected batch.
+    """
+
+    @property
+    def clip_norm(self) -> float:
+        """Of one example's gradient, all trainable variables together: L2, > 0."""
+
+    @property
+    def steps(self) -> int | None:
+        """Of every client in every round; None: as many as its epochs have batches."""
+
+    def noise(self, key: Key, expected_batch: float) -> Callable[[Vector], None]:
+        """What overwrites a float32 vector with the next numbers of the noise, already divided by expected_batch.
+
+        key: of one client's round, for this alone.
+        """
+
+
 class Sampler(Protocol):
     """Who takes part in a round."""
 
     def sample(self, clients: Sequence[int], sizes: Callable[[], np.ndarray], key: Key) -> list[int]:
         """The cohort: distinct members of clients, ascending. `sizes()` gives their numbers of examples."""
+
+
+class LearningSampler(Sampler, Protocol):
+    """A sampler that also knows how clients did. needs_losses: it needs what each client reported."""
+
+    needs_losses: bool
+
+    def choose(
+        self, clients: Sequence[int], sizes: Callable[[], np.ndarray], key: Key, knowledge: Knowledge
+    ) -> list[int]:
+        """The cohort, as from `sample`."""
 
 
 class Schedule(Protocol):
@@ -343,6 +420,21 @@ class Memory(Protocol):
 
     def read(self, client: int) -> list[np.ndarray] | None: ...
     def write(self, client: int, arrays: list[np.ndarray]) -> None: ...
+
+
+class Assignment(NamedTuple):
+    """A client's work in an asynchronous run."""
+
+    broadcast: Broadcast  # from which it starts
+    client: int
+    key: Key  # of the clients that started with it
+
+
+class AsynchronousRuntime(Protocol):
+    """A Runtime that also trains clients one by one."""
+
+    def train_each(self, assignments: Sequence[Assignment]) -> Iterator[ClientUpdate | Failure]:
+        """Each one's update, in order. The clients are distinct."""
 
 
 class Runtime(Protocol):

@@ -6,6 +6,7 @@ from .clipping import Clip, clip
 from .distributed import DistributedSkellam, grid_limit
 from .homomorphic import Homomorphic
 from .local import LocalGaussian
+from .per_example import PerExample, PerExamplePlan
 from .plan import DistributedPlan, FixedCohortPlan, LocalPlan, PrivacyPlan
 from .secure_sum import SecureSum
 
@@ -19,6 +20,8 @@ __all__ = [
     "Homomorphic",
     "LocalGaussian",
     "LocalPlan",
+    "PerExample",
+    "PerExamplePlan",
     "PrivacyPlan",
     "SecureSum",
     "clip",

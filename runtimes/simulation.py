@@ -21,8 +21,10 @@ from ..core.random import Key
 from ..core.spec import ModelSpec
 from ..core.types import (
     AggregationSession,
+    Assignment,
     Broadcast,
     ClientMetrics,
+    ClientUpdate,
     Failure,
     Memory,
     Population,
@@ -73,7 +75,8 @@ class Simulation:
         words = ("arithmetic", "protocol")
         require(aggregation in words, f"expected aggregation={aggregation!r} to be 'arithmetic' or 'protocol'")
         self.workers, self.compile, self.device_names, self.debug = workers, compile, devices, debug
-        self.aggregation = self._hiding = aggregation
+        self.aggregation = aggregation
+        self._hiding: str = aggregation
         self._experiment: Experiment | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._team: list[Worker] = []
@@ -114,6 +117,8 @@ class Simulation:
     def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
         """Train the cohort; sum its updates in cohort order as they arrive."""
         session, failures = self._session(broadcast, cohort, key), []
+        # Such a sampler excludes an aggregation, so that contributions are updates.
+        reports, losses = getattr(self._running.sampler, "needs_losses", False), {}
 
         def train(client: int) -> tuple[Any, list[np.ndarray]]:
             own = key.derive("client", client)
@@ -129,9 +134,24 @@ class Simulation:
             if kept:
                 self._memory.write(client, kept)
             session.add(client, contribution)
+            if reports and "loss" in contribution.metrics:
+                losses[client] = contribution.metrics["loss"].mean()
             crash_point("mid-training", broadcast.round)
         down = len(cohort) * (broadcast.params.nbytes + broadcast.extra.nbytes)
-        return RoundResult(session.total(), failures, session.bytes_up, down)
+        return RoundResult(session.total(), failures, session.bytes_up, down, losses if reports else None)
+
+    def train_each(self, assignments: Sequence[Assignment]) -> Iterator[ClientUpdate | Failure]:
+        """Train distinct clients side by side, each from its own broadcast; their updates, in order."""
+
+        def train(one: Assignment) -> tuple[ClientUpdate | Failure, list[np.ndarray]]:
+            own = one.key.derive("client", one.client)
+            return self._borrow(lambda worker: self._train(worker, one.broadcast, one.client, own))
+
+        for one, (update, kept) in zip(assignments, self._in_order(train, assignments), strict=True):
+            if kept and not isinstance(update, Failure):
+                self._memory.write(one.client, kept)
+            yield update
+            crash_point("mid-training", one.broadcast.round)
 
     def evaluate(self, params: Vector, examples: Examples) -> dict[str, Any]:
         """Central evaluation, in chunks over the workers."""

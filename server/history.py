@@ -57,6 +57,14 @@ class History:
         reached = np.flatnonzero(self.column(metric) >= target)
         return int(self.rounds[reached[0]].round) if len(reached) else None
 
+    def time_to(self, target: float, metric: str = "test_accuracy") -> float | None:
+        """Virtual seconds until metric reached target, as an accuracy does; None if it never did.
+
+        Errors: ConfigError for a run without a virtual clock: its experiment had no devices.
+        """
+        seconds, reached = self.column("virtual_seconds"), np.flatnonzero(self.column(metric) >= target)
+        return float(seconds[reached[0]]) if len(reached) else None
+
     def final(self) -> dict[str, Any]:
         """The last object that `umbel run --json` prints.
 

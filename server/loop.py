@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.devices import fleet_of
 from ..core.errors import ConfigError, RunStopped
-from ..core.experiment import Experiment
+from ..core.experiment import Experiment, is_asynchronous
 from ..core.faults import crash_point
 from ..core.spec import ModelSpec
 from ..core.types import Memory, RoundRecord, Runtime, ServerState, Vector, Watcher
+from .asynchronous import check_runtime, first_state, play_asynchronously
+from .feedback import first_feedback
 from .history import History
 from .rounds import evaluate, play_round
 
 if TYPE_CHECKING:  # SQLAlchemy is imported when a run has a store, not when umbel is
     from .store import Store
+
+NOISE = "noise"  # among a run's choices: where it comes from
 
 
 def run(
@@ -47,14 +52,15 @@ def run(
 def _run(
     experiment: Experiment, runtime: Runtime, store: Store | None, resume: str | None, watchers: Sequence[Watcher]
 ) -> History:
-    journal = _Journal(store)
+    _check(experiment, runtime)
+    journal, play = _Journal(store), play_asynchronously if is_asynchronous(experiment.strategy) else play_round
     state, spec = journal.begin(experiment, runtime, resume)
     records, reason = journal.records, _decision(experiment, journal.records)
     for watcher in watchers:
         watcher.on_start(experiment, runtime, journal.run, tuple(records))
     try:
         while state.round < experiment.rounds and reason is None:
-            state, record, failures = play_round(experiment, runtime, state, records, journal.spend)
+            state, record, failures = play(experiment, runtime, state, records, journal.spend)
             reason = _decision(experiment, [*records, record])
             if record.round % experiment.evaluate_every == 0 or record.round == experiment.rounds:
                 record = evaluate(experiment, runtime, state, record)
@@ -64,7 +70,8 @@ def _run(
             for watcher in watchers:
                 watcher.on_round(record, failures)
     except RunStopped as stopped:
-        journal.publish(experiment, state.params, spec)
+        if not journal.has_version:  # resumed, and stopped at once again
+            journal.publish(experiment, state.params, spec)
         journal.finish("stopped", str(stopped))
         raise
     except KeyboardInterrupt:
@@ -93,6 +100,8 @@ class _Journal:
         self.records: list[RoundRecord] = []
         self.memory = _ClientMemory()
         self._best: tuple[int, Vector] | None = None
+        self._ledger: Mapping[str, int] = {}  # as on record: it may be ahead of the last round
+        self.has_version = False  # of the last round's params, since the run stopped there before
 
     def begin(self, experiment: Experiment, runtime: Runtime, resume: str | None) -> tuple[ServerState, ModelSpec]:
         """The state to go on from, and the model's spec."""
@@ -100,9 +109,9 @@ class _Journal:
             return self._resume(experiment, runtime, resume)
         spec = runtime.open(experiment, self.memory, None)
         params = runtime.initial_params()
-        state = ServerState(0, params, experiment.strategy.init(params), experiment.transforms.init(spec), {})
+        state = _first(experiment, params, spec)
         if self.store is not None:
-            described, choices = experiment.describe(), dict(runtime.describe())
+            described, choices = experiment.describe(), _choices(experiment, runtime)
             run = self.store.create_run(
                 experiment.name, described, experiment.rounds, experiment.seed, choices, spec, state
             )
@@ -115,19 +124,18 @@ class _Journal:
         experiment.check_unchanged(stored.description)
         self.run, self.memory.stored = stored.run, self.store.memory(stored.run)
         spec = runtime.open(experiment, self.memory, stored.choices)
-        now = runtime.describe()
+        now = _choices(experiment, runtime)
         for name, before in stored.choices.items():
             if now.get(name, before) != before:
                 raise ConfigError(
                     f"the experiment changed since run {stored.run} began: {name} was {before}, is now {now[name]}; "
-                    "restore the model, or start a new run without --resume"
+                    f"restore the {'runtime' if name == NOISE else 'model'}, or start a new run without --resume"
                 )
         self.records = list(stored.records)
         self.store.set_rounds(stored.run, experiment.rounds)
         self.store.reopen(stored.run)
-        template = ServerState(
-            0, NO_VECTOR, experiment.strategy.init(runtime.initial_params()), experiment.transforms.init(spec), {}
-        )
+        self._ledger, self.has_version = dict(stored.ledger), stored.state == "stopped"
+        template = _first(experiment, runtime.initial_params(), spec)
         state = self.store.checkpoint(stored.run, "last", like=template)
         # A simulation repeats a round that was cut off bit for bit, noise included: that is the same release again. On
         # real devices it is another one, and what the first has cost stays spent.
@@ -135,6 +143,7 @@ class _Journal:
 
     def spend(self, ledger: Mapping[str, int]) -> None:
         """Put privacy events on record before what they pay for is released."""
+        self._ledger = ledger
         if self.store is not None and self.run is not None:
             self.store.write_ledger(self.run, ledger)
 
@@ -146,6 +155,7 @@ class _Journal:
         if self.store is not None and self.run is not None:
             self.store.commit_round(self.run, state, record, self.memory.written, best=is_best)
             self.memory.written = {}
+        self.has_version = False
         crash_point("after-commit", record.round)
 
     def params_of(self, round: int) -> Vector:
@@ -157,11 +167,12 @@ class _Journal:
         return self._best[1]
 
     def publish(self, experiment: Experiment, params: Vector, spec: ModelSpec) -> int | None:
-        """Register the final params as a version of the experiment's model."""
+        """Register the final params as a version of the experiment's model, with all that was spent to get there."""
         if self.store is None or self.run is None or not self.records:
             return None
-        last = self.records[-1]
-        return self.store.models.register(self.run, params, spec, dict(last.metrics), epsilon=last.epsilon).version
+        metrics, plan = dict(self.records[-1].metrics), experiment.plan
+        epsilon = None if plan is None else plan.spent(self._ledger)
+        return self.store.models.register(self.run, params, spec, metrics, epsilon=epsilon).version
 
     def finish(self, state: str, reason: str | None) -> None:
         """Note how the run ended."""
@@ -187,7 +198,17 @@ class _ClientMemory:
         self.written[client] = arrays
 
 
-NO_VECTOR = np.zeros(0, np.float32)
+def _first(experiment: Experiment, params: Vector, spec: ModelSpec) -> ServerState:
+    """The state of a run that begins with params."""
+    own, transforms = first_state(experiment, params), experiment.transforms.init(spec)
+    return ServerState(0, params, own, transforms, {}, first_feedback(experiment))
+
+
+def _check(experiment: Experiment, runtime: Runtime) -> None:
+    """Raise ConfigError for what does not fit together, before there is a run to fail."""
+    check_runtime(experiment, runtime)
+    if experiment.devices is not None and not runtime.is_live:
+        fleet_of(experiment.devices, len(experiment.population), experiment.seed)
 
 
 def _decision(experiment: Experiment, records: Sequence[RoundRecord]) -> str | None:
@@ -202,11 +223,20 @@ def _best_round(experiment: Experiment, records: Sequence[RoundRecord]) -> int |
     return next((round for round in rounds if round is not None), None)
 
 
+def _choices(experiment: Experiment, runtime: Runtime) -> dict[str, str]:
+    """What a resumed run has to have in common with itself, besides the experiment.
+
+    A simulation's ledger does not pay for a round twice that it repeats bit for bit. A real device would not repeat it.
+    """
+    noise = {} if experiment.plan is None else {NOISE: "operating system" if runtime.is_live else "seeded"}
+    return dict(runtime.describe()) | noise
+
+
 def _privacy(experiment: Experiment, runtime: Runtime, state: ServerState) -> dict[str, Any]:
     """What protected the run, and what it cost: see History.final."""
     found: dict[str, Any] = {}
     if (plan := experiment.plan) is not None:
-        noise = "operating system" if runtime.is_live else "seeded"
+        noise = _choices(experiment, runtime)[NOISE]
         found = {"epsilon": plan.spent(state.ledger), "delta": plan.delta, "noise": noise}
     if experiment.aggregation is not None:
         found["aggregation"] = runtime.describe().get("aggregation", "protocol")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from ..core.experiment import Experiment
 from ..core.faults import crash_point
 from ..core.random import Key, derive
 from ..core.types import Broadcast, Failure, RoundRecord, RoundResult, Runtime, ServerState, Total
+from .clock import METRIC, VirtualClock
+from .feedback import sampled, updated
 
 Spend = Callable[[Mapping[str, int]], None]
 
@@ -33,47 +36,63 @@ def play_round(
     key = derive(experiment.seed, "round", number)
     # On real devices neither the cohort nor the noise may follow from a seed: both have to stay secret.
     server_key = Key.fresh() if plan is not None and runtime.is_live else key
+    decode_key = (Key.fresh() if runtime.is_live else server_key).derive("decode")
     ledger = state.ledger if plan is None else plan.charge(state.ledger)
     if plan is not None:
         plan.check_budget(ledger)
     started = time.perf_counter()
-    clients = runtime.client_ids()
-    cohort = experiment.sampler.sample(clients, experiment.population.sizes, server_key.derive("cohort"))
+    clients, clock = runtime.client_ids(), VirtualClock.of(experiment, runtime, records)
+    candidates = clients if clock is None else clock.reachable(clients)
+    check_reachable(experiment, number, candidates)
     rate = experiment.local.learning_rate_at(number, records)
     extra = experiment.strategy.broadcast(state.strategy)
+    broadcast = Broadcast(number, state.params, extra, state.transforms, rate)
+    cohort = sampled(experiment, state, broadcast, candidates, clock, server_key.derive("cohort"))
     crash_point("before-training", number)
     if plan is not None and plan.clients_release:
         spend(ledger)
-    broadcast = Broadcast(number, state.params, extra, state.transforms, rate)
-    result = runtime.collect(broadcast, cohort, key)
-    _check_enough(experiment, number, result, cohort)
+    collect = runtime.collect if clock is None else partial(clock.collect, runtime)
+    result = collect(broadcast, cohort, key)
+    check_enough(experiment, number, result, cohort)
     if plan is not None and not plan.clients_release:
         spend(ledger)
+    after, record = conclude(experiment, state._replace(ledger=ledger), broadcast, result, len(clients), decode_key)
+    timed = {} if clock is None else {METRIC: clock.now}
+    record = record._replace(seconds=time.perf_counter() - started, metrics={**record.metrics, **timed})
+    crash_point("after-aggregation", number)
+    return after, record, result.failures
+
+
+def conclude(
+    experiment: Experiment, state: ServerState, broadcast: Broadcast, result: RoundResult, clients: int, key: Key
+) -> tuple[ServerState, RoundRecord]:
+    """The state and the record after a round's sum is in; the record's seconds are 0.
+
+    state: before the round, its ledger after. clients: of the whole federation. key: for decoding.
+    Errors: RunStopped when the new params are not finite.
+    """
+    number, plan, rate = broadcast.round, experiment.plan, broadcast.learning_rate
     total = result.total if result.total.clients else _nothing(experiment, broadcast, result.total)
-    transforms, total = experiment.transforms.decode(state.transforms, total, server_key.derive("decode"))
-    present = total.clients if plan is None else total.weight
-    mean = total.mean()._replace(participation=present / len(clients))
+    transforms, total = experiment.transforms.decode(state.transforms, total, key)
+    everyone = float(experiment.population.sizes().sum()) if experiment.weighting == "examples" else float(clients)
+    mean = total.mean()._replace(participation=total.weight / everyone)
     strategy, params = experiment.strategy.update(state.strategy, state.params, mean)
-    seconds = time.perf_counter() - started
     if not np.isfinite(params).all():
         raise RunStopped(f"round {number}: the new params are not finite; lower the learning rate (it was {rate})")
-    crash_point("after-aggregation", number)
     record = RoundRecord(
         round=number,
         clients=total.clients,
         failures=len(result.failures),
         metrics={f"train_{name}": value for name, value in mean.metrics.items()},
-        seconds=seconds,
+        seconds=0.0,
         eval_seconds=None,
         bytes_up=result.bytes_up,
         bytes_down=result.bytes_down,
-        epsilon=None if plan is None else plan.spent(ledger),
+        epsilon=None if plan is None else plan.spent(state.ledger),
     )
-    return (
-        ServerState(number, params.astype(np.float32, copy=False), strategy, transforms, ledger),
-        record,
-        result.failures,
-    )
+    params = params.astype(np.float32, copy=False)
+    feedback = updated(state, result, number)
+    return ServerState(number, params, strategy, transforms, state.ledger, feedback), record
 
 
 def evaluate(experiment: Experiment, runtime: Runtime, state: ServerState, record: RoundRecord) -> RoundRecord:
@@ -99,7 +118,18 @@ def _nothing(experiment: Experiment, broadcast: Broadcast, total: Total) -> Tota
     return total._replace(delta=np.zeros(shape.delta, np.float32), extra=np.zeros(shape.extra, np.float32))
 
 
-def _check_enough(experiment: Experiment, number: int, result: RoundResult, cohort: Sequence[int]) -> None:
+def check_reachable(experiment: Experiment, number: int, candidates: Sequence[int]) -> None:
+    """Raise RunStopped when a cohort would be drawn from fewer clients than the plan's price reckons with."""
+    drawn_from = getattr(experiment.plan, "drawn_from", 0)
+    if len(candidates) < drawn_from:
+        raise RunStopped(
+            f"round {number}: {len(candidates)} clients can be reached, and the plan accounts for cohorts drawn from "
+            f"all {drawn_from}: each client would take part more often than it pays for. Wait for the others, or use "
+            "a PrivacyPlan, in which each takes part on its own"
+        )
+
+
+def check_enough(experiment: Experiment, number: int, result: RoundResult, cohort: Sequence[int]) -> None:
     """Raise RunStopped when there is nothing, or too little, to aggregate."""
     failures, total = result.failures, result.total
     # An empty Poisson cohort still releases noise: skipping the round would reveal that nobody was sampled.

@@ -2,8 +2,13 @@
 
 from .fedadagrad import FedAdagrad
 from .fedadam import FedAdam
+from .fedasync import FedAsync
 from .fedavg import FedAvg
 from .fedavgm import FedAvgM
+from .fedbuff import FedBuff
+from .feddyn import FedDyn
+from .fednova import FedNova
+from .fedprox import FedProx, Proximal
 from .fedyogi import FedYogi
 from .folds import (
     ALL_FOLDS,
@@ -17,24 +22,36 @@ from .folds import (
     QFair,
     TrimmedMean,
 )
+from .scaffold import Scaffold
+from .semisynchronous import SemiSynchronous
 
-ALL_STRATEGIES = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)
+ALL_STRATEGIES = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedProx, Scaffold, FedNova, FedDyn)
+ALL_ASYNCHRONOUS = (FedAsync, FedBuff, SemiSynchronous)
 
 __all__ = [
+    "ALL_ASYNCHRONOUS",
     "ALL_FOLDS",
     "ALL_STRATEGIES",
     "Bulyan",
     "CentredClipping",
     "FedAdagrad",
     "FedAdam",
+    "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedBuff",
+    "FedDyn",
+    "FedNova",
+    "FedProx",
     "FedYogi",
     "GeometricMedian",
     "Krum",
     "Median",
     "MultiKrum",
     "NormBound",
+    "Proximal",
     "QFair",
+    "Scaffold",
+    "SemiSynchronous",
     "TrimmedMean",
 ]

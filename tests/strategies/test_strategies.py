@@ -12,6 +12,12 @@ PARAMS = np.random.default_rng(0).normal(size=50).astype(np.float32)
 DELTA = np.random.default_rng(1).normal(size=50).astype(np.float32)
 
 
+def mean_for(strategy, delta=DELTA):
+    """A round's mean, with the extra that the strategy's clients send, if it has a half of theirs."""
+    size = strategy.extra_size(len(delta)) if hasattr(strategy, "extra_size") else 0
+    return Mean(delta, np.ones(size, np.float32), {})
+
+
 @pytest.mark.parametrize("make", ALL_STRATEGIES)
 class TestContract:
     def test_state_in_state_out(self, make):
@@ -19,7 +25,7 @@ class TestContract:
         strategy, params, delta = make(), PARAMS.copy(), DELTA.copy()
         state = strategy.init(params)
         before = serial.dumps(state)
-        outcomes = [strategy.update(state, params, Mean(delta, np.zeros(0, np.float32), {})) for _ in range(2)]
+        outcomes = [strategy.update(state, params, mean_for(strategy, delta)) for _ in range(2)]
         np.testing.assert_array_equal(outcomes[0][1], outcomes[1][1])
         assert serial.dumps(outcomes[0][0]) == serial.dumps(outcomes[1][0])
         assert serial.dumps(state) == before
@@ -28,12 +34,12 @@ class TestContract:
 
     def test_vectors_stay_float32_of_the_same_shape(self, make):
         strategy = make()
-        _, params = strategy.update(strategy.init(PARAMS), PARAMS, Mean(DELTA, np.zeros(0, np.float32), {}))
+        _, params = strategy.update(strategy.init(PARAMS), PARAMS, mean_for(strategy))
         assert (params.dtype, params.shape) == (np.float32, PARAMS.shape)
 
     def test_state_survives_the_store(self, make):
         strategy = make()
-        state, _ = strategy.update(strategy.init(PARAMS), PARAMS, Mean(DELTA, np.zeros(0, np.float32), {}))
+        state, _ = strategy.update(strategy.init(PARAMS), PARAMS, mean_for(strategy))
         assert serial.dumps(serial.loads(serial.dumps(state), like=state)) == serial.dumps(state)
 
     def test_repr_rebuilds_it(self, make):

@@ -1,0 +1,211 @@
+"""Differential privacy of single examples: DP-SGD inside each client.
+
+    plan = PerExamplePlan(epsilon=4.0, delta=1e-5, rounds=50, population=100,
+                          clip_norm=1.0, batch_size=32, smallest_client=600, steps=19)
+    Experiment(..., local=Local(batch_size=32, learning_rate=0.1), plan=plan)      # the plan brings local.per_example
+
+Source: Abadi et al. 2016: Deep Learning with Differential Privacy. https://arxiv.org/abs/1607.00133
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self, SupportsFloat
+
+import numpy as np
+
+from ..core.errors import BudgetSpent, IncompatibleError
+from ..core.random import Key
+from ..core.sampling import AllClients
+from ..core.spec import ModelSpec
+from ..core.types import ClientUpdate, Sampler, State, Total, Vector
+from ..core.validation import require, require_count, require_real
+from . import accounting, budget, composition
+from .events import Gaussian, Ledger, compose, require_noise
+from .noise import PAIRS, Workspace, keystream_of, require_scale
+
+
+@dataclass(frozen=True)
+class PerExample:
+    """Each step of a client clips every example's gradient to clip_norm, and adds N(0, (noise_multiplier·clip_norm)²).
+
+    All trainable variables count together, those that stay at home included: what a client sends depends on them. A
+    step's batch is a Poisson one, of expected size batch_size, by which the noisy sum is divided whatever its size.
+    Training metrics are left out; an example whose gradient is not finite fails its client's round.
+
+    noise_multiplier: a number, 0 for clipping alone; or what turns into one when first needed, a plan's calibration.
+    steps: of every client in every round; None: as many as its epochs have batches.
+
+    The noise is an AES-128-CTR keystream made normal (`noise`), a new key for every client's round: in
+    simulation it follows from the seed, on a real device from the operating system's entropy. Nothing subtracts it
+    without that key, which could not be said of TensorFlow's Philox; and it takes a tenth of that one's time on a CPU.
+    """
+
+    clip_norm: float
+    noise_multiplier: float | SupportsFloat
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        require_real("clip_norm", self.clip_norm, above=0)
+        if self.noise_multiplier != 0:
+            require_noise(self.noise_multiplier)
+        if self.steps is not None:
+            require_count("steps", self.steps)
+
+    def noise(self, key: Key, expected_batch: float) -> Callable[[Vector], None]:
+        """What overwrites a vector with the next numbers of the noise, over expected_batch. key: for this alone."""
+        scale = float(self.noise_multiplier) * self.clip_norm / expected_batch
+        require_scale(scale)
+        keystream, work = keystream_of(key.derive("per-example noise").digest), Workspace(PAIRS)
+
+        def fill(noise: Vector) -> None:
+            for start in range(0, len(noise) if scale else 0, 2 * PAIRS):
+                work.fill(noise[start : start + 2 * PAIRS], scale, keystream)
+            if not scale:
+                noise[:] = 0
+
+        return fill
+
+
+@dataclass(frozen=True)
+class NoMetrics:
+    """What a client sends is private already: nothing is left to do, and its metrics stay with it."""
+
+    def init(self, spec: ModelSpec) -> State:
+        """No state."""
+        return ()
+
+    def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
+        """The update without metrics."""
+        return update._replace(metrics={})
+
+    def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
+        """The sum as it is. Of nobody it is 0, and so is its mean: nothing was released."""
+        return state, total._replace(weight=total.weight if total.clients else 1.0, metrics={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerExamplePlan:
+    """Differential privacy of each example, towards whoever sees what clients send, the server included.
+
+    ε is of one example, not of a client, and holds for every client: an example lies with one of them, so that their
+    releases compose in parallel, and the dearest client counts, the smallest: it takes each of its examples with the
+    highest probability. It is taken to be in all rounds; sampling clients amplifies nothing, since the server sees who
+    sends. Neighbours: an example takes part or does not (add or remove one). How many examples a client has is public,
+    and with it the probability, the divisor and the number of steps.
+
+    rounds: that the budget is to last. The budget, not this, ends a run: fewer cost less.
+    population: number of clients. sampler: who takes part in a round; any will do.
+    clip_norm: of one example's gradient. batch_size: expected, that of `local`.
+    smallest_client: a lower bound on the number of examples of a client that has any.
+    steps: of every client in every round, in place of epochs.
+    noise_multiplier: of the noise over the clip norm; None: calibrated to the budget when first needed.
+
+    Errors: ConfigError for a value out of bounds; for a budget that no noise keeps when the noise is calibrated.
+    """
+
+    epsilon: float
+    delta: float
+    rounds: int
+    population: int
+    clip_norm: float
+    batch_size: int
+    smallest_client: int
+    steps: int
+    noise_multiplier: float | None = None
+    sampler: Sampler = field(default_factory=AllClients)
+
+    clients_release = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "smallest_client", "steps"):
+            require_count(name, getattr(self, name))
+        budget.check_numbers(self)
+        accounting.require_delta(self.delta, self.smallest_client)
+        _ = self.per_example  # checks the rest
+
+    @classmethod
+    def calibrate(cls, **numbers: Any) -> Self:
+        """The plan of these numbers, calibrated now rather than when first needed, so that a bad budget is refused."""
+        return budget.calibrated(cls(**numbers))
+
+    @property
+    def sampling_rate(self) -> float:
+        """Of an example of the smallest client; no other's is higher."""
+        return min(1.0, self.batch_size / self.smallest_client)
+
+    @property
+    def per_example(self) -> PerExample:
+        """What clients do in each step."""
+        return PerExample(self.clip_norm, budget.noise_of(self), self.steps)
+
+    @property
+    def transform(self) -> NoMetrics:
+        """What is done to an update once it is private."""
+        return NoMetrics()
+
+    @property
+    def round_event(self) -> Gaussian:
+        """What one step of the smallest client releases; a round has `steps` of them."""
+        return Gaussian(float(budget.noise_of(self)), self.sampling_rate)
+
+    def find_noise(self) -> float:
+        """The noise multiplier with which `rounds` rounds cost epsilon."""
+        return accounting.calibrate(self.epsilon, self.delta, self.rounds * self.steps, self.sampling_rate)
+
+    def charge(self, ledger: Ledger) -> dict[str, int]:
+        """The ledger with one more round in it: `steps` more releases."""
+        return compose(ledger, self.round_event, self.steps)
+
+    def spent(self, ledger: Ledger) -> float:
+        """ε of everything in the ledger, at the plan's δ: an upper bound, to 3 digits."""
+        found = composition.spent(ledger, self.delta, self.rounds * self.steps)
+        if not budget.is_near(found, self.epsilon):
+            return found
+        return min(found, budget.from_scratch(frozenset(ledger.items()), self.delta))
+
+    def check_budget(self, ledger: Ledger) -> None:
+        """Errors: BudgetSpent when the ledger, with a round that has not begun yet, is over the budget."""
+        found = self.spent(ledger)
+        if found > self.epsilon:
+            event = str(self.round_event)
+            before = self.spent({**ledger, event: ledger.get(event, self.steps) - self.steps})
+            raise BudgetSpent(
+                f"privacy budget: ε={before:.4g} per example is spent, and another round would make it {found:.4g}, "
+                f"above epsilon={self.epsilon:g} at delta={self.delta:g}; the last model is kept. For more rounds "
+                "begin a new run with a larger epsilon, or with a plan for more rounds, which has more noise"
+            )
+
+    def check(self, experiment: Any) -> None:
+        """Errors: ConfigError, IncompatibleError for an experiment that would not keep what the plan promises."""
+        local, own = experiment.local, self.per_example
+        if local.per_example != own:
+            raise IncompatibleError(
+                f"local.per_example={local.per_example!r} is not the plan's; leave it out, and the plan brings its own"
+            )
+        require(
+            local.batch_size == self.batch_size,
+            f"expected local.batch_size={local.batch_size!r} to be the plan's batch_size={self.batch_size}",
+        )
+        sizes = np.asarray(experiment.population.sizes())
+        smallest = int(sizes[sizes > 0].min(initial=np.iinfo(np.int64).max))
+        require(
+            smallest >= self.smallest_client,
+            f"expected plan.smallest_client={self.smallest_client} ≤ {smallest}, the examples of the smallest client",
+        )
+        clients = len(experiment.population)
+        require(
+            clients == self.population,
+            f"expected plan.population={self.population} to be the {clients} clients there are",
+        )
+        require(
+            experiment.weighting == "uniform",
+            f"expected weighting={experiment.weighting!r} to be 'uniform' under a plan",
+        )
+        if experiment.validation is not None:
+            raise IncompatibleError(
+                "validation reports clients' metrics, which are releases that the plan does not pay for; "
+                "evaluate on the server's test examples instead"
+            )
+        budget.check_metrics(experiment.aggregation)

@@ -1,0 +1,313 @@
+"""Client halves of algorithms inside the engine: every way to run them agrees; what clients keep stays with them."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from federations import CLASSES, FEATURES, dense, federation
+from quadratics import RATE, Quadratics, close, linear
+from umbel import AllClients, ConfigError, Local, Simulation, derive, run
+from umbel.clients.optimizers import DeltaSGD
+from umbel.core.types import Broadcast
+from umbel.server.store import Store
+from umbel.strategies.feddyn import FedDyn
+from umbel.strategies.fednova import FedNova
+from umbel.strategies.fedprox import FedProx, Proximal
+from umbel.strategies.scaffold import Scaffold
+
+ALGORITHMS = [FedProx(0.1), Scaffold(), FedNova(mu=0.1), FedDyn(0.1)]
+ONE_STEP = Local(epochs=1, batch_size=None, learning_rate=RATE, shuffle=False)
+
+
+def name_of(strategy):
+    return type(strategy).__name__
+
+
+def with_dropout():
+    return dense(dropout=0.4)
+
+
+def delta_sgd():
+    model = dense(dropout=0.4)
+    model.compile(DeltaSGD(), model.loss, metrics=["accuracy"])
+    return model
+
+
+VARIANTS = [{"model": with_dropout, "strategy": strategy} for strategy in ALGORITHMS]
+VARIANTS += [{"model": delta_sgd, "strategy": FedDyn(0.1), "local": Local(epochs=2, batch_size=5)}]
+every_variant = pytest.mark.parametrize("changes", VARIANTS, ids=[*map(name_of, ALGORITHMS), "DeltaSGD"])
+each_algorithm = pytest.mark.parametrize("strategy", ALGORITHMS, ids=name_of)
+
+
+@every_variant
+def test_workers_give_the_same_bits(changes):
+    hashes = {
+        run(federation(**changes, rounds=2, test=None), Simulation(workers=count)).params_sha256 for count in (1, 2, 4)
+    }
+    assert len(hashes) == 1
+
+
+@every_variant
+def test_debug_path_equals_compiled_path(changes):
+    slow, fast = (
+        run(federation(**changes, rounds=2, test=None), Simulation(**how))
+        for how in ({"debug": True}, {"compile": "graph"})
+    )
+    np.testing.assert_allclose(slow.params, fast.params, rtol=1e-3, atol=1e-5)
+
+
+@every_variant
+def test_xla_equals_graph_to_rounding(changes):
+    experiment = federation(**changes | {"model": dense if changes["model"] is with_dropout else tuned_dense})
+    graph, xla = (run(experiment, Simulation(workers=1, compile=how)) for how in ("graph", "xla"))
+    np.testing.assert_allclose(xla.params, graph.params, rtol=1e-3, atol=1e-5)
+
+
+def tuned_dense():
+    model = dense()
+    model.compile(DeltaSGD(), model.loss, metrics=["accuracy"])
+    return model
+
+
+@each_algorithm
+def test_how_to_compile_is_measured_with_the_rule_in_place(strategy, monkeypatch):
+    """ "auto" times clients as they will be: with the offset that the strategy broadcasts."""
+    monkeypatch.setattr("umbel.clients.choice.WORTHWHILE_SECONDS", 0.0)
+    simulation = Simulation(workers=2)
+    history = run(federation(strategy=strategy), simulation)
+    kinds = {kind for worker in simulation._team for kind in worker._train}
+    assert {has_offset for _, has_offset in kinds} == {strategy.remembers}
+    assert np.isfinite(history.params).all()
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptAfter:
+    """A watcher that fails like a killed notebook."""
+
+    def __init__(self, round):
+        self.round = round
+
+    def on_start(self, experiment, runtime, run, records):
+        self.run = run
+
+    def on_round(self, record, failures):
+        if record.round == self.round:
+            raise Interrupted
+
+    def on_end(self, history):
+        pass
+
+
+@pytest.mark.parametrize("strategy", [Scaffold(), FedDyn(0.1)], ids=name_of)
+def test_what_clients_remember_survives_the_end_of_the_process(strategy, tmp_path):
+    """Resumed equals uninterrupted, bit for bit; c_i lies in the store, after what is personal."""
+    url, watcher = f"sqlite:///{tmp_path / 'runs.db'}", InterruptAfter(2)
+    experiment = federation(model=with_dropout, strategy=strategy, personal=("dense_1",), rounds=4, test=None)
+    uninterrupted = run(experiment, Simulation(workers=2))
+    with pytest.raises(Interrupted):
+        run(experiment, Simulation(workers=2), store=url, watchers=[watcher])
+    with Store.open(url) as store:
+        memory = store.memory(watcher.run)
+        kept = [arrays for client in range(8) if (arrays := memory.read(client)) is not None]
+    assert kept
+    assert all(arrays[-1].shape == uninterrupted.params.shape and arrays[-1].any() for arrays in kept)
+    assert {len(arrays) for arrays in kept} == {3}
+    resumed = run(experiment, Simulation(workers=1), store=url, resume=watcher.run)
+    assert resumed.params_sha256 == uninterrupted.params_sha256
+
+
+@each_algorithm
+def test_bytes_are_those_of_what_travels(strategy):
+    """Up: delta and extra; down: params and what the strategy broadcasts; memory in neither."""
+    history = run(federation(strategy=strategy), Simulation(workers=1))
+    size = history.spec.size
+    down = size + len(strategy.broadcast(strategy.init(history.params)))
+    for record in history.rounds:
+        assert record.bytes_up == 4 * 4 * (size + strategy.extra_size(size))
+        assert record.bytes_down == 4 * 4 * down
+
+
+def scheduled():
+    model = dense()
+    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.9)), model.loss)
+    return model
+
+
+def test_a_rate_the_rule_cannot_know_is_refused():
+    for strategy in (Scaffold(), FedNova()):
+        with pytest.raises(ConfigError, match=r"has to know the learning rate; give local\.learning_rate"):
+            run(federation(model=scheduled, strategy=strategy, local=Local()), Simulation(workers=1))
+
+
+# Δ-SGD
+
+
+def self_tuned(**settings):
+    model = linear()
+    model.compile(DeltaSGD(**settings), "mse")
+    return model
+
+
+def loss_scaled():
+    model = linear()
+    model.compile(keras.optimizers.LossScaleOptimizer(DeltaSGD(0.4), initial_scale=2.0**10), "mse")
+    return model
+
+
+def another():
+    return self_tuned(learning_rate=0.3, gamma=1.5, delta=0.5, theta=2.0)
+
+
+def by_default():
+    return self_tuned(learning_rate=0.4)
+
+
+def by_hand(clients, client, w, start, gamma=2.0, delta=0.1, theta=1.0, mu=0.0):
+    """Algorithm 1's local steps in float64, with the iterates that the optimizer does not keep; also which term won."""
+    x, rate, ratio, won, before = w, start, theta, set(), None
+    for _ in range(clients.steps(client, epochs=2)):
+        gradient = clients.gradient(client, x) + mu * (x - w)
+        if before is not None:
+            fitting = gamma * np.linalg.norm(x - before[0]) / (2 * np.linalg.norm(gradient - before[1]))
+            grown = np.sqrt(1 + delta * ratio) * rate
+            won.add("fitting" if fitting < grown else "grown")
+            rate, ratio = min(fitting, grown), min(fitting, grown) / rate
+        before = x, gradient
+        x = x - rate * gradient
+    return x - w, won
+
+
+@pytest.mark.parametrize("how", [{"compile": "graph"}, {"compile": "xla"}, {"debug": True}], ids=str)
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (by_default, {"start": 0.4}),
+        (loss_scaled, {"start": 0.4}),
+        (another, {"start": 0.3, "gamma": 1.5, "delta": 0.5, "theta": 2.0}),
+    ],
+)
+def test_delta_sgd_is_its_closed_form(make, settings, how):
+    """Each client from the same start, with nothing of the client before it; corrected gradients count."""
+    clients, simulation, mu = Quadratics(copies=[1, 3, 2, 4]), Simulation(workers=1, **how), 0.1
+    local = Local(epochs=2, batch_size=8, shuffle=False)
+    history = run(clients.experiment(model=make, local=local, rule=Proximal(mu)), simulation)
+    w, won = simulation.initial_params().astype(np.float64), set()
+    for _ in range(2):
+        moves, terms = zip(*(by_hand(clients, k, w, mu=mu, **settings) for k in range(4)), strict=True)
+        w = w + sum(p * move for p, move in zip(clients.weights, moves, strict=True))
+        won |= set.union(*terms)
+    assert won == {"fitting", "grown"}
+    close(history.params, w)
+
+
+def test_delta_sgd_begins_at_the_rate_of_the_round():
+    """One step is SGD at Local's rate, or at the optimizer's own."""
+    clients = Quadratics()
+    sgd = run(clients.experiment(local=ONE_STEP), Simulation(workers=1, compile="graph"))
+    for rate, make in ((RATE, self_tuned), (None, lambda: self_tuned(learning_rate=RATE))):
+        local = dataclasses.replace(ONE_STEP, learning_rate=rate)
+        history = run(clients.experiment(model=make, local=local), Simulation(workers=1, compile="graph"))
+        np.testing.assert_allclose(history.params, sgd.params, rtol=1e-6)
+
+
+def test_delta_sgd_gets_by_without_a_curvature():
+    """A gradient that never changes lets the rate grow; one that vanishes leaves everything where it is."""
+    variable, optimizer = keras.Variable(np.zeros(2, np.float32)), DeltaSGD(0.1)
+    places = [0.0]
+    for _ in range(3):
+        optimizer.apply([keras.ops.ones(2)], [variable])
+        places.append(float(variable[0]))
+    steps = -np.diff(places)
+    assert steps[0] == pytest.approx(0.1)
+    assert (np.diff(steps) > 0).all()
+    variable, optimizer = keras.Variable(np.ones(2, np.float32)), DeltaSGD(0.1)
+    for gradient in (0.0, 0.0, 1.0, 1.0):
+        optimizer.apply([keras.ops.full((2,), gradient, "float32")], [variable])
+    assert 0.0 < float(variable[0]) < 0.8
+
+
+def test_delta_sgd_round_trips_and_refuses():
+    optimizer = DeltaSGD(0.3, gamma=1.5, delta=0.2, theta=0.5)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert again.get_config() == optimizer.get_config()
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.9)
+    for bad in ({"gamma": 0.0}, {"delta": -0.1}, {"theta": 0.0}, {"learning_rate": 0.0}, {"learning_rate": schedule}):
+        with pytest.raises(ConfigError, match=next(iter(bad))):
+            DeltaSGD(**bad)
+
+
+# Normalisation across clients
+
+
+def only_normalisation_learns():
+    """Dense layers are frozen; BatchNorm's scale, shift and statistics are what training changes."""
+    layers = [keras.Input((FEATURES,)), keras.layers.Dense(8, "relu", trainable=False)]
+    layers += [keras.layers.BatchNormalization(), keras.layers.Dense(CLASSES, trainable=False)]
+    model = keras.Sequential(layers)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+def test_fedbn_keeps_normalisation_at_home():
+    """FedBN is personal=("normalization",): all that was learnt is with the clients, and nothing of it was sent."""
+    experiment = federation(model=only_normalisation_learns, personal=("normalization",), sampler=AllClients())
+    simulation = Simulation(workers=2)
+    history = run(experiment, simulation)
+    np.testing.assert_array_equal(history.params, simulation.initial_params())
+    kept = [simulation._memory.read(client) for client in range(8)]
+    for position in range(4):  # scale, shift, mean, variance
+        assert len({arrays[position].tobytes() for arrays in kept}) == 8
+    assert not any("normalization" in variable.path for variable in history.spec.shared)
+    shared = (FEATURES * 8 + 8) + (8 * CLASSES + CLASSES)
+    assert [record.bytes_up for record in history.rounds] == [8 * 4 * shared] * 3
+    assert [record.bytes_down for record in history.rounds] == [8 * 4 * shared] * 3
+
+
+def test_fedbn_with_control_variates_sends_none_of_it_either():
+    experiment = federation(model=only_normalisation_learns, personal=("normalization",), strategy=Scaffold())
+    simulation = Simulation(workers=1)
+    simulation.open(experiment, Forgets())
+    params = simulation.initial_params()
+    broadcast = Broadcast(1, params, np.zeros_like(params), (), 0.1)
+    total = simulation.collect(broadcast, [0, 1], derive(0)).total
+    np.testing.assert_array_equal(total.delta, 0)
+    np.testing.assert_array_equal(total.extra, 0)
+
+
+class Forgets:
+    def read(self, client):
+        return None
+
+    def write(self, client, arrays):
+        pass
+
+
+def normalised_input():
+    layers = [keras.Input((FEATURES,)), keras.layers.BatchNormalization(momentum=0.9), keras.layers.Dense(CLASSES)]
+    model = keras.Sequential(layers)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_statistics_in_the_vector_are_averaged():
+    """Each client's moving mean and variance, weighted like its weights. The mean is that of all examples; to the
+    variance the spread between the clients' means is missing, as the law of total variance says."""
+    experiment = federation(model=normalised_input, sampler=AllClients(), local=ONE_STEP, rounds=60)
+    simulation = Simulation(workers=2)
+    history = run(experiment, simulation)
+    parts = {path.split("/")[-1]: value for path, value in history.spec.unflatten(history.params).items()}
+    x = [experiment.population.examples(client).x for client in range(8)]
+    share = experiment.population.sizes() / sum(experiment.population.sizes())
+    means, variances = np.stack([one.mean(0) for one in x]), np.stack([one.var(0) for one in x])
+    left = 0.9**60  # of the initial 0 and 1
+    np.testing.assert_allclose(parts["moving_mean"], (1 - left) * share @ means, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(parts["moving_variance"], left + (1 - left) * share @ variances, rtol=1e-3)
+    everything = np.concatenate(x)
+    np.testing.assert_allclose(share @ means, everything.mean(0), rtol=1e-4, atol=1e-5)
+    between = share @ (means - share @ means) ** 2
+    np.testing.assert_allclose(share @ variances + between, everything.var(0), rtol=1e-4)
