@@ -3,16 +3,16 @@
 # make check   format, lint, types, layers
 # make bench   Umbel against its peers
 # make bench-privacy  encryption, masks, noise and accounting against AES-CTR, memcpy and Flower
+# make bench-deploy   rounds over real processes against stock Flower
 # make clean   remove what was made, but for .venv
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
-TYPED := $(foreach part,core data clients strategies privacy server runtimes,-p umbel.$(part)) -m umbel.cli -m umbel.commands_privacy
 # Set anywhere to 1, it would keep TensorFlow from being byte-compiled, and every import of it would take three times as long.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check bench bench-privacy clean
+.PHONY: demo test check bench bench-privacy bench-deploy clean
 
 demo: .venv/installed
 	@mkdir -p out
@@ -32,6 +32,9 @@ bench: .venv/installed-test
 
 bench-privacy: .venv/installed-test
 	@$(BIN)/python -m umbel.benchmarks.privacy $(ARGS)
+
+bench-deploy: .venv/installed-test
+	@$(BIN)/python benchmarks/deploy.py $(ARGS)
 
 clean:
 	rm -rf out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -18,7 +18,7 @@ from .core.overrides import override
 from .core.random import derive
 from .core.selection import InTime, Oort, PowerOfChoice
 from .keyring import register as _register_keys
-from .privacy import AdaptiveClip, Clip, Homomorphic, PerExample, PerExamplePlan, PrivacyPlan, SecureSum
+from .privacy import AdaptiveClip, Clip, ClipPerLayer, Homomorphic, PerExample, PerExamplePlan, PrivacyPlan, SecureSum
 from .runtimes.simulation import Simulation
 from .server import (
     AllClients,
@@ -65,6 +65,7 @@ __all__ = [
     "Chain",
     "ClientError",
     "Clip",
+    "ClipPerLayer",
     "ConfigError",
     "Constant",
     "Cosine",

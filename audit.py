@@ -11,7 +11,7 @@ import numpy as np
 from .core.chain import Chain
 from .core.errors import ConfigError
 from .core.examples import Examples, leaves
-from .core.experiment import Experiment, Local
+from .core.experiment import Experiment, Local, is_asynchronous
 from .core.random import Key, derive
 from .core.sampling import AllClients, FixedCohort
 from .core.types import Broadcast, Vector
@@ -64,8 +64,10 @@ class Audit:
     def canary(self) -> Finding:
         """Train again with canaries, and see how far the model moved along them."""
         who = "whoever has the released model"
-        if getattr(self.experiment.plan, "protects", "clients") != "clients":
+        if self.claimed is not None and self.experiment.local.per_example is not None:
             return Finding("canaries", who, {}, {}, "not applicable", "the plan protects examples, not clients")
+        if is_asynchronous(self.experiment.strategy):
+            return Finding("canaries", who, {}, {}, "not applicable", "asynchronous rounds have no cohorts to join")
         bare = unprotected(self.experiment)
         control = self._canaries(bare, min(self.rounds, 5), 1.0)
         claimed = self.claimed
@@ -102,7 +104,7 @@ class Audit:
 
     def inversion(self) -> Finding:
         """Reconstruct examples from what the server sees of clients that hold one each."""
-        who, examples = "the server", self._training_examples(max(IMAGES, 10))
+        who, examples = "the server", self._training_examples(hiding(self.experiment.aggregation))
         inputs = list(leaves(examples.x))
         if len(inputs) != 1 or inputs[0].dtype.kind != "f" or examples.y is None:
             return Finding("inversion", who, {}, {}, "not applicable", "inputs are not one array of real numbers")
@@ -120,7 +122,16 @@ class Audit:
         def direction(number: int) -> Vector:
             return attacks.canary(self.key, number, size)
 
-        playing = dataclasses.replace(experiment, rounds=rounds, evaluate_every=rounds, test=None, validation=None)
+        playing = dataclasses.replace(
+            experiment,
+            rounds=rounds,
+            evaluate_every=rounds,
+            test=None,
+            validation=None,
+            callbacks=(),
+            devices=None,  # canaries have none
+            deadline=None,
+        )
         simulation = Simulation()
         try:
             history = run(playing, WithCanaries(simulation, self.canaries, direction, norm))
@@ -174,6 +185,12 @@ class Audit:
         return some(joined(parts), count, self.key)
 
 
+def hiding(aggregation: Any) -> int:
+    """How many clients a sum is of that an update is looked for in: 10, or as many as the aggregation allows."""
+    least, most = getattr(aggregation, "minimum_clients", 0), getattr(aggregation, "clients", 10)
+    return max(IMAGES, least, min(10, most))
+
+
 class Forgetful:
     """Clients' memory for attacks, which play no second round."""
 
@@ -190,7 +207,14 @@ def unprotected(experiment: Experiment) -> Experiment:
     if experiment.plan is not None:
         sampler = FixedCohort(max(1, round(getattr(sampler, "rate", 1.0) * len(experiment.population))))
     return dataclasses.replace(
-        experiment, plan=None, transforms=Chain(), aggregation=None, sampler=sampler, callbacks=(), min_clients=1
+        experiment,
+        plan=None,
+        transforms=Chain(),
+        aggregation=None,
+        sampler=sampler,
+        local=dataclasses.replace(experiment.local, per_example=None),
+        callbacks=(),
+        min_clients=1,
     )
 
 

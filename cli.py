@@ -17,6 +17,7 @@ import typer
 
 from .commands_audit import audit
 from .commands_compare import compare_command
+from .commands_deploy import client, deploy, server
 from .commands_keys import app as keys
 from .commands_privacy import app as privacy
 from .console import (
@@ -35,6 +36,7 @@ from .core.loading import experiment_names, load_experiment
 from .core.overrides import paths
 from .launch import DEFAULT_EXPERIMENT, DEFAULT_STORE, Paused, Request, launch
 from .server.history import History
+from .watching import logged, monitored, was_logged
 
 EXAMPLES = """
 [bold]umbel run[/bold] [dim]# trains digits_fedavg: offline, in seconds[/dim]
@@ -127,6 +129,10 @@ def run(
             help="How many clients share the data. [dim]\\[default: as the experiment says; over Flower 3][/dim]"
         ),
     ] = None,
+    federation: Annotated[
+        str | None,
+        typer.Option(metavar="KIT", help="Over Flower: the operator's kit of a federation that runs (umbel deploy)."),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     store_key: StoreKeyOption = None,
     resume: Annotated[
@@ -143,6 +149,12 @@ def run(
     ] = "arithmetic",
     debug: Annotated[bool, typer.Option("--debug", help="Run clients eagerly; errors name the batch.")] = False,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw accuracy and loss: .png, .svg, .pdf.")] = None,
+    log: Annotated[
+        Literal["json", "plain"] | None, typer.Option(help="Write a log to standard error instead of the progress.")
+    ] = None,
+    monitor: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz and /readyz there.")
+    ] = None,
 ) -> None:
     """Train an experiment: a name that `umbel experiments` lists, or a .py file that defines `experiment`.
 
@@ -150,7 +162,7 @@ def run(
     """
 
     output = exclusive_output() if as_json else None
-    if debug:
+    if debug and log is None:
         logging.basicConfig(level=logging.INFO)
     if plot:
         check_plot_path(plot)
@@ -167,9 +179,12 @@ def run(
         debug,
         aggregation,
         store_key,
+        federation,
     )
-    with progress(quiet) as shown:
-        ended = launch(request, [*shown, JsonLines(output)] if output else shown)
+    printed = [JsonLines(output)] if output else []
+    own = store if federation is None else None  # a federation's store is its server's to answer for
+    with logged(log) as logs, monitored(monitor, own, store_key) as metrics, progress(quiet or bool(log)) as shown:
+        ended = launch(request, [*shown, *logs, *metrics, *printed])
     if plot:
         save_plot(ended.history, plot)
     if not output and not quiet:
@@ -245,6 +260,9 @@ def plot(
 
 app.command("compare")(compare_command)
 app.command()(audit)
+app.add_typer(deploy, name="deploy")
+app.add_typer(server, name="server")
+app.add_typer(client, name="client")
 app.add_typer(keys, name="keys")
 app.add_typer(privacy, name="privacy")
 
@@ -266,7 +284,8 @@ def execute(words: Sequence[str]) -> int:
         if debug and not isinstance(error, Paused):
             traceback.print_exc()
         hint = "; --debug names the batch" if isinstance(error, ClientError) and not debug else ""
-        say(f"{error}{hint}")
+        if not was_logged(error):
+            say(f"{error}{hint}")
         return error.exit_status
 
 

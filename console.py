@@ -19,6 +19,7 @@ from rich.table import Table
 
 from .core.errors import ConfigError
 from .core.experiment import Experiment
+from .core.printable import printable
 from .core.types import Failure, RoundRecord, Runtime, Watcher
 from .server.history import History
 
@@ -176,7 +177,7 @@ def figures(record: RoundRecord) -> str:
 
 def failure_lines(record: RoundRecord, failures: Sequence[Failure]) -> list[str]:
     """Who was left out of a round, and why; the first few."""
-    lines = [f"round {record.round}: client {f.client} left out ({f.reason}): {f.detail}" for f in failures]
+    lines = [f"round {record.round}: client {f.client} left out ({f.reason}): {printable(f.detail)}" for f in failures]
     return lines[:SHOWN_FAILURES] + [f"… and {len(lines) - SHOWN_FAILURES} more"] * (len(lines) > SHOWN_FAILURES)
 
 

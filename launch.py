@@ -7,15 +7,17 @@ import os
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .console import Ended, Interrupted, without_native_logs
-from .core.errors import ConfigError, RunStopped, UmbelError
+from .core.errors import BudgetSpent, ConfigError, RunStopped, UmbelError
 from .core.experiment import Experiment
 from .core.loading import experiment_names, load_experiment
 from .core.overrides import fit_to, override, paths
 from .core.types import Failure, RoundRecord, Runtime, Watcher
+from .core.validation import require
 from .server import History, run
 from .server.vault import VAULT_VARIABLE
 
@@ -50,10 +52,14 @@ class Request:
     debug: bool
     aggregation: Any = "arithmetic"
     store_key: str | None = None  # file of the key of an encrypted store; None: UMBEL_STORE_KEY, if any
+    federation: str | None = None  # kit of the operator of a federation that runs; None: one for this run alone
 
     def __post_init__(self) -> None:
         if self.runtime != "flower":
+            require(self.federation is None, "--federation is of real devices; add --runtime flower")
             return
+        if self.federation is not None and self.clients is not None:
+            raise ConfigError("--clients is of a federation made for one run; one that runs has the clients it has")
         if self.workers is not None or self.debug:
             option = "--debug" if self.debug else "--workers"
             raise ConfigError(f"{option} is of the simulation; over Flower every client is a process of its own")
@@ -62,7 +68,7 @@ class Request:
                 "--aggregation is of the simulation; over Flower updates are hidden for real, or not at all"
             )
         if self.compile == "xla":
-            raise ConfigError("--compile xla is of the simulation; over Flower it would compile anew for every message")
+            raise ConfigError("--compile xla is of the simulation; over Flower clients run plain graphs")
 
     @property
     def overrides(self) -> list[str]:
@@ -75,13 +81,14 @@ class Request:
         clients = [] if self.clients is None else ["--clients", str(self.clients)]
         words = [str(self.reference), *clients, *(word for setting in self.settings for word in ("--set", setting))]
         runtime = ["--runtime", self.runtime] if self.runtime != "simulation" else []
+        runtime += ["--federation", self.federation] if self.federation is not None else []
         return shlex.join(["umbel", "run", *words * is_file, *runtime, "--resume", run, *more, *self.store_words])
 
     @property
     def store_words(self) -> list[str]:
         """The options for the store, those that are needed; without a password."""
         key = [] if self.store_key is None else ["--store-key", self.store_key]
-        if self.store == os.environ.get("UMBEL_STORE", DEFAULT_STORE):
+        if self.federation is not None or self.store == os.environ.get("UMBEL_STORE", DEFAULT_STORE):
             return key
         from .server.store.address import parse
 
@@ -95,6 +102,7 @@ def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
     """
     from .server.store import Store
 
+    request = at_federation(request)
     with contextlib.ExitStack() as stack:
         stack.enter_context(named_store_key(request.store_key))
         with without_native_logs():  # an experiment's file may import Keras
@@ -117,7 +125,7 @@ def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
         more = f"rounds={2 * len(history.rounds)}"
         commands = {
             "go on": request.again(str(history.run), "--set", more),
-            "list": shlex.join(["umbel", "runs", *request.store_words]),
+            "list": shlex.join(["umbel", "runs", *replace(request, federation=None).store_words]),
         }
         return Ended(experiment, history, compiled, commands)
 
@@ -179,10 +187,19 @@ def federate(
     store: Store,
     watchers: Sequence[Watcher],
 ) -> tuple[History, str | None]:
-    """Play the run on a SuperLink and SuperNodes on this machine; the history is read back from the store."""
-    from .runtimes.flower.local import run_local
+    """Play the run over Flower, on this machine or a federation; the history is read back from the store."""
+    if request.federation is None:
+        from .runtimes.flower.local import run_local
 
-    clients = request.clients or default_clients(experiment, store, request.resume)
+        clients = request.clients or default_clients(experiment, store, request.resume)
+        play = partial(run_local, clients=clients, store=request.store)
+    else:
+        from .commands_deploy import operator_kit
+        from .runtimes.flower.remote import RemoteFederation, run_remote
+
+        kit = operator_kit(request.federation)
+        clients = len(kit.clients)
+        play = partial(run_remote, RemoteFederation(kit.address, kit.authority.read_bytes(), kit.token, clients))
     fitted = override(experiment, fit_to(experiment, clients))
 
     def on_start(run: str | None, records: Sequence[RoundRecord]) -> None:
@@ -193,15 +210,7 @@ def federate(
         for watcher in watchers:
             watcher.on_round(record, failures)
 
-    outcome = run_local(
-        reference,
-        overrides,
-        clients=clients,
-        store=request.store,
-        resume=request.resume,
-        on_start=on_start,
-        on_round=on_round,
-    )
+    outcome = play(reference, overrides, resume=request.resume, on_start=on_start, on_round=on_round)
     stored = store.load_run(outcome.final["run"])
     version, params = store.models.get(stored.name, outcome.final["model_version"])
     history = History(
@@ -217,6 +226,21 @@ def federate(
     for watcher in watchers:
         watcher.on_end(history)
     return history, None
+
+
+def at_federation(request: Request) -> Request:
+    """The request, with the store of the federation that it names. Errors: ConfigError when it names another, too."""
+    if request.federation is None:
+        return request
+    from .commands_deploy import operator_kit
+
+    store = operator_kit(request.federation).store
+    if request.store not in (DEFAULT_STORE, store):
+        raise ConfigError(
+            "a federation keeps its runs in its server's store; drop --store and UMBEL_STORE, or set store in "
+            "operator.toml to where it is reached from here"
+        )
+    return replace(request, store=store)
 
 
 def default_clients(experiment: Experiment, store: Store, resume: str | None) -> int:
@@ -251,6 +275,8 @@ class Kept:
         """Nothing yet."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BudgetSpent):  # resumed, it would stop at once
+            raise BudgetSpent(f"{error}. {self.kept}") from error
         if isinstance(error, RunStopped):
             raise RunStopped(f"{error}. {self}") from error
         if isinstance(error, Interrupted):
@@ -261,8 +287,12 @@ class Kept:
     def __str__(self) -> str:
         if self._run is None:
             return "No run was begun"
-        rounds = f"{self._rounds} {'round is' if self._rounds == 1 else 'rounds are'} kept"
-        return f"{rounds}; resume with: {self._request.again(self._run)}"
+        return f"{self.kept}; resume with: {self._request.again(self._run)}"
+
+    @property
+    def kept(self) -> str:
+        """How many rounds are."""
+        return f"{self._rounds} {'round is' if self._rounds == 1 else 'rounds are'} kept"
 
 
 @contextlib.contextmanager

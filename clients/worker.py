@@ -47,7 +47,9 @@ class Worker:
         self.experiment, self.device, self.xla, self.debug, self.is_live = experiment, device, xla, debug, is_live
         population = experiment.population
         resident = population.resident()
-        sample = resident if resident is not None else population.examples(0)
+        # Where examples are on devices alone, the population says what one is like.
+        sample_of = getattr(population, "sample", lambda: population.examples(0))
+        sample = resident if resident is not None else sample_of()
         with tf.device(device):
             self.model = build_model(experiment.model, sample, derive(experiment.seed, "model"))
             self.spec = ModelSpec.of(self.model, experiment.personal)

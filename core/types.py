@@ -347,7 +347,7 @@ class Sampler(Protocol):
     """Who takes part in a round."""
 
     def sample(self, clients: Sequence[int], sizes: Callable[[], np.ndarray], key: Key) -> list[int]:
-        """The cohort: distinct members of clients, ascending. `sizes()` gives their numbers of examples."""
+        """The cohort: distinct members of clients, ascending. `sizes()`: examples of every client, by its number."""
 
 
 class LearningSampler(Sampler, Protocol):

@@ -14,6 +14,7 @@ from .datasets import TfDataset, TorchDataset
 from .groups import ByKey, Dbscan, KMeans
 from .images import ImageFolder
 from .named import Cifar10, Digits, FashionMnist, Mnist
+from .on_device import OnDevice
 from .partitioners import (
     ClassesPerClient,
     Dirichlet,
@@ -79,6 +80,7 @@ __all__ = [
     "LogNormal",
     "Mnist",
     "NpzFile",
+    "OnDevice",
     "ParquetTable",
     "Partitioned",
     "Partitioner",

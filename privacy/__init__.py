@@ -2,7 +2,7 @@
 
 from .adaptive import AdaptiveClip
 from .central import CentralGaussian
-from .clipping import Clip, clip
+from .clipping import Clip, ClipPerLayer, clip
 from .distributed import DistributedSkellam, grid_limit
 from .homomorphic import Homomorphic
 from .local import LocalGaussian
@@ -14,6 +14,7 @@ __all__ = [
     "AdaptiveClip",
     "CentralGaussian",
     "Clip",
+    "ClipPerLayer",
     "DistributedPlan",
     "DistributedSkellam",
     "FixedCohortPlan",

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from ..core.chain import Chain
-from ..core.errors import IncompatibleError, RunStopped
+from ..core.errors import BudgetSpent, IncompatibleError
 from ..core.folds import WeightedSum
 from ..core.types import Sampler, UpdateTransform
 from ..core.validation import require, require_count, require_real
@@ -111,15 +111,15 @@ def from_scratch(ledger: frozenset[tuple[str, int]], delta: float) -> float:
 
 
 def check_budget(plan: Budgeted, ledger: Ledger) -> None:
-    """Raise RunStopped when the ledger, with a round that has not begun yet, is over the budget."""
+    """Raise BudgetSpent when the ledger, with a round that has not begun yet, is over the budget."""
     found = spent(plan, ledger)
     if found > plan.epsilon:
         number = sum(ledger.values())
         before = spent(plan, {**ledger, str(plan.round_event): ledger.get(str(plan.round_event), 1) - 1})
-        raise RunStopped(
+        raise BudgetSpent(
             f"the privacy budget is spent: {number - 1} rounds cost ε={before:.4g}, and another would make it "
             f"{found:.4g}, above epsilon={plan.epsilon:g} at delta={plan.delta:g}. The model so far is kept; for more "
-            "rounds allow a larger epsilon, or begin again with a plan for more rounds, which has more noise"
+            "rounds begin a new run with a larger epsilon, or with a plan for more rounds, which has more noise"
         )
 
 

@@ -19,6 +19,8 @@ from ..core.validation import require, require_real
 
 ROW = 256  # squares added up in float32, before float64 takes over
 ROUNDING = 2.0**-16  # more than those sums, and scaling in float32, can be off: (ROW + 3)·2⁻²⁴
+SMALLEST_FACTOR = 2.0**-126  # that float32 holds with all its digits
+NOT_FINITE = "an update to clip has numbers that are not finite; lower the client's learning rate"
 SMALLEST_SUM = 1e-24  # of squares in float32: below, many of them may have vanished
 
 
@@ -47,6 +49,39 @@ class Clip:
         return state, total
 
 
+@dataclass(frozen=True)
+class ClipPerLayer:
+    """Scale each variable's part of an update, and extra as one more part, to L2 norm at most clip_norm/√parts.
+
+    The whole is then of norm at most clip_norm: before a plan with that clip norm its own clipping changes nothing but
+    what float32 rounds, and no layer with large gradients takes the others' share. (McMahan et al. 2018, §3.)
+    """
+
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        require_real("clip_norm", self.clip_norm, above=0)
+
+    def init(self, spec: ModelSpec) -> State:
+        """Where each variable ends in the vector: int64, shape (variables,)."""
+        return np.cumsum([variable.size for variable in spec.shared])
+
+    def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
+        """On the client. Errors: ClientError for an update that is not finite."""
+        parts = [*np.split(update.delta, state[:-1]), *([update.extra] if len(update.extra) else [])]
+        norms = [norm_of(part) for part in parts]
+        if not all(map(math.isfinite, norms)):
+            raise ClientError(NOT_FINITE)
+        share = self.clip_norm / math.sqrt(len(parts))
+        clipped = np.concatenate([scaled(part, norm, share) for part, norm in zip(parts, norms, strict=True)])
+        size = len(update.delta)
+        return update._replace(delta=clipped[:size], extra=clipped[size:])
+
+    def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
+        """Nothing to undo."""
+        return state, total
+
+
 def clip(delta: Vector, clip_norm: float) -> tuple[Vector, float]:
     """Scale delta to L2 norm at most clip_norm; also return the norm it had.
 
@@ -66,7 +101,7 @@ def clip_update(update: ClientUpdate, clip_norm: float) -> tuple[ClientUpdate, f
     """
     norm = norm_of(update.delta, update.extra)
     if not math.isfinite(norm):
-        raise ClientError("an update to clip has numbers that are not finite; lower the client's learning rate")
+        raise ClientError(NOT_FINITE)
     delta, extra = (scaled(vector, norm, clip_norm) for vector in (update.delta, update.extra))
     return update._replace(delta=delta, extra=extra), norm
 
@@ -101,4 +136,8 @@ def sum_of_squares(vector: Vector) -> float:
 def scaled(vector: Vector, norm: float, clip_norm: float) -> Vector:
     """vector · clip_norm/norm, less what rounding could add; vector itself where norm is surely within clip_norm."""
     within = clip_norm * (1 - ROUNDING)
-    return vector if norm <= within else vector * np.float32(within / norm)
+    if norm <= within:
+        return vector
+    if within / norm < SMALLEST_FACTOR:  # as float32 it would be off by more than ROUNDING allows for
+        return (vector.astype(np.float64) * (within / norm)).astype(np.float32)
+    return vector * np.float32(within / norm)

@@ -126,6 +126,11 @@ class FixedCohortPlan:
         return budget.calibrated(cls(**numbers))
 
     @property
+    def drawn_from(self) -> int:
+        """How many clients there have to be to draw a cohort from: from fewer, each would be in it more often."""
+        return self.population
+
+    @property
     def sampler(self) -> FixedCohort:
         """Who takes part."""
         return FixedCohort(self.cohort)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -34,7 +35,9 @@ class WithCanaries:
         if experiment.fold.needs_individual_updates:
             raise ConfigError(f"canaries need a fold that sums; {experiment.fold!r} does not")
         self._experiment = experiment
-        return self.runtime.open(experiment, memory, choices)
+        # Summed in the open: secure aggregation, of whichever clients were sampled beside canaries, could refuse them
+        # for being too few, and changes no sum beyond rounding.
+        return self.runtime.open(dataclasses.replace(experiment, plan=None, aggregation=None), memory, choices)
 
     def describe(self) -> Mapping[str, str]:
         """As the runtime inside."""

@@ -15,14 +15,22 @@ from .wire import MAX_TEXT, Malformed, unpack_failure, unpack_metrics, unpack_up
 FLOWER_REASONS = {3: "timeout", 5: "unreachable"}
 
 
+SLACK_BYTES = 1 << 16
+
+
 class Expected(NamedTuple):
     """What a valid reply of one client looks like."""
 
     client: int
     round: int
-    size: int  # d, of delta
+    size: int  # of delta as it leaves the client
     extra_size: int
     max_weight: float  # a client's number of examples, or 1
+
+    @property
+    def bytes(self) -> int:
+        """Of its vectors, and a little for one that is of another type and has to be named."""
+        return 4 * (self.size + self.extra_size) + SLACK_BYTES
 
 
 def check_update(reply: Message, expected: Expected) -> ClientUpdate | Failure:

@@ -8,23 +8,32 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ...core.errors import ClientError, ConfigError, UmbelError
+from ...clients.policy import Policy, Refused
+from ...core.errors import ClientError, ConfigError, StoreError, UmbelError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
-from ...core.loading import load_experiment
+from ...core.faults import crash_point
 from ...core.types import Broadcast, Failure, Population
 from . import wire
+from .memory import Disk, client_home
 
 if TYPE_CHECKING:  # TensorFlow is imported for the first message that needs it
     from ...clients.worker import Worker
 
-Work = Callable[[int, "Worker", Broadcast, wire.Order, Context], "RecordDict | Failure"]
-MEMORY = "umbel.memory"  # where in Context.state a client keeps its personal variables
+Work = Callable[[int, "Worker", Broadcast, wire.Order], "RecordDict | Failure"]
+WORKERS = 2  # models kept, of the runs that take turns
 
 app = ClientApp()
+_disk: Disk | None = None
+
+
+def keep_in(disk: Disk | None) -> None:
+    """Where this process's clients keep their memory; None: in `client_home()`, not encrypted."""
+    global _disk
+    _disk = disk
 
 
 @app.query()
@@ -61,17 +70,23 @@ def client_id(context: Context) -> int:
 def _answer(message: Message, context: Context, work: Work) -> Message:
     """work's reply; a failure that it foresees, as the reply that says so."""
     client, round = client_id(context), 0
-    reference, overrides = str(context.run_config["experiment"]), str(context.run_config["overrides"])
+    # By run, too: between two runs a file may have been edited, and this process outlives both.
+    source = message.metadata.run_id, str(context.run_config["experiment"]), str(context.run_config["overrides"])
     content: RecordDict | Failure
     try:
         order = wire.unpack_order(message.content)
-        _check_same(_experiment(reference, overrides), order.digest)
-        worker = _worker(reference, overrides, order.compile)
+        _check_same(_experiment(*source), order.digest)
+        worker = _worker(*source, order.compile)
         broadcast = wire.unpack_broadcast(message.content, worker.experiment.transforms.init(worker.spec))
         round = broadcast.round
-        content = work(client, worker, broadcast, order, context)
+        _policy().check_round(worker.experiment, round, worker.spec.size)
+        content = work(client, worker, broadcast, order)
     except ClientError as error:
         content = Failure(client, "client_error", str(error))
+    except StoreError as error:
+        content = Failure(client, "memory", str(error))
+    except Refused as error:
+        content = Failure(client, "policy", str(error))
     except (UmbelError, wire.Malformed) as error:
         content = Failure(client, "experiment", str(error))
     if isinstance(content, Failure):
@@ -79,41 +94,61 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     return Message(content, reply_to=message)
 
 
-def _train(client: int, worker: Worker, broadcast: Broadcast, order: wire.Order, context: Context):
+def _train(client: int, worker: Worker, broadcast: Broadcast, order: wire.Order):
+    disk, round = _home(), broadcast.round
+    if order.memory:
+        disk.keep_only(order.memory, client, order.since)
     data, rows = _examples(worker.experiment.population, client)
-    update, kept = worker.train(broadcast, client, order.key, data, rows, _memory(context))
+    update, kept = worker.train(broadcast, client, order.key, data, rows, _remembered(client, order))
+    crash_point("client-training", round)
     if isinstance(update, Failure):
         return update
-    if kept:
-        context.state[MEMORY] = wire.pack_memory(kept)
-    return wire.pack_update(broadcast.round, update)
+    if order.memory:
+        disk.write(order.memory, client, round, kept)
+    crash_point("client-trained", round)
+    return wire.pack_update(round, update)
 
 
-def _evaluate(client: int, worker: Worker, broadcast: Broadcast, order: wire.Order, context: Context):
+def _evaluate(client: int, worker: Worker, broadcast: Broadcast, order: wire.Order):
     population = worker.experiment.validation
     if population is None:
         raise ConfigError("the experiment has no validation population to evaluate clients on")
     data, rows = _examples(population, client)
     # A fold of other clients has its own numbering: what this client keeps at home is not theirs.
-    memory = None if hasattr(population, "members") else _memory(context)
+    memory = None if hasattr(population, "members") else _remembered(client, order)
     metrics = worker.evaluate(broadcast.params, data, rows, memory)
     return RecordDict({"metrics": wire.pack_metrics(metrics)})
 
 
-@functools.lru_cache(maxsize=1)
-def _experiment(reference: str, overrides: str) -> Experiment:
-    """The experiment that a run's configuration names."""
-    return load_experiment(reference, json.loads(overrides))
+def _remembered(client: int, order: wire.Order) -> list[np.ndarray] | None:
+    """What this client kept of the last round that it counted in, None at first."""
+    return _home().read(order.memory, client, order.since) if order.memory and order.since else None
 
 
-@functools.lru_cache(maxsize=1)
-def _worker(reference: str, overrides: str, choice: str) -> Worker:
-    """The experiment's worker, built once per process."""
+def _home() -> Disk:
+    return Disk(client_home()) if _disk is None else _disk
+
+
+@functools.lru_cache(maxsize=WORKERS)
+def _experiment(run: int, reference: str, overrides: str) -> Experiment:
+    """The experiment that a run's configuration names, if this client agrees to it. Errors: Refused, ConfigError."""
+    return _policy().load(reference, json.loads(overrides))
+
+
+@functools.cache
+def _policy() -> Policy:
+    """What this client agrees to, as it was when the process began."""
+    return Policy.of_this_process()
+
+
+@functools.lru_cache(maxsize=WORKERS)
+def _worker(run: int, reference: str, overrides: str, choice: str) -> Worker:
+    """The experiment's worker, built once per run and process."""
     from ...clients.devices import configure_tensorflow, pick_devices
     from ...clients.worker import Worker
 
     configure_tensorflow()
-    return Worker(_experiment(reference, overrides), pick_devices(None)[0], xla=choice == "xla", is_live=True)
+    return Worker(_experiment(run, reference, overrides), pick_devices(None)[0], xla=choice == "xla", is_live=True)
 
 
 def _check_same(experiment: Experiment, digest: str) -> None:
@@ -132,9 +167,3 @@ def _examples(population: Population, client: int) -> tuple[Examples, np.ndarray
         return resident, population.indices(client)
     own = population.examples(client)
     return own, np.arange(own.count, dtype=np.int32)
-
-
-def _memory(context: Context) -> list[np.ndarray] | None:
-    """What this client kept from its last round, None at first."""
-    record = context.state.get(MEMORY)
-    return wire.unpack_memory(record) if isinstance(record, ArrayRecord) else None

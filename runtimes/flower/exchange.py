@@ -1,4 +1,4 @@
-"""Messages out and replies in, over any Flower Grid; and which node is which client."""
+"""One exchange: a message to each client of a cohort, and the replies, until all are in or the time is up."""
 
 from __future__ import annotations
 
@@ -7,88 +7,144 @@ import time
 from collections.abc import Iterator, Mapping
 
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 
-from ...core.errors import ConfigError, RunStopped
-from .check import check_content
-from .wire import Malformed, unpack_identity
+from ...core.types import Failure
+from .nodes import Nodes
+from .private_exchange import Envelope, GridMail, SuperLinkMail
+from .wire import Malformed
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1  # Grid.send_and_receive polls every 3 seconds, longer than many rounds take
+POLL_SECONDS = 0.05  # Grid.send_and_receive polls every 3 seconds, longer than many rounds take
+NODES_SECONDS = 1.0  # between two looks at who was started again
 TTL_MARGIN_SECONDS = 5.0  # a message outlives the wait for its reply, so that who is late is late, not "unavailable"
+CRASHED = 8  # Flower's code for a client whose process died
 
 
-def exchange(
-    grid: Grid, kind: str, contents: Mapping[int, RecordDict], seconds: float
-) -> Iterator[tuple[int, Message | str]]:
-    """Send every node its message; yield (node, reply) in the order of contents, each as soon as its turn comes.
+class Late:
+    """Messages whose round is over. What still arrives for them is refused, unread."""
 
-    kind: "query", "train" or "evaluate". A reply is a Message, with content or Flower's error; "timeout" when there is
-    none within `seconds`, soon after which a node no longer begins either; "unreachable" when Flower did not take the
-    message.
+    def __init__(self, mail: GridMail | SuperLinkMail):
+        self._mail, self._open = mail, dict[str, tuple[int, str]]()
+        self.refused = 0  # replies, so far
+
+    def add(self, identifier: str, client: int, label: str) -> None:
+        """From now on a reply to this message is late."""
+        self._open[identifier] = client, label
+
+    def refuse(self) -> None:
+        """Refuse what has arrived since."""
+        for identifier in self._mail.refuse(list(self._open)):
+            client, label = self._open.pop(identifier)
+            self.refused += 1
+            log.warning("client %d: its reply was refused: %s is closed", client, label)
+
+
+class Exchange:
+    """What was sent, and what has arrived. A `with` block: what is still out when it ends is late.
+
+    kind: "train" or "evaluate". contents: by client. label: what the exchange is for, in words. A client that is
+    started again, or whose process dies, is sent its message once more, while the time lasts.
     """
-    ttl = seconds + TTL_MARGIN_SECONDS
-    messages = [Message(content, node, kind, ttl=ttl) for node, content in contents.items()]
-    sent = dict(zip(contents, grid.push_messages(messages), strict=True)) if messages else {}
-    del messages
-    deadline = time.monotonic() + seconds
-    waiting = {identifier for identifier in sent.values() if identifier}
-    replies: dict[str, Message] = {}
-    for node, identifier in sent.items():
-        while identifier in waiting and identifier not in replies:
-            is_last_look = time.monotonic() >= deadline
-            for reply in grid.pull_messages(waiting - set(replies)):
-                # Errors made by the SuperLink carry its own node id: only the message replied to says who failed.
-                replies[reply.metadata.reply_to_message_id] = reply
-            if is_last_look:
-                break
-            if identifier not in replies:
+
+    def __init__(
+        self,
+        mail: GridMail | SuperLinkMail,
+        nodes: Nodes,
+        late: Late,
+        kind: str,
+        contents: Mapping[int, RecordDict],
+        seconds: float,
+        max_bytes: int,
+        label: str,
+    ):
+        self._mail, self._nodes, self._late, self._kind, self._contents = mail, nodes, late, kind, contents
+        self._seconds, self._max_bytes, self._label = seconds, max_bytes, label
+        self._waiting: dict[str, int] = {}  # {message: client}
+        self._arrived: dict[int, Envelope | Failure] = {}
+        self._again: set[int] = set()  # sent twice
+
+    def __enter__(self) -> Exchange:
+        self._late.refuse()
+        self._nodes.gather(self._contents)
+        self._deadline, self._next_look = time.monotonic() + self._seconds, time.monotonic() + NODES_SECONDS
+        self._send(list(self._contents))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for identifier, client in self._waiting.items():
+            self._late.add(identifier, client, self._label)
+
+    def replies(self, in_order: bool = True) -> Iterator[tuple[int, Message | Failure]]:
+        """(client, reply) for each client, in the order of contents, or else as they arrive.
+
+        A reply is a Message, with content or Flower's error, or a Failure: "timeout", "unreachable", or what is wrong
+        with its form. Only one is in memory at a time.
+        """
+        left = list(self._contents)
+        while left:
+            ready = [client for client in left if client in self._arrived]
+            client = left[0] if in_order else next(iter(ready), left[0])
+            if client in self._arrived:
+                left.remove(client)
+                yield client, self._take(client)
+                continue
+            if time.monotonic() >= self._deadline:
+                self._look()
+                late = [client for client in left if client not in self._arrived]
+                self._arrived |= {client: self._timeout(client) for client in late}
+                continue
+            self._look()
+            if client not in self._arrived:
                 time.sleep(POLL_SECONDS)
-        waiting.discard(identifier)
-        yield node, replies.pop(identifier, "timeout") if identifier else "unreachable"
 
+    def _send(self, clients: list[int]) -> None:
+        ttl = max(1.0, self._deadline - time.monotonic()) + TTL_MARGIN_SECONDS
+        there = [client for client in clients if client in self._nodes.of]
+        messages = [Message(self._contents[client], self._nodes.of[client], self._kind, ttl=ttl) for client in there]
+        identifiers = dict(zip(there, self._mail.push(messages), strict=True))
+        for client in clients:
+            if identifiers.get(client):
+                self._waiting[identifiers[client]] = client
+            else:
+                self._arrived[client] = Failure(client, "unreachable", "its node is not connected")
 
-def find_clients(grid: Grid, count: int, clients: int, join_seconds: float) -> dict[int, int]:
-    """{client: node} once `count` of the experiment's `clients` have appeared; each node is asked once which it is.
+    def _look(self) -> None:
+        """Take note of what has arrived, and of who was started again."""
+        for envelope in self._mail.look(list(self._waiting)):
+            client = self._waiting.pop(envelope.reply_to)
+            if envelope.error is not None and envelope.error.code == CRASHED and self._may_repeat(client):
+                self._repeat([client], "its process died")
+            else:
+                self._arrived[client] = envelope
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + NODES_SECONDS
+            waiting = {client: identifier for identifier, client in self._waiting.items()}
+            moved = [client for client in self._nodes.refresh() if client in waiting and self._may_repeat(client)]
+            for client in moved:
+                del self._waiting[waiting[client]]
+                self._late.add(waiting[client], client, self._label)
+            self._repeat(moved, "its node was started again")
 
-    Errors: RunStopped when fewer appear in time; ConfigError when two nodes say they are one client.
-    """
-    deadline = time.monotonic() + join_seconds
-    found: dict[int, int] = {}
-    asked: set[int] = set()
-    while len(found) < count:
-        fresh = sorted(set(grid.get_node_ids()) - asked)
-        asked.update(fresh)
-        seconds = max(0.0, deadline - time.monotonic())
-        for node, reply in exchange(grid, "query", {node: RecordDict() for node in fresh}, seconds):
-            client = _identity(node, reply, clients)
-            if client in found:
-                raise ConfigError(
-                    f"nodes {found[client]} and {node} both have partition-id={client}; give each SuperNode its own"
-                )
-            if client is not None:
-                found[client] = node
-        if len(found) < count and time.monotonic() >= deadline:
-            raise RunStopped(
-                f"{len(found)} of {count} clients appeared in {join_seconds:g} seconds ({len(asked)} nodes); "
-                "start the missing SuperNodes"
-            )
-        if not fresh:
-            time.sleep(POLL_SECONDS)
-    return found
+    def _may_repeat(self, client: int) -> bool:
+        return client not in self._again and time.monotonic() < self._deadline
 
+    def _repeat(self, clients: list[int], reason: str) -> None:
+        self._again.update(clients)
+        for client in clients:
+            log.warning("%s: client %d is asked once more: %s", self._label, client, reason)
+        if clients:
+            self._send(clients)
 
-def _identity(node: int, reply: Message | str, clients: int) -> int | None:
-    """The client a node says it is; None, and a warning, when it says nothing that makes sense."""
-    try:
-        failure = None if isinstance(reply, str) else check_content(reply, -1)
-        if isinstance(reply, str) or failure is not None:
-            raise Malformed("schema", failure.detail if failure else str(reply))
-        client = unpack_identity(reply.content)
-        if not 0 <= client < clients:
-            raise Malformed("schema", f"expected partition-id={client} in [0, {clients})")
-    except Malformed as malformed:
-        log.warning("node %d is left out: %s", node, malformed)
-        return None
-    return client
+    def _take(self, client: int) -> Message | Failure:
+        """The reply, read now."""
+        envelope = self._arrived.pop(client)
+        if isinstance(envelope, Failure):
+            return envelope
+        try:
+            return envelope.open(self._max_bytes, self._deadline)
+        except Malformed as malformed:
+            return Failure(client, malformed.reason, malformed.detail)
+
+    def _timeout(self, client: int) -> Failure:
+        return Failure(client, "timeout", f"no reply within {self._seconds:g} seconds")

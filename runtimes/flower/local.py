@@ -21,6 +21,7 @@ from ...core.loading import load_experiment
 from ...core.overrides import fit_to
 from ...core.types import Failure, RoundRecord
 from ...core.validation import require_count
+from .memory import client_home
 from .private import Control
 from .processes import Processes, free_ports, healthy
 from .server import STORE_VARIABLE
@@ -40,20 +41,22 @@ class Outcome(NamedTuple):
 
 
 class LocalFederation:
-    """A SuperLink and `clients` SuperNodes, alive inside a `with` block, for one run after another.
+    """A SuperLink and `clients` SuperNodes with a warm worker each, inside a `with` block, for one run after another.
 
         with LocalFederation(clients=3) as federation:
             for name, content in federation.submit("digits_fedavg", ["rounds=2"]):
                 ...
 
-    store: URL of the database that runs are kept in; it never leaves the server's processes.
+    store: URL of the database that runs are kept in; it never leaves the server's processes. memory: folder for what
+    clients keep between rounds; by default `client_home()`. A client whose process dies is started again.
     Leaving the block ends every process, also on Ctrl-C, SIGTERM and errors; if this process is killed, they end
     themselves. Connections are not encrypted, and reach no further than this machine.
     """
 
-    def __init__(self, clients: int, *, store: str | None = None):
+    def __init__(self, clients: int, *, store: str | None = None, memory: Path | str | None = None):
         require_count("clients", clients)
         self.clients, self.store = clients, store
+        self.memory = client_home() if memory is None else Path(memory)
 
     def __enter__(self) -> LocalFederation:
         with ExitStack() as stack:
@@ -79,6 +82,7 @@ class LocalFederation:
         *,
         resume: str | None = None,
         timeout_seconds: float = 600.0,
+        over_selection: float = 1.0,
         join_seconds: float = 120.0,
         compile: str = "graph",
     ) -> Iterator[Event]:
@@ -89,15 +93,16 @@ class LocalFederation:
         """
         # Children may run in another folder than the one that a path is relative to.
         path = Path(reference).expanduser()
-        config = {
-            "experiment": str(path.resolve()) if path.suffix == ".py" else reference,
-            "overrides": json.dumps(list(overrides)),
-            "clients": self.clients,
-            "resume": resume or "",
-            "timeout_seconds": float(timeout_seconds),
-            "join_seconds": float(join_seconds),
-            "compile": compile,
-        }
+        config = app_config(
+            str(path.resolve()) if path.suffix == ".py" else reference,
+            overrides,
+            self.clients,
+            resume,
+            timeout_seconds=timeout_seconds,
+            over_selection=over_selection,
+            join_seconds=join_seconds,
+            compile=compile,
+        )
         yield from self._play(pyproject(config))
 
     def _play(self, app: str) -> Iterator[Event]:
@@ -107,7 +112,7 @@ class LocalFederation:
         try:
             for name, content in self._follow(run_id):
                 if name == "error":
-                    raise _error_of(content)
+                    raise error_of(content)
                 yield name, content
                 done = name == "final"
             if not done:
@@ -131,8 +136,10 @@ class LocalFederation:
         self._processes.start("SuperExec", executor, {STORE_VARIABLE: self.store or ""})
         for client, port in enumerate(nodes):
             config = f"partition-id={client} num-partitions={self.clients}"
-            options = ["--superlink", address, "--port", str(port), "--node-config", config]
-            self._processes.start(f"SuperNode {client}", ["supernode", "--insecure", *options], NO_STORE)
+            options = ["--isolation", "process", "--superlink", address, "--port", str(port), "--node-config", config]
+            self._processes.start(f"SuperNode {client}", ["supernode", "--insecure", *options], NO_STORE, restart=True)
+            worker = ["worker", f"127.0.0.1:{port}", "--home", str(self.memory / f"client-{client}")]
+            self._processes.start(f"worker {client}", worker, NO_STORE, restart=True)
         self._control = Control(address)
 
     def _follow(self, run_id: int) -> Iterator[Event]:
@@ -190,21 +197,55 @@ def run_local(
     """
     require_count("clients", clients)
     overrides = [*overrides, *fit_to(load_experiment(reference, overrides), clients)]
+    with LocalFederation(clients, store=store) as federation:
+        events = federation.submit(reference, overrides, resume=resume, timeout_seconds=timeout_seconds)
+        return outcome_of(events, on_start, on_round)
+
+
+def outcome_of(
+    events: Iterator[Event],
+    on_start: Callable[[str | None, Sequence[RoundRecord]], None] | None = None,
+    on_round: Callable[[RoundRecord, Sequence[Failure]], None] | None = None,
+) -> Outcome:
+    """A run's events to their end, each handed on as it comes."""
     records: list[RoundRecord] = []
     final: dict[str, Any] = {}
-    with LocalFederation(clients, store=store) as federation:
-        for name, content in federation.submit(reference, overrides, resume=resume, timeout_seconds=timeout_seconds):
-            if name == "start":
-                records = [RoundRecord(**record) for record in content["records"]]
-                if on_start:
-                    on_start(content["run"], tuple(records))
-            elif name == "round":
-                records.append(RoundRecord(**content["record"]))
-                if on_round:
-                    on_round(records[-1], [Failure(*failure) for failure in content["failures"]])
-            elif name == "final":
-                final = content
+    for name, content in events:
+        if name == "start":
+            records = [RoundRecord(**record) for record in content["records"]]
+            if on_start:
+                on_start(content["run"], tuple(records))
+        elif name == "round":
+            records.append(RoundRecord(**content["record"]))
+            if on_round:
+                on_round(records[-1], [Failure(*failure) for failure in content["failures"]])
+        elif name == "final":
+            final = content
     return Outcome(tuple(records), final)
+
+
+def app_config(
+    reference: str,
+    overrides: Sequence[str],
+    clients: int,
+    resume: str | None,
+    *,
+    timeout_seconds: float = 600.0,
+    over_selection: float = 1.0,
+    join_seconds: float = 120.0,
+    compile: str = "graph",
+) -> dict[str, Any]:
+    """A run's configuration, as `server` reads it."""
+    return {
+        "experiment": reference,
+        "overrides": json.dumps(list(overrides)),
+        "clients": clients,
+        "resume": resume or "",
+        "timeout_seconds": float(timeout_seconds),
+        "over_selection": float(over_selection),
+        "join_seconds": float(join_seconds),
+        "compile": compile,
+    }
 
 
 def pyproject(config: dict[str, Any]) -> str:
@@ -232,7 +273,7 @@ clientapp = "{package}.client:app"
 """
 
 
-def _error_of(content: dict[str, str]) -> UmbelError:
+def error_of(content: dict[str, str]) -> UmbelError:
     """The error that ended a run, of the class it had at the server."""
     kind = getattr(errors, content["kind"], UmbelError)
     return kind(content["message"]) if issubclass(kind, UmbelError) else UmbelError(content["message"])

@@ -5,13 +5,21 @@ These names move between releases, so flwr is pinned to 1.41; a release that mov
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+from flwr.app import Array, ArrayRecord
+
+# flwr.app: what arrays are cut into.
+from flwr.app.message.arraychunk import ArrayChunk
 
 # flwr.cli.build: `flwr run` builds its app archive with it; there is no public way to build one in memory.
 from flwr.cli.build import build_fab_from_files
@@ -35,10 +43,15 @@ from flwr.supercore.app_utils import start_parent_process_monitor
 # flwr.supercore: the client of the Control API and what it must be given. `flwr run` only prints a run's number.
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_all_nested_objects,
+    no_object_id_recompute,
+)
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 LOOPBACK = "127.0.0.1"
+WAIT_SECONDS = 0.05  # in place of the SuperNode's own waits of 3 and 0.5 seconds
 
 
 class RunStatus(NamedTuple):
@@ -51,7 +64,31 @@ class RunStatus(NamedTuple):
 
 def content_bytes(record: InflatableObject) -> int:
     """Bytes of a record as Flower transmits it: every object it consists of, each distinct one once."""
-    return sum(len(part.deflate()) for part in get_all_nested_objects(record).values())
+    with no_object_id_recompute():
+        return sum(_object_bytes(part) for part in get_all_nested_objects(record).values())
+
+
+def _object_bytes(part: InflatableObject) -> int:
+    """Bytes of one object; those of a chunk of an array are counted, not made."""
+    if not isinstance(part, ArrayChunk):
+        return len(part.deflate())
+    empty = ArrayChunk(memoryview(b"")).deflate()
+    return len(empty) + len(str(len(part.data))) - 1 + len(part.data)
+
+
+def raw_array(dtype: str, shape: tuple[int, ...], kind: str, content: memoryview | bytearray) -> Array:
+    """An Array over memory as it is; Flower's own constructor takes nothing but bytes, which are a copy."""
+    array = Array(dtype, shape, kind, b"")
+    array.__dict__["data"] = content
+    return array
+
+
+def array_record(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """An ArrayRecord of these arrays; ArrayRecord({…}) would copy each."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
 
 
 def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
@@ -66,15 +103,18 @@ def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
 
 
 class Control:
-    """The Control API of one SuperLink on loopback: submit a run, follow it, stop it."""
+    """The Control API of one SuperLink on loopback: submit a run, follow it, stop it.
 
-    def __init__(self, address: str):
+    certificates: of the authority that signed the SuperLink's, PEM; None: without TLS. interceptors: see `secured`.
+    """
+
+    def __init__(self, address: str, certificates: bytes | None = None, interceptors: Sequence[Any] = ()):
         with _no_proxy():
             self._client = ControlHttpClient.from_server_address(
                 address,
-                insecure=True,
-                root_certificates=None,
-                interceptors=[RuntimeVersionHttpInterceptor(component_name="umbel")],
+                insecure=certificates is None,
+                root_certificates=certificates,
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="umbel"), *interceptors],
             )
 
     def start_run(self, pyproject: str) -> int:
@@ -123,6 +163,48 @@ def _no_proxy() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def nodes_of(grid: Any) -> dict[int, str]:
+    """{node: when it was last started}: of nodes that are online; on a grid that cannot tell, an empty text."""
+    client = getattr(grid, "_runtime_client", None)
+    if client is None:
+        return dict.fromkeys(grid.get_node_ids(), "")
+    return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on this process is interrupted, as by Ctrl-C, when the process `parent` has ended."""
+    start_parent_process_monitor(parent)
+
+
+def quicken_supernode() -> None:
+    """Shorten a SuperNode's waits: 3 s idle, 0.5 s for a reply or its content, 1 s for what is still being uploaded.
+
+    They are written into its main loop (flwr/supernode/start_client_internal.py), and no option reaches them. The loop
+    sees another `time` and another `pull_objects`; nothing else of Flower does. It also leaves a task behind when a run
+    ends while a message of it arrives: one that nobody can ever finish, and that would keep a worker waiting.
+    """
+    from flwr.supernode import start_client_internal as loop
+
+    receive = loop._pull_and_store_message
+
+    def receive_or_forget(state: Any, **others: Any) -> int | None:
+        received = receive(state=state, **others)
+        if received is None and state.msg_store:  # one message at a time: none is being worked on
+            for task in state.get_tasks(statuses=["pending", "starting", "running"]):
+                state.finish_task(task.task_id, sub_status="failed", details="its message did not arrive")
+            state.delete_messages()
+        return received
+
+    loop._pull_and_store_message = receive_or_forget  # type: ignore[assignment]
+
+    loop.time = SimpleNamespace(  # type: ignore[assignment]
+        sleep=lambda seconds: time.sleep(min(seconds, WAIT_SECONDS)), time=time.time, monotonic=time.monotonic
+    )
+    loop.pull_objects = functools.partial(
+        loop.pull_objects, max_tries_per_object=None, initial_backoff=WAIT_SECONDS, backoff_cap=1.0
+    )
+
+
 def main() -> None:
     """python -m umbel.runtimes.flower.private superlink|superexec|supernode PARENT [OPTION …]: tied to its parent.
 
@@ -130,7 +212,7 @@ def main() -> None:
     leaves nothing behind: each command ends itself, and Flower ends what they had started.
     """
     _, command, parent, *options = sys.argv
-    start_parent_process_monitor(int(parent))
+    end_with_parent(int(parent))
     sys.argv = [f"flower-{command}", *options]
     # The functions behind the console scripts: imported here, since each brings a whole server with it.
     if command == "superlink":
@@ -139,6 +221,8 @@ def main() -> None:
         from flwr.supercore.cli import flower_superexec as run
     else:
         from flwr.supernode.cli import flower_supernode as run
+
+        quicken_supernode()
     run()
 
 

@@ -20,13 +20,15 @@ from .private import without_proxy
 
 GRACE_SECONDS = 3.0  # between asking a process to end and ending it
 TAIL_LINES = 12
+MAX_DEATHS = 5  # of one process that is started again,
+FORGIVEN_SECONDS = 60.0  # each counted for so long
 POLL_SECONDS = 0.05
 
 SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",  # each of Flower's processes would report to its maker,
     "FLWR_DISABLE_UPDATE_CHECK": "1",  # ask for a newer version,
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # and make an environment anew for every run
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; 1 otherwise, before each message is worked on
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; 1 otherwise, before a run begins
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
@@ -37,6 +39,9 @@ class Processes:
     def __init__(self, home: Path):
         self.home = home
         self._running: dict[str, subprocess.Popen] = {}
+        self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
+        self._mourned: set[int] = set()
+        self._deaths: dict[str, list[float]] = {}  # of those that are started again: when they died
 
     def __enter__(self) -> Processes:
         return self
@@ -44,14 +49,28 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
-        """Start `private.main` with command; extra: variables for this process and those below it."""
-        module = f"{__name__.rpartition('.')[0]}.private"
-        kind, *options = command
-        with open(self._log(name), "wb") as log:
+    def start(
+        self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None, restart: bool = False
+    ) -> None:
+        """Start a Flower command, or a "worker" (see `worker`). extra: variables for it and for those below it.
+
+        restart: when it dies, `check` starts it again, at once and then ever later, up to MAX_DEATHS times in a row.
+        """
+        package, (kind, *options) = __name__.rpartition(".")[0], command
+        module = [f"{package}.worker"] if kind == "worker" else [f"{package}.private", kind]
+        words = [sys.executable, "-m", *module, str(os.getpid()), *options]
+        self._commands[name] = words, environment(self.home, extra or {})
+        if restart:
+            self._deaths[name] = []
+        self._log(name).unlink(missing_ok=True)
+        self._launch(name)
+
+    def _launch(self, name: str) -> None:
+        words, environment = self._commands[name]
+        with open(self._log(name), "ab") as log:
             self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", module, kind, str(os.getpid()), *options],
-                env=self._environment(extra or {}),
+                words,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -59,11 +78,20 @@ class Processes:
             )
 
     def check(self) -> None:
-        """Raise UmbelError, with the end of its log, when a process has died."""
-        for name, process in self._running.items():
+        """Start again what is to be started again. Raise UmbelError, with the end of its log, when another has died."""
+        for name, process in list(self._running.items()):
             status = process.poll()
-            if status is not None:
+            if status is None:
+                continue
+            died, now = self._deaths.get(name), time.monotonic()
+            if died is not None and process.pid not in self._mourned:
+                self._mourned.add(process.pid)
+                died[:] = [when for when in died if now - when < FORGIVEN_SECONDS] + [now]
+            if died is None or len(died) > MAX_DEATHS:
                 raise UmbelError(f"{name} ended with status {status}; its log ends:\n{self.log_tail(name)}")
+            if now - died[-1] >= len(died) - 1:
+                _signal_group(process, signal.SIGKILL)  # what it had started
+                self._launch(name)
 
     def wait_until(self, ready: Callable[[], bool], seconds: float, complaint: str) -> None:
         """Return once ready(). Errors: UmbelError when a process dies first, or after `seconds`."""
@@ -99,13 +127,14 @@ class Processes:
     def _log(self, name: str) -> Path:
         return self.home / f"{name.lower().replace(' ', '-')}.log"
 
-    def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
-        """This process's own, with Flower kept on this machine and its commands on the path."""
-        own = {**os.environ, **SWITCHES, **extra, "FLWR_HOME": str(self.home)}
-        # A new process per message imports TensorFlow each time: uncached byte code would treble that.
-        own.pop("PYTHONDONTWRITEBYTECODE", None)
-        own["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), own.get("PATH", os.defpath)])
-        return without_proxy(own)
+
+def environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """This process's own, with Flower kept on this machine, its files in home, and its commands on the path."""
+    own = {**os.environ, **SWITCHES, **extra, "FLWR_HOME": str(home)}
+    # Uncached byte code would treble the time that importing TensorFlow takes.
+    own.pop("PYTHONDONTWRITEBYTECODE", None)
+    own["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), own.get("PATH", os.defpath)])
+    return without_proxy(own)
 
 
 def free_ports(count: int) -> list[int]:

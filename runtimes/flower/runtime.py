@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, IncompatibleError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
 from ...core.random import Key
@@ -19,7 +20,6 @@ from ...core.types import (
     NOTHING,
     Broadcast,
     ClientMetrics,
-    ClientUpdate,
     Failure,
     Memory,
     Metrics,
@@ -31,26 +31,33 @@ from ...core.types import (
 from ...core.validation import require_count, require_real
 from ..simulation import Simulation
 from . import wire
-from .check import Expected, check_metrics, check_update
-from .exchange import exchange, find_clients
+from .check import SLACK_BYTES, Expected, check_metrics, check_update
+from .exchange import Exchange, Late
+from .nodes import Nodes
 from .private import content_bytes
+from .private_exchange import GridMail, SuperLinkMail, mail_of
 
 log = logging.getLogger(__name__)
 
 NO_KEY = Key(bytes(16))  # evaluation draws no random numbers
+MEMORY = "memory"  # among a run's choices: the name that its clients keep their memory under
 
 
 class FlowerRuntime:
     """Clients are the nodes of a Flower Grid, each known by the partition-id of its own configuration.
 
     Replies are checked one by one (see `check`) and folded in cohort order: a run gives the bits of a Simulation that
-    compiles alike. A client that fails, or answers wrongly, is a Failure, and the round goes on.
+    compiles alike. A client that fails, or answers wrongly, is a Failure, and the round goes on. What clients keep
+    between rounds stays on their disks (see `memory`); what the server keeps, and commits with each round, is which
+    round each of them last counted in.
 
     clients: nodes to wait for; by default as many as the experiment's population has clients.
-    timeout_seconds: for the replies to one broadcast; who has not answered by then is a Failure.
+    timeout_seconds: a round's deadline, from its broadcast; who has not answered by then is a Failure, and what it
+        sends later is refused.
+    over_selection: clients sampled for each that is needed. Above 1 a round ends with the first len(cohort) /
+        over_selection valid updates, folded as they arrive; the other clients keep nothing of it.
     join_seconds: for the nodes to appear.
-    compile: as for Simulation. Graph by default: where a client's process is new for every message, XLA's compilation
-        would be paid for each time.
+    compile: as for Simulation. Graph by default: XLA's compilation takes longer than a short run does.
     """
 
     is_live = True
@@ -61,45 +68,56 @@ class FlowerRuntime:
         *,
         clients: int | None = None,
         timeout_seconds: float = 600.0,
+        over_selection: float = 1.0,
         join_seconds: float = 120.0,
         compile: Literal["auto", "xla", "graph"] = "graph",
     ):
         if clients is not None:
             require_count("clients", clients)
         require_real("timeout_seconds", timeout_seconds, above=0)
+        require_real("over_selection", over_selection, at_least=1)
         require_real("join_seconds", join_seconds, above=0)
-        self.grid, self.clients = grid, clients
+        self.grid, self.clients, self.over_selection = grid, clients, over_selection
         self.timeout_seconds, self.join_seconds = timeout_seconds, join_seconds
         self._server = Simulation(workers=1, compile=compile)  # the server's own model: initial params, evaluation
         self._experiment: Experiment | None = None
-        self._nodes: dict[int, int] = {}
+        self._connection: Connection | None = None
 
     def __repr__(self) -> str:
-        return f"FlowerRuntime({len(self._nodes)} clients, timeout_seconds={self.timeout_seconds:g})"
+        clients = 0 if self._connection is None else len(self._connection.nodes.of)
+        return f"FlowerRuntime({clients} clients, timeout_seconds={self.timeout_seconds:g})"
 
     def open(self, experiment: Experiment, memory: Memory, choices: Mapping[str, str] | None = None) -> ModelSpec:
         """Build the server's model and wait for the clients.
 
-        memory is not used: what clients keep at home never reaches the server. Errors: RunStopped when too few
-        clients appear in time; ConfigError for a resumed run whose clients kept something, which ended with them.
+        memory: what is written there is a round's number, by client. Errors: RunStopped when too few clients appear in
+        time; ConfigError for a run to resume whose clients' memory has no name.
         """
         if experiment.aggregation is not None:
             raise ConfigError(f"{experiment.aggregation!r} runs in simulation only; drop it, or --runtime flower")
+        if self.over_selection > 1 and experiment.plan is not None:
+            raise IncompatibleError(
+                f"over_selection={self.over_selection:g} counts the fastest, so that one client decides whether "
+                f"another is counted; {experiment.plan!r} accounts for clients that are counted each on its own. Use 1"
+            )
         spec, rule = self._server.open(experiment, memory, choices), experiment.client_rule
         keeps = any(variable.offset is None for variable in spec.variables) or (rule is not None and rule.remembers)
-        if choices is not None and keeps:
+        if keeps and choices is not None and MEMORY not in choices:
             raise ConfigError(
-                "cannot resume over Flower a run whose clients keep something between rounds: they keep it only as "
-                "long as the run lasts; start a new run"
+                "cannot resume over Flower a run that began elsewhere, and whose clients keep something between "
+                "rounds: it is not on their disks; start a new run"
             )
-        clients = len(experiment.population)
-        self._nodes = find_clients(self.grid, self.clients or clients, clients, self.join_seconds)
+        self._keeps, self._memory = keeps, memory
+        self._name = (choices or {}).get(MEMORY) or secrets.token_hex(16)
+        clients, mail = len(experiment.population), mail_of(self.grid)
+        self._connection = Connection(mail, Nodes(self.grid, mail, clients), Late(mail))
+        self._connection.nodes.wait(self.clients or clients, self.join_seconds)
         self._experiment, self._digest = experiment, experiment.digest
         return spec
 
     def describe(self) -> Mapping[str, str]:
-        """The model's digests, and how it is compiled: here, and by every client."""
-        return self._server.describe()
+        """The model's digests, how it is compiled, here and by every client, and what clients' memory goes by."""
+        return {**self._server.describe(), MEMORY: self._name}
 
     def initial_params(self) -> Vector:
         """The model's own initial weights, drawn from the experiment's seed."""
@@ -107,29 +125,35 @@ class FlowerRuntime:
 
     def client_ids(self) -> Sequence[int]:
         """The clients that appeared, ascending."""
-        return sorted(self._nodes)
+        return sorted(self._connected.nodes.of)
 
     def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
-        """Send the cohort the broadcast; check each reply, and fold it in cohort order as soon as its turn comes."""
-        experiment, size = self._running, len(broadcast.params)
-        extra_size = experiment.encoded_shape(broadcast).extra
-        sizes = experiment.population.sizes()
-        total, failures, bytes_up = experiment.fold.zero(size), [], 0
-        contents = self._contents(broadcast, {client: key.derive("client", client) for client in cohort})
-        bytes_down = _bytes_of(contents)
-        for client, reply in self._exchange("train", contents):
-            update: ClientUpdate | Failure
-            if isinstance(reply, Failure):
-                update = reply
-            else:
-                bytes_up += content_bytes(reply.content) if reply.has_content() else 0
-                max_weight = float(sizes[client]) if experiment.weighting == "examples" else 1.0
-                update = check_update(reply, Expected(client, broadcast.round, size, extra_size, max_weight))
-            if isinstance(update, Failure):
-                log.warning("round %d: client %d failed, %s: %s", broadcast.round, *update)
-                failures.append(update)
-            else:
+        """Send the cohort the broadcast; check each reply, and fold it as soon as its turn comes."""
+        experiment = self._running
+        goal = max(1, round(len(cohort) / self.over_selection)) if self.over_selection > 1 else len(cohort)
+        keys = {client: key.derive("client", client) for client in cohort}
+        contents = self._contents(broadcast, keys)
+        bytes_up, bytes_down = 0, _bytes_of(contents)
+        expect = self._expectations(broadcast)
+        total, counted, failures = experiment.fold.zero(expect(0).size), set[int](), []
+        with self._exchange("train", contents, f"round {broadcast.round}", expect(0).bytes) as exchange:
+            for client, reply in exchange.replies(in_order=goal == len(cohort)):
+                bytes_up += _bytes(reply)
+                update = reply if isinstance(reply, Failure) else check_update(reply, expect(client))
+                del reply  # one in memory at a time
+                if isinstance(update, Failure):
+                    log.warning("round %d: client %d failed, %s: %s", broadcast.round, *update)
+                    failures.append(update)
+                    continue
                 total = experiment.fold.add(total, update)
+                counted.add(client)
+                del update
+                if len(counted) == goal:
+                    break
+        missing = set(cohort) - counted - {failure.client for failure in failures}
+        failures += [Failure(one, "round_closed", f"{goal} others were faster") for one in sorted(missing)]
+        for client in sorted(counted) if self._keeps else ():
+            self._memory.write(client, [np.array([broadcast.round], np.int64)])
         return RoundResult(experiment.fold.total(total), failures, bytes_up, bytes_down)
 
     def evaluate(self, params: Vector, examples: Examples) -> Metrics:
@@ -146,20 +170,21 @@ class FlowerRuntime:
         contents = self._contents(broadcast, {client: NO_KEY for client in clients if sizes[client]})
         total: dict[str, Weighted] = {}
         values: dict[str, list[float]] = {}
-        for client, reply in self._exchange("evaluate", contents):
-            sums = reply if isinstance(reply, Failure) else check_metrics(reply, client)
-            if isinstance(sums, Failure):
-                log.warning("evaluation: client %d failed, %s: %s", *sums)
-                continue
-            total = add_metrics(total, sums)
-            for name, value in sums.items():
-                values.setdefault(name, []).append(value.mean())
+        with self._exchange("evaluate", contents, "an evaluation", SLACK_BYTES) as exchange:
+            for client, reply in exchange.replies():
+                sums = reply if isinstance(reply, Failure) else check_metrics(reply, client)
+                if isinstance(sums, Failure):
+                    log.warning("evaluation: client %d failed, %s: %s", *sums)
+                    continue
+                total = add_metrics(total, sums)
+                for name, value in sums.items():
+                    values.setdefault(name, []).append(value.mean())
         return ClientMetrics(total, {name: np.array(column) for name, column in values.items()})
 
     def close(self) -> None:
         """Let the server's model go; the nodes stay where they are."""
         self._server.close()
-        self._experiment, self._nodes = None, {}
+        self._experiment, self._connection = None, None
 
     @property
     def _running(self) -> Experiment:
@@ -167,20 +192,53 @@ class FlowerRuntime:
             raise ConfigError("this FlowerRuntime has no experiment yet; hand it to run(experiment, runtime)")
         return self._experiment
 
-    def _contents(self, broadcast: Broadcast, keys: Mapping[int, Key]) -> dict[int, RecordDict]:
-        """Each client's message: the same broadcast, and its own key."""
-        shared, choice = wire.pack_broadcast(broadcast), self.describe()["compile"]
-        return {client: wire.pack_order(shared, wire.Order(self._digest, choice, key)) for client, key in keys.items()}
+    @property
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            raise ConfigError("this FlowerRuntime is not open; hand it to run(experiment, runtime)")
+        return self._connection
 
-    def _exchange(self, kind: str, contents: Mapping[int, RecordDict]) -> Iterator[tuple[int, Message | Failure]]:
-        """`exchange`, by client instead of by node."""
-        by_node = {self._nodes[client]: content for client, content in contents.items()}
-        replies = exchange(self.grid, kind, by_node, self.timeout_seconds)
-        for client, (_, reply) in zip(contents, replies, strict=True):
-            if isinstance(reply, str):
-                yield client, Failure(client, reply, f"no reply within {self.timeout_seconds:g} seconds")
-            else:
-                yield client, reply
+    def _contents(self, broadcast: Broadcast, keys: Mapping[int, Key]) -> dict[int, RecordDict]:
+        """Each client's message: the same broadcast, its own key, and which of its memories counts."""
+        shared, choice = wire.pack_broadcast(broadcast), self._server.describe()["compile"]
+        name = self._name if self._keeps else ""
+        return {
+            client: wire.pack_order(shared, wire.Order(self._digest, choice, key, name, self._since(client)))
+            for client, key in keys.items()
+        }
+
+    def _since(self, client: int) -> int:
+        """The last round that client counted in, 0 if there is none."""
+        noted = self._memory.read(client) if self._keeps else None
+        return 0 if noted is None else int(noted[0][0])
+
+    def _expectations(self, broadcast: Broadcast) -> Callable[[int], Expected]:
+        """What a valid reply of each client looks like."""
+        shape, sizes = self._running.encoded_shape(broadcast), self._running.population.sizes()
+        is_by_size = self._running.weighting == "examples"
+
+        def expected(client: int) -> Expected:
+            weight = float(sizes[client]) if is_by_size else 1.0
+            return Expected(client, broadcast.round, shape.delta, shape.extra, weight)
+
+        return expected
+
+    def _exchange(self, kind: str, contents: Mapping[int, RecordDict], label: str, max_bytes: int) -> Exchange:
+        mail, nodes, late = self._connected
+        return Exchange(mail, nodes, late, kind, contents, self.timeout_seconds, max_bytes, label)
+
+
+class Connection(NamedTuple):
+    """What a run talks through."""
+
+    mail: GridMail | SuperLinkMail
+    nodes: Nodes
+    late: Late
+
+
+def _bytes(reply: Message | Failure) -> int:
+    """Bytes of a reply's content."""
+    return 0 if isinstance(reply, Failure) or not reply.has_content() else content_bytes(reply.content)
 
 
 def _bytes_of(contents: Mapping[int, RecordDict]) -> int:

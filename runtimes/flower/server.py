@@ -18,6 +18,7 @@ from ...core.errors import UmbelError
 from ...core.loading import load_experiment
 from ...core.types import Failure, RoundRecord
 from ...server import History, run
+from ...server.monitoring import relayed
 from .private import push_event
 from .runtime import FlowerRuntime
 
@@ -32,7 +33,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run's configuration names.
 
     Keys: experiment (name or path), overrides (JSON list of key=value), clients (to wait for), timeout_seconds,
-    join_seconds, compile, resume (a run's id, or ""). The store's URL is read from the variable UMBEL_STORE.
+    over_selection, join_seconds, compile, resume (a run's id, or ""). The store's URL is read from the variable
+    UMBEL_STORE.
     """
     config = context.run_config
     try:
@@ -41,12 +43,14 @@ def main(grid: Grid, context: Context) -> None:
             grid,
             clients=int(config["clients"]),
             timeout_seconds=float(config["timeout_seconds"]),
+            over_selection=float(config["over_selection"]),
             join_seconds=float(config["join_seconds"]),
             compile=str(config["compile"]),  # type: ignore[arg-type]
         )
         store, resume = os.environ.get(STORE_VARIABLE), str(config["resume"]) or None
         try:
-            run(experiment, runtime, store=store or None, resume=resume, watchers=[Reporter(grid)])
+            with relayed() as monitors:
+                run(experiment, runtime, store=store or None, resume=resume, watchers=[Reporter(grid), *monitors])
         finally:
             runtime.close()
     except Exception as error:

@@ -1,6 +1,7 @@
 """What travels: broadcasts, updates and metrics as Flower records, and back, bit for bit.
 
-    to a client      "vectors": params, extra           "order": round, rate, transforms, digest, compile, key
+    to a client      "vectors": params, extra           "broadcast": round, rate, transforms
+                                                     "order": digest, compile, key, memory, since
     from a client    "vectors": delta, extra            "update": round, weight          "metrics": name → [sum, count]
                  or  "failure": round, reason, detail
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +22,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from ...core.random import Key
 from ...core.serial import dumps, loads
 from ...core.types import Broadcast, ClientUpdate, Failure, Metrics, State, Vector, Weighted
+from .private import array_record, raw_array
 
 RAW = "umbel.raw"  # how an Array's bytes are meant: C order, little-endian, nothing else
 NAMES = frozenset(
     ["bool", "float16", "float32", "float64", "bfloat16"] + [f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64)]
 )
-FORMAT = 1  # of all that is described here
+FORMAT = 2  # of all that is described here
 MAX_METRICS = 256
 MAX_TEXT = 500  # characters of a client's own words that the server keeps
 
@@ -45,6 +47,8 @@ class Order(NamedTuple):
     digest: str  # of the server's experiment
     compile: str  # "xla" or "graph": as the server's own model
     key: Key  # this client's, this round
+    memory: str = ""  # what clients keep in this run is kept under; "" where they keep nothing
+    since: int = 0  # the last round that this client counted in: the one whose memory counts; 0 for none
 
 
 class Reply(NamedTuple):
@@ -64,23 +68,22 @@ def pack_broadcast(broadcast: Broadcast) -> RecordDict:
     }
     if rate is not None:
         order["learning_rate"] = float(rate)
-    vectors = ArrayRecord({"params": pack_array(broadcast.params), "extra": pack_array(broadcast.extra)})
+    vectors = array_record({"params": pack_array(broadcast.params), "extra": pack_array(broadcast.extra)})
     return RecordDict({"vectors": vectors, "broadcast": ConfigRecord(order)})
 
 
 def pack_order(shared: RecordDict, order: Order) -> RecordDict:
     """One client's message: the shared part, and what is this client's alone."""
-    own = ConfigRecord({"digest": order.digest, "compile": order.compile, "key": order.key.digest})
+    own = ConfigRecord({**order._asdict(), "key": order.key.digest})
     return RecordDict({**shared, "order": own})
 
 
 def unpack_order(content: RecordDict) -> Order:
     """The inverse of `pack_order`."""
     record = _record(content, "order", ConfigRecord)
-    digest, choice, key = (
-        _field(record, name, kind) for name, kind in (("digest", str), ("compile", str), ("key", bytes))
-    )
-    return Order(digest, choice, Key(key))
+    kinds = {"digest": str, "compile": str, "key": bytes, "memory": str, "since": int}
+    fields = {name: _field(record, name, kind) for name, kind in kinds.items()}
+    return Order(**{**fields, "key": Key(fields["key"])})
 
 
 def unpack_broadcast(content: RecordDict, like: State = None) -> Broadcast:
@@ -99,7 +102,7 @@ def unpack_broadcast(content: RecordDict, like: State = None) -> Broadcast:
 
 def pack_update(round: int, update: ClientUpdate) -> RecordDict:
     """A client's update, as its reply."""
-    vectors = ArrayRecord({"delta": pack_array(update.delta), "extra": pack_array(update.extra)})
+    vectors = array_record({"delta": pack_array(update.delta), "extra": pack_array(update.extra)})
     about = ConfigRecord({"round": round, "weight": update.weight})
     return RecordDict({"vectors": vectors, "update": about, "metrics": pack_metrics(update.metrics)})
 
@@ -161,20 +164,10 @@ def unpack_identity(content: RecordDict) -> int:
     return _field(_record(content, "identity", ConfigRecord), "client", int)
 
 
-def pack_memory(arrays: Sequence[np.ndarray]) -> ArrayRecord:
-    """What a client keeps at home, in order."""
-    return ArrayRecord({str(position): pack_array(array) for position, array in enumerate(arrays)})
-
-
-def unpack_memory(record: ArrayRecord) -> list[np.ndarray]:
-    """The inverse of `pack_memory`."""
-    return [unpack_array(record[str(position)]) for position in range(len(record))]
-
-
 def pack_array(array: np.ndarray) -> Array:
-    """An array as its raw little-endian bytes, under its dtype and shape."""
-    data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    return Array(str(array.dtype), tuple(array.shape), RAW, data)
+    """An array as its raw little-endian bytes, under its dtype and shape. Not copied: it must not change any more."""
+    flat = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1)
+    return raw_array(str(array.dtype), tuple(array.shape), RAW, flat.view(np.uint8).data)
 
 
 def unpack_array(array: Array) -> np.ndarray:
@@ -186,7 +179,9 @@ def unpack_array(array: Array) -> np.ndarray:
     dtype = np.dtype(array.dtype).newbyteorder("<")
     if min(array.shape, default=0) < 0 or len(array.data) != math.prod(array.shape) * dtype.itemsize:
         raise Malformed("shape", f"{len(array.data)} bytes are not {dtype.name}{list(array.shape)[:8]}")
-    return np.frombuffer(array.data, dtype).reshape(array.shape)
+    unpacked = np.frombuffer(array.data, dtype).reshape(array.shape)
+    unpacked.flags.writeable = False
+    return unpacked
 
 
 def _vectors(content: RecordDict, *names: str) -> list[Vector]:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, exists, func, or_, select, text
 
 from ...core.errors import StoreError
 from ..vault import Signer
-from . import blobs, models
+from . import audit, blobs, models
 from .database import Database
 from .schema import blobs as blobs_table
 from .schema import checkpoints, rounds, runs
@@ -20,7 +20,7 @@ def problems(database: Database, coding: Coding, signer: Signer | None) -> list[
     """Every problem found, one line each; none for a sound store. Reads it all, a blob at a time."""
     found: list[str] = []
     checks: list[Callable[[Connection], list[str]]] = [_runs, partial(_blobs, coding=coding)]
-    checks.append(partial(models.problems, signer=signer))
+    checks += [partial(models.problems, signer=signer), audit.problems]
     for check in [_file, *checks] if database.address.path is not None else checks:
         try:
             with database.read() as connection:

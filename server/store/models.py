@@ -18,10 +18,11 @@ import numpy as np
 from sqlalchemy import Connection, Row, delete, func, select
 
 from ...core.errors import ConfigError, StoreError
+from ...core.printable import printable
 from ...core.spec import ModelSpec
 from ...core.types import Vector
 from ..vault import Signer
-from . import blobs, runs
+from . import audit, blobs, runs
 from .database import Database, insert
 from .schema import alias_moves, model_labels, model_signatures, model_versions, now
 from .schema import runs as runs_table
@@ -171,12 +172,14 @@ class ModelRegistry:
             blobs.read(connection, self._coding, chain[number - 1].params)
             row = {"name": name, "alias": alias, "version": number, "moved": now()}
             connection.execute(alias_moves.insert(), row)
+            audit.record(connection, "alias.moved", printable(f"{alias} of {name} to version {number}", audit.LONGEST))
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Let an alias point at nothing; its past stays in the audit log. Errors: StoreError if it points nowhere."""
         with self._database.write() as connection:
             _number(connection, name, alias, len(_chain(connection, name, self._signer)))
             connection.execute(alias_moves.insert(), {"name": name, "alias": alias, "version": None, "moved": now()})
+            audit.record(connection, "alias.removed", printable(f"{alias} of {name}", audit.LONGEST))
 
     def aliases(self, name: str) -> dict[str, int]:
         """Where each alias points."""

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "umbel_schema"  # Alembic's; a name of our own tells our databases from other programs'
-HEAD = "0003"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
+HEAD = "0004"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
 
 metadata = MetaData(
     naming_convention={
@@ -183,6 +183,14 @@ alias_moves = Table(  # append-only; an alias points where its last move put it
     Column("moved", String(32), nullable=False),
     ForeignKeyConstraint(["name", "version"], ["model_versions.name", "model_versions.version"]),
     Index("ix_alias_moves_name_alias", "name", "alias"),
+)
+
+audit = Table(  # append-only
+    "audit",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("entry", Text, nullable=False),  # canonical JSON: exactly the bytes that are hashed
+    Column("hash", String(64), nullable=False),
 )
 
 

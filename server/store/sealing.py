@@ -17,6 +17,7 @@ from sqlalchemy import Connection, bindparam, exists, select, update
 
 from ...core.errors import StoreError
 from ..vault import VAULT_VARIABLE, Buffer, Vault
+from . import audit
 from .database import Database
 from .schema import blob_keys, blobs, now, runs, store_key
 
@@ -156,6 +157,7 @@ def rotate(database: Database, old: Vault, new: Vault) -> int:
             raise StoreError(f"store {database.address} is encrypted under key {row.key}, not {old.key_id}")
         naming = new.wrap(old.unwrap(bytes(row.naming), NAMING), NAMING)
         connection.execute(update(store_key).values(key=new.key_id, naming=naming, changed=now()))
+        audit.record(connection, "key.rotated", f"storage key {old.key_id} to {new.key_id}")
         return sum(_rewrap(connection, names, old, new) for names in _names(connection))
 
 

@@ -1,4 +1,4 @@
-"""Store: runs, their rounds and checkpoints, clients' memory, and the registry of models, in one database."""
+"""Store: runs, their rounds and checkpoints, clients' memory, the registry of models, an audit log: one database."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from sqlalchemy import delete, select
+from sqlalchemy import delete, false, select, update
 
 from ...core import serial
 from ...core.errors import ConfigError
+from ...core.printable import printable
 from ...core.spec import ModelSpec
 from ...core.types import RoundRecord, ServerState
 from ..vault import Signer, Vault, signer_of, vault_of
-from . import blobs, checking, checkpoints, runs, sealing
+from . import audit, blobs, checking, checkpoints, runs, sealing
 from . import memory as memories
 from .address import parse
+from .audit import AuditLog
 from .database import Database
 from .memory import StoredMemory
 from .models import ModelRegistry
@@ -41,6 +43,7 @@ class Store:
     def __init__(self, database: Database, coding: Coding, signer: Signer | None):
         self._database, self._coding, self._signer = database, coding, signer
         self.models = ModelRegistry(database, coding, signer)
+        self.audit = AuditLog(database)
 
     @staticmethod
     def open(
@@ -130,6 +133,7 @@ class Store:
             connection.execute(runs_table.insert(), {"run": run, **row})
             checkpoints.save(connection, self._coding, run, 0, state, best=False)
             runs.spend(connection, run, initial.ledger)
+            audit.record(connection, "run.started", printable(f"{run} of {name}", audit.LONGEST))
         return run
 
     def commit_round(
@@ -214,11 +218,13 @@ class Store:
             raise ConfigError(f"expected state={state!r} to be one of {', '.join(runs.ENDED)}")
         with self._database.write() as connection:
             runs.change(connection, run, state=state, reason=reason)
+            audit.record(connection, f"run.{state}", run)
 
     def reopen(self, run: str) -> None:
         """Mark a run that is continued as running again. Committing a round does so too."""
         with self._database.write() as connection:
             runs.change(connection, run, state=runs.RUNNING, reason=None)
+            audit.record(connection, "run.resumed", run)
 
     def set_rounds(self, run: str, rounds: int) -> None:
         """Plan another number of rounds. Errors: ConfigError for fewer than are done."""
@@ -237,6 +243,17 @@ class Store:
             if connection.execute(delete(runs_table).where(runs_table.c.run == run)).rowcount != 1:
                 raise runs.unknown(connection, run)
             blobs.collect(connection)
+            audit.record(connection, "run.deleted", run)
+
+    def check_writable(self) -> None:
+        """Write to the database, and change nothing. Errors: StoreError where nothing can be committed."""
+        with self._database.write() as connection:
+            if self._database.address.path is not None:
+                # Without a dirty page SQLite commits without touching the disk; this one is its header's.
+                version = connection.exec_driver_sql("PRAGMA user_version").scalar()
+                connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+            else:
+                connection.execute(update(runs_table).where(false()).values(updated=runs_table.c.updated))
 
     def check(self) -> list[str]:
         """What is wrong with the store, one line each; empty when sound. Reads everything, so it takes a while."""

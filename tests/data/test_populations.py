@@ -16,6 +16,7 @@ from umbel.core.errors import ConfigError
 from umbel.core.examples import Examples
 from umbel.core.experiment import Experiment
 from umbel.core.overrides import override
+from umbel.core.sampling import FixedCohort
 from umbel.core.types import Population
 from umbel.data import (
     Arrays,
@@ -29,7 +30,6 @@ from umbel.data import (
     Shards,
     split_clients,
 )
-from umbel.core.sampling import FixedCohort
 from umbel.strategies import FedAvg
 
 

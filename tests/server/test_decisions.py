@@ -39,9 +39,9 @@ SAMPLERS = [AllClients(), FixedCohort(10), PoissonCohort(0.1), WeightedCohort(10
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_cohorts_are_distinct_ascending_members_and_repeatable(sampler):
-    clients = range(1000, 1100)
-    cohorts = [sampler.sample(clients, lambda: SIZES, derive(0, "round", number)) for number in range(20)]
-    assert cohorts == [sampler.sample(clients, lambda: SIZES, derive(0, "round", number)) for number in range(20)]
+    clients, sizes = range(1000, 1100), np.arange(1, 1101)
+    cohorts = [sampler.sample(clients, lambda: sizes, derive(0, "round", number)) for number in range(20)]
+    assert cohorts == [sampler.sample(clients, lambda: sizes, derive(0, "round", number)) for number in range(20)]
     for cohort in cohorts:
         assert cohort == sorted(set(cohort))
         assert set(cohort) <= set(clients)

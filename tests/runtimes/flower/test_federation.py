@@ -66,11 +66,11 @@ experiment = Experiment(
 
 @pytest.fixture(scope="module")
 def federation(path):
-    """Three clients, and the check that nothing of them is left afterwards."""
+    """Three clients, their SuperNodes and workers, and the check that nothing of them is left afterwards."""
     os.environ["UMBEL_TEST_OWNER"] = str(os.getpid())
     try:
-        with LocalFederation(CLIENTS) as federation:
-            assert len(flower_processes()) >= 2 + CLIENTS
+        with LocalFederation(CLIENTS, memory=path.parent / "clients") as federation:
+            assert len(flower_processes()) >= 2 + 2 * CLIENTS
             yield federation
         assert flower_processes() == []
     finally:
@@ -104,6 +104,28 @@ def test_an_error_at_the_server_is_raised_here(federation, path, fitted):
         list(federation.submit(str(path), fitted, resume="r1"))
 
 
+def test_an_edited_file_is_read_anew_by_a_warm_worker(federation, path, fitted):
+    """Workers outlive a run: the next one may be of the same file with another model."""
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("Dense(32,", "Dense(16,"))
+        simulated = run(load_experiment(str(path), fitted), Simulation(workers=1, compile="graph"))
+        events = list(federation.submit(str(path), fitted))
+    finally:
+        path.write_text(before)
+    assert events[-1][1]["params_sha256"] == simulated.params_sha256
+
+
+def test_what_dies_again_and_again_is_given_up(tmp_path, monkeypatch):
+    """A process that is started again has so many lives."""
+    monkeypatch.setattr("umbel.runtimes.flower.processes.MAX_DEATHS", 2)
+    with Processes(tmp_path) as processes:
+        processes.start("worker 0", ["worker", "--no-such-option"], restart=True)
+        with pytest.raises(UmbelError, match=r"worker 0 ended with status 2(?s:.*)are required: address"):
+            processes.wait_until(lambda: False, 120, "it does not answer")
+    assert (tmp_path / "worker-0.log").read_text().count("usage: umbel-worker") == 3
+
+
 def test_a_dead_process_ends_the_run_and_says_why(tmp_path):
     """A process that cannot start is named, with what it said, at once."""
     with Processes(tmp_path) as processes:
@@ -132,9 +154,9 @@ def test_clients_are_fitted_to_what_is_there(path):
 
 def test_run_stopped_is_of_its_own_exit_status():
     """What the command line exits with survives the way from the ServerApp."""
-    from umbel.runtimes.flower.local import _error_of
+    from umbel.runtimes.flower.local import error_of
 
-    error = _error_of({"kind": "RunStopped", "message": "round 3: 0 valid updates"})
+    error = error_of({"kind": "RunStopped", "message": "round 3: 0 valid updates"})
     assert type(error) is RunStopped
     assert error.exit_status == 3
-    assert type(_error_of({"kind": "ZeroDivisionError", "message": "division"})) is UmbelError
+    assert type(error_of({"kind": "ZeroDivisionError", "message": "division"})) is UmbelError

@@ -11,11 +11,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from federations import Nowhere, federation
-from umbel import AllClients, ConfigError, RunStopped, Simulation, derive, run
+from umbel import AllClients, ConfigError, IncompatibleError, RunStopped, Simulation, derive, run
 from umbel.core.loading import load_experiment
 from umbel.core.types import NOTHING, Broadcast
+from umbel.privacy.plan import PrivacyPlan
 from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.client import app
+from umbel.runtimes.flower.memory import Disk
 from umbel.runtimes.flower.runtime import FlowerRuntime
 
 FIRST_NODE = 1000
@@ -24,13 +26,14 @@ FIRST_NODE = 1000
 class ProcessGrid(Grid):
     """A Grid whose nodes are calls of the ClientApp, one Context each.
 
-    tamper: {client: content → content}, done to replies to "train". answers: {client: Error}, instead of them.
-    silent: clients that never answer.
+    tamper: {client: content → content}, done to replies to "train". answers: {client: Error}, instead of them; once:
+    the same, for the first. silent: clients that do not answer, until `answer` makes them.
     """
 
-    def __init__(self, path, clients, tamper=None, answers=None, silent=(), partition=lambda node: node):
+    def __init__(self, path, clients, tamper=None, answers=None, silent=(), once=None, partition=lambda node: node):
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-        self.tamper, self.answers, self.silent = tamper or {}, answers or {}, silent
+        self.tamper, self.answers, self.silent, self.once = tamper or {}, answers or {}, silent, once or {}
+        self.late = {}
         config = {"experiment": str(path), "overrides": "[]"}
         self.contexts = {
             FIRST_NODE + node: Context(1, FIRST_NODE + node, {"partition-id": partition(node)}, RecordDict(), config)
@@ -51,17 +54,27 @@ class ProcessGrid(Grid):
         client = message.metadata.dst_node_id - FIRST_NODE
         is_training = message.metadata.message_type == "train"
         if is_training and client in self.silent:
+            self.late[identifier] = message
             return identifier
+        self._answer(identifier, message, is_training, client)
+        return identifier
+
+    def answer(self, identifier):
+        """What a silent client should have said."""
+        self._answer(identifier, self.late[identifier], False, None)
+
+    def _answer(self, identifier, message, is_training, client):
         try:
             reply = app(message, self.contexts[message.metadata.dst_node_id])
-            if is_training and client in self.answers:
+            if is_training and client in self.once:
+                reply = Message(self.once.pop(client), reply_to=message)
+            elif is_training and client in self.answers:
                 reply = Message(self.answers[client], reply_to=message)
             elif is_training and client in self.tamper:
                 reply = Message(self.tamper[client](reply.content), reply_to=message)
         except Exception as error:  # as flwr-clientapp does
             reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
         self._replies[identifier] = reply
-        return identifier
 
     def get_node_ids(self):
         return list(self.contexts)
@@ -74,6 +87,13 @@ class ProcessGrid(Grid):
     def run(self): ...
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Where clients keep their memory: their disk, which outlives a grid."""
+    monkeypatch.setenv("UMBEL_CLIENT_HOME", str(tmp_path / "clients"))
+    return tmp_path / "clients"
+
+
 @pytest.fixture
 def written(tmp_path):
     """Writes a file that defines federation(…); returns its path."""
@@ -82,6 +102,7 @@ def written(tmp_path):
         path = tmp_path / name
         path.write_text(
             "import federations\nfrom federations import federation\nfrom umbel import data\n"
+            "from umbel.strategies.scaffold import Scaffold\n"
             f"experiment = federation({arguments})\n"
         )
         return path
@@ -95,7 +116,10 @@ PERSONAL = (
 )
 
 
-@pytest.mark.parametrize("arguments", ["", PERSONAL, "weighting='uniform', model=federations.adam"])
+SCAFFOLD = "strategy=Scaffold(), weighting='uniform'"
+
+
+@pytest.mark.parametrize("arguments", ["", PERSONAL, SCAFFOLD, "weighting='uniform', model=federations.adam"])
 def test_flower_equals_simulation(written, arguments):
     """Bit for bit: weights, metrics, and what clients keep at home between rounds."""
     path = written(arguments)
@@ -106,21 +130,33 @@ def test_flower_equals_simulation(written, arguments):
     assert [record.clients for record in history.rounds] == [4, 4, 4]
 
 
-def test_what_a_client_keeps_never_travels(written):
+class Noted(Nowhere):
+    """The server's memory of clients, as a run without a store has it."""
+
+    def __init__(self):
+        self.of = {}
+
+    def read(self, client):
+        return self.of.get(client)
+
+    def write(self, client, arrays):
+        self.of[client] = arrays
+
+
+def test_what_a_client_keeps_never_travels(written, home):
+    """It is on the client's disk; the server notes the round, and nothing else."""
     path = written(PERSONAL)
-    grid, kept = ProcessGrid(path, 8), []
-
-    class Refusing(Nowhere):
-        def write(self, client, arrays):
-            kept.append(client)
-
+    grid, noted = ProcessGrid(path, 8), Noted()
     runtime = FlowerRuntime(grid)
-    spec = runtime.open(load_experiment(str(path)), Refusing())
+    spec = runtime.open(load_experiment(str(path)), noted)
     result = collect(runtime, range(8))
     assert result.total.clients == 8
-    assert not kept
-    for context in grid.contexts.values():
-        shapes = [array.shape for array in context.state["umbel.memory"].values()]
+    assert [(client, *map(np.ndarray.tolist, arrays)) for client, arrays in noted.of.items()] == [
+        (one, [1]) for one in range(8)
+    ]
+    disk, (name,) = Disk(home), [folder.name for folder in home.iterdir()]
+    for client in range(8):
+        shapes = [array.shape for array in disk.read(name, client, 1)]
         assert shapes == [variable.shape for variable in spec.variables if variable.offset is None]
     vectors = [array for message in grid.sent for array in arrays_of(message.content)]
     assert {array.shape for array in vectors} == {(spec.size,), (0,)}
@@ -151,7 +187,7 @@ def put(name, value, record="update"):
     """Replace one value of one record of a reply."""
 
     def change(content):
-        content[record] = type(content[record])({**content[record], name: value})
+        content[record][name] = value
         return content
 
     return change
@@ -330,7 +366,7 @@ def test_clients_that_do_not_appear_are_named(experiment_file):
 
 def test_two_nodes_cannot_be_one_client(experiment_file):
     runtime = FlowerRuntime(ProcessGrid(experiment_file, 8, partition=lambda node: node // 2))
-    with pytest.raises(ConfigError, match="partition-id=0"):
+    with pytest.raises(ConfigError, match=r"nodes 100\d and 100\d both have partition-id=\d"):
         runtime.open(load_experiment(str(experiment_file)), Nowhere())
 
 
@@ -340,22 +376,103 @@ def test_a_node_outside_the_population_is_left_out(experiment_file):
     assert runtime.client_ids() == list(range(8))
 
 
-def test_personal_variables_are_not_resumed(written, tmp_path):
-    path, store = written(PERSONAL), f"sqlite:///{tmp_path}/runs.db"
-    run(load_experiment(str(path), ["rounds=1"]), FlowerRuntime(ProcessGrid(path, 8)), store=store)
-    with pytest.raises(ConfigError, match="cannot resume over Flower"):
-        run(load_experiment(str(path)), FlowerRuntime(ProcessGrid(path, 8)), store=store, resume="latest")
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(experiment_file, tmp_path):
-    store = f"sqlite:///{tmp_path}/runs.db"
+@pytest.mark.parametrize("arguments", ["", PERSONAL, SCAFFOLD])
+def test_a_resumed_run_equals_an_uninterrupted_one(written, tmp_path, arguments):
+    path, store = written(arguments), f"sqlite:///{tmp_path}/runs.db"
 
     def play(*overrides, **settings):
-        experiment = load_experiment(str(experiment_file), overrides)
-        return run(experiment, FlowerRuntime(ProcessGrid(experiment_file, 8)), **settings)
+        experiment = load_experiment(str(path), overrides)
+        return run(experiment, FlowerRuntime(ProcessGrid(path, 8)), **settings)
 
     play("rounds=1", store=store)
     assert play(store=store, resume="latest").params_sha256 == play().params_sha256
+
+
+@pytest.mark.parametrize("arguments", [PERSONAL, SCAFFOLD])
+def test_a_round_that_was_redone_counts_once(written, tmp_path, monkeypatch, arguments):
+    """The server dies after every client trained, before the commit: they start again from what they had before."""
+    path, store = written(arguments), f"sqlite:///{tmp_path}/runs.db"
+
+    def play(*overrides, **settings):
+        return run(load_experiment(str(path), overrides), FlowerRuntime(ProcessGrid(path, 8)), **settings)
+
+    def die(name, round):
+        if (name, round) == ("before-commit", 2):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("umbel.server.loop.crash_point", die)
+        with pytest.raises(KeyboardInterrupt):
+            play(store=store)
+    assert play(store=store, resume="latest").params_sha256 == play().params_sha256
+
+
+def test_a_client_that_lost_its_memory_says_so(written, home):
+    """It neither starts anew in silence nor ends the run: what it would send is not what the others reckon with."""
+    path, noted = written(SCAFFOLD), Noted()
+    runtime = FlowerRuntime(ProcessGrid(path, 8))
+    runtime.open(load_experiment(str(path)), noted)
+    control = np.zeros_like(runtime.initial_params())
+
+    def play(round):
+        return runtime.collect(Broadcast(round, runtime.initial_params(), control, (), 0.1), [2, 5], derive(1))
+
+    assert not play(1).failures
+    for version in home.glob("*/5.*"):
+        version.unlink()
+    result = play(2)
+    assert [one[:2] for one in result.failures] == [(5, "memory")]
+    assert "client 5 has no memory of round 1" in result.failures[0].detail
+    assert (result.total.clients, noted.of[2][0].item(), noted.of[5][0].item()) == (1, 2, 1)
+
+
+def test_a_round_may_end_with_the_fastest(written, home):
+    """Two of four are needed. The others' updates are refused, and they keep nothing of the round."""
+    path, noted = written(SCAFFOLD), Noted()
+    grid = ProcessGrid(path, 8, silent={0, 3})
+    runtime = FlowerRuntime(grid, over_selection=2, timeout_seconds=20)
+    runtime.open(load_experiment(str(path)), noted)
+    control = np.zeros_like(runtime.initial_params())
+
+    def play(round, cohort):
+        return runtime.collect(Broadcast(round, runtime.initial_params(), control, (), 0.1), cohort, derive(1))
+
+    result = play(1, [0, 1, 2, 3])
+    assert result.total.clients == 2
+    assert [one[:2] for one in result.failures] == [(0, "round_closed"), (3, "round_closed")]
+    assert sorted(noted.of) == [1, 2]
+    grid.silent = ()
+    for identifier in grid.late:  # the others answer after all
+        grid.answer(identifier)
+    assert play(2, [0, 3]).total.clients == 1
+    assert runtime._connected.late.refused == 2
+
+
+def test_over_selection_and_a_privacy_plan_exclude_one_another(experiment_file):
+    runtime = FlowerRuntime(ProcessGrid(experiment_file, 8), over_selection=1.3)
+    plan = PrivacyPlan.calibrate(epsilon=8.0, delta=1e-3, rounds=3, population=8, sampling_rate=0.5, clip_norm=1.0)
+    with pytest.raises(IncompatibleError, match="counts the fastest"):
+        runtime.open(federation(plan=plan, sampler=None, weighting=None), Nowhere())
+
+
+def test_a_client_that_is_started_again_is_asked_again(experiment_file, honest):
+    """Its process died at work; its node was started again; it came back as another node: each time, once."""
+    died = ProcessGrid(experiment_file, 8, once={2: Error(8, "its process died")})
+    runtime = FlowerRuntime(died, timeout_seconds=20)
+    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    result = collect(runtime, [0, 1, 2, 3])
+    assert not result.failures
+    assert len([one for one in died.sent if one.metadata.message_type == "train"]) == 5
+
+    moved = ProcessGrid(experiment_file, 8, silent={2})
+    runtime = FlowerRuntime(moved, timeout_seconds=20)
+    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    moved.contexts[FIRST_NODE + 50] = Context(
+        1, FIRST_NODE + 50, {"partition-id": 2}, RecordDict(), moved.contexts[FIRST_NODE].run_config
+    )
+    again = collect(runtime, [0, 1, 2, 3])
+    assert not again.failures
+    assert_same_total(again.total, result.total)
 
 
 def test_clients_are_those_that_appeared(experiment_file):
@@ -366,7 +483,13 @@ def test_clients_are_those_that_appeared(experiment_file):
 
 
 def test_settings_are_checked():
-    for settings in ({"timeout_seconds": 0}, {"join_seconds": math.nan}, {"clients": 0}, {"compile": "fast"}):
+    for settings in (
+        {"timeout_seconds": 0},
+        {"over_selection": 0.5},
+        {"join_seconds": math.nan},
+        {"clients": 0},
+        {"compile": "fast"},
+    ):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             FlowerRuntime(None, **settings)
 

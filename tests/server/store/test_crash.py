@@ -88,12 +88,13 @@ def test_killed_at_any_moment_some_last_round_is_intact(url, scenario):
 
 # The tables that each revision added, in the order in which they can be dropped.
 ADDED = {
+    "0004": ("audit",),
     "0003": ("model_signatures", "blob_keys", "store_key"),
     "0002": ("model_labels", "alias_moves", "model_versions"),
 }
 
 
-@pytest.fixture(params=["0001", "0002"])
+@pytest.fixture(params=["0001", "0002", "0003"])
 def revision(request):
     return request.param
 
@@ -116,6 +117,7 @@ def triggers_of(revision):
         f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table} "
         f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
         for table in ("model_versions", "alias_moves") * (revision >= "0002")
+        + ("model_signatures",) * (revision >= "0003")
         for change in ("UPDATE", "DELETE")
     ]
 
@@ -158,7 +160,7 @@ def test_killed_while_migrating_the_old_schema_is_intact(old_store, scenario, tm
                     version = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
                 database.close()
                 assert version in (revision, HEAD)  # the last statements come after the migration
-                assert (("store_key",) in tables) == (version == HEAD)
+                assert (("audit",) in tables) == (version == HEAD)
                 kills += version == revision
         assert outcome == "exit 0"
     assert kills >= 10

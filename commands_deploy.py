@@ -1,0 +1,193 @@
+"""`umbel deploy`, `umbel server`, `umbel client`: a federation on real hosts, or all of it on this one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import print_table, to_json
+from .core.errors import ConfigError
+
+deploy = typer.Typer()
+server = typer.Typer()
+client = typer.Typer()
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]
+KitArgument = Annotated[Path, typer.Argument(metavar="KIT", show_default=False)]
+MonitorOption = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", envvar="UMBEL_MONITOR", help="Serve /metrics, /healthz and /readyz there."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+def _help_of(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@deploy.callback(invoke_without_command=True)
+def deploy_group(context: typer.Context) -> None:
+    """Make the kits of a federation, run all of it on this machine, see who is connected.
+
+    A kit is the folder that one party needs. Connections are encrypted, and nodes known by their keys, always.
+    """
+    _help_of(context)
+
+
+@server.callback(invoke_without_command=True)
+def server_group(context: typer.Context) -> None:
+    """Run the server of a federation from its kit."""
+    _help_of(context)
+
+
+@client.callback(invoke_without_command=True)
+def client_group(context: typer.Context) -> None:
+    """Run a client of a federation from its kit."""
+    _help_of(context)
+
+
+@deploy.command()
+def init(
+    folder: FolderArgument,
+    clients: Annotated[str, typer.Option(metavar="A,B,C", help="The clients' names, with commas.")],
+    host: Annotated[
+        str,
+        typer.Option("--server", metavar="HOST[:PORT]", help="What clients reach the server by: a name or address."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(metavar="N", envvar="UMBEL_PORT", help="Of the server's own process, on loopback."),
+    ] = 8443,
+) -> None:
+    """Write one kit per party: DIR/server, DIR/clients/NAME, DIR/operator. DIR must be new, or empty.
+
+    A kit holds the party's keys and certificates, the signed roster, its settings, a start script, a systemd unit and a
+    compose file. Hand each party its own, over a channel that you trust, and keep the operator's.
+    """
+    from .deploy.certificates import host_and_port
+    from .deploy.kits import make
+
+    has_port = host.count(":") == 1 or "]:" in host
+    name, public_port = host_and_port(host, None if has_port else 443)
+    names = [one.strip() for one in clients.split(",")]
+    make(folder, name, public_port if has_port else None, names, port)
+    print(f"{folder}: kits of the server, of {len(names)} clients, and of the operator")
+
+
+@deploy.command()
+def renew(folder: FolderArgument) -> None:
+    """Give the server a new certificate. Copy server.crt and server.key to where it runs, and restart it."""
+    from .deploy.kits import renew as renew_certificate
+    from .privacy.keys import day
+
+    print(f"{folder / 'server' / 'server.crt'} expires on {day(int(renew_certificate(folder)))}")
+
+
+@deploy.command()
+def up(folder: FolderArgument) -> None:
+    """Run every party of DIR on this machine, in the background, and wait until all clients are connected."""
+    from .deploy import federation
+
+    federation.up(folder, lambda text: print(text, file=sys.stderr, flush=True))
+    print(f"all clients are connected; umbel run --runtime flower --federation {folder / 'operator'}")
+
+
+@deploy.command()
+def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Show who is connected, what runs, and when certificates expire. DIR may be an operator's kit, too."""
+    from .deploy import federation
+
+    found = federation.status(folder)
+    if as_json:
+        print(to_json(found))
+        return
+    answers = "answers" if found["server"]["connected"] else "does not answer"
+    print(f"server {found['server']['address']} {answers}")
+    rows = [(one["name"], one["state"], one["since"][:19].replace("T", " ")) for one in found["clients"]]
+    print_table(["client", "state", "since"], rows)
+    print_table(
+        ["run", "status", "started"], [(str(one["run"]), one["status"], one["started"]) for one in found["runs"]]
+    )
+    for one in found["certificates"]:
+        warning = " (soon: umbel deploy renew)" if one["days"] < 14 else ""
+        print(f"{one['file']} expires in {one['days']:.0f} days{warning}")
+
+
+@deploy.command()
+def stop(folder: FolderArgument) -> None:
+    """End every party of DIR that runs on this machine."""
+    from .deploy import federation
+
+    ended = federation.stop(folder)
+    print(f"ended: {', '.join(ended)}" if ended else "nothing was running")
+
+
+@server.command("start")
+def start_server(
+    kit: KitArgument,
+    monitor: MonitorOption = None,
+) -> None:
+    """Run the server in the foreground, for a service manager. SIGTERM ends it within 30 seconds, with status 0."""
+    from .deploy.kits import ServerKit
+    from .deploy.parties import run_server
+    from .deploy.supervisor import stop_on_signals
+    from .watching import monitored_party
+
+    certificates = {"server": kit / "server.crt", "ca": kit / "ca.crt"}
+    with stop_on_signals() as stop_event, monitored_party(monitor, certificates, ServerKit.load(kit).store):
+        run_server(kit, stop_event, _say)
+
+
+@client.command("start")
+def start_client(
+    kit: KitArgument,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            envvar="UMBEL_CLIENT_DATA",
+            help="Where this client's examples are. [dim]\\[default: as policy.toml says][/dim]",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Reach the server there, in place of the kit's address.")
+    ] = None,
+    monitor: MonitorOption = None,
+) -> None:
+    """Run a client in the foreground, for a service manager. SIGTERM ends it within 30 seconds, with status 0."""
+    from .deploy.parties import run_client
+    from .deploy.supervisor import stop_on_signals
+    from .watching import monitored_party
+
+    with stop_on_signals() as stop_event, monitored_party(monitor, {"ca": kit / "ca.crt"}):
+        run_client(kit, data or None, address, stop_event, _say)
+
+
+@client.command()
+def digest(experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", show_default=False)]) -> None:
+    """Print the digest of an experiment as it is here, for [experiments.digests] of policy.toml."""
+    from .core.loading import load_experiment
+
+    print(load_experiment(experiment).digest)
+
+
+def _say(text: Any) -> None:
+    """A line on standard error, where a service manager keeps it; nothing once nobody reads it any more."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (BrokenPipeError, ValueError):
+        return
+
+
+def operator_kit(folder: str) -> Any:
+    """The kit that `umbel run --federation` names. Errors: ConfigError."""
+    from .deploy.kits import OperatorKit
+
+    path = Path(folder)
+    if (path / "operator" / "operator.toml").is_file():
+        raise ConfigError(f"{folder} is a folder of kits; name the operator's: --federation {path / 'operator'}")
+    return OperatorKit.load(path)

@@ -1,0 +1,369 @@
+"""A kit: the folder that holds all that one party needs, and nothing of another's.
+
+    DIR/server         server.toml  server.crt  server.key  runtime.secret  clients/  nginx.conf
+    DIR/clients/NAME   client.toml  policy.toml  node.key  identity.jwk  runtime.secret
+    DIR/operator       operator.toml  ca.key  operator.jwk  control.token
+    each of them       ca.crt  roster.bin  operator.pub
+
+Each also has a folder `experiments` for files that runs may name, and `state` for what its processes write. Secrets
+have mode 0600. Paths in a kit's configuration are relative to it: a kit can be moved. The server knows only the SHA-256
+of the operator's token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ..core.errors import ConfigError
+from ..core.validation import require, suggest
+from ..privacy.keys import Key
+from ..privacy.secagg.roster import Member, Roster
+from . import texts
+from .certificates import (
+    Authority,
+    check_dates,
+    expiry,
+    host_and_port,
+    hosts_of,
+    is_loopback,
+    joined,
+    pem,
+    private_pem,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+MOST_CLIENTS = 10_000
+PUBLIC_PORT, LOCAL_PORT = 443, 8443
+RENEW = "on the operator's host: umbel deploy renew"
+STORE = "sqlite:///state/umbel.db"
+
+
+@dataclass(frozen=True)
+class ServerKit:
+    """What the server is started from."""
+
+    folder: Path
+    host: str  # that clients reach it by
+    public_port: int  # of the reverse proxy; of the SuperLink itself where host is this machine
+    port: int  # of the SuperLink, on loopback
+    store: str  # URL
+    token_sha256: str  # of the operator's token, hex
+
+    @staticmethod
+    def load(folder: Path) -> ServerKit:
+        """The kit in a folder. Errors: ConfigError for one that is incomplete, open to others, or expired."""
+        fields = _read(
+            folder, "server", {"host": str, "public_port": int, "port": int, "store": str, "token_sha256": str}
+        )
+        require_private(folder, "server.key", "runtime.secret")
+        check_dates(folder / "server.crt", RENEW)
+        check_dates(folder / "ca.crt", "make new kits: umbel deploy init")
+        require(bool(re.fullmatch("[0-9a-f]{64}", fields["token_sha256"])), f"{folder}: token_sha256 is not a SHA-256")
+        return ServerKit(folder, **{**fields, "store": _absolute_store(fields["store"], folder)})
+
+    @property
+    def node_keys(self) -> dict[str, bytes]:
+        """{client: public key, PEM}: the nodes that may connect. Errors: ConfigError for a file that holds none."""
+        return {path.stem: _public_node_key(path) for path in sorted((self.folder / "clients").glob("*.pub"))}
+
+
+@dataclass(frozen=True)
+class ClientKit:
+    """What a client is started from."""
+
+    folder: Path
+    name: str
+    number: int  # of this client, from 0: its place in the population and in the roster
+    clients: int  # in the federation
+    server: str  # host:port
+
+    @staticmethod
+    def load(folder: Path) -> ClientKit:
+        """The kit in a folder. Errors: ConfigError for one that is incomplete, open to others, or whose roster is not
+        the operator's."""
+        fields = _read(folder, "client", {"name": str, "number": int, "clients": int, "server": str})
+        require_private(folder, "node.key", "identity.jwk", "runtime.secret")
+        host_and_port(fields["server"])
+        check_dates(folder / "ca.crt", "ask the operator for a new kit")
+        kit = ClientKit(folder, **fields)
+        Key.load(folder / "identity.jwk").check("node")
+        require(
+            any(member.node == kit.number for member in kit.roster().members),
+            f"client {kit.name!r} is not in the roster of {folder}; ask the operator for a new one",
+        )
+        return kit
+
+    def roster(self) -> Roster:
+        """Who takes part, as the pinned operator signed it. Errors: ConfigError when another did."""
+        operator = bytes.fromhex(_read_text(self.folder / "operator.pub"))
+        try:
+            return Roster.open((self.folder / "roster.bin").read_bytes(), operator)
+        except OSError as error:
+            raise ConfigError(f"roster {self.folder / 'roster.bin'} cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class OperatorKit:
+    """What runs are submitted with."""
+
+    folder: Path
+    address: str  # host:port of the SuperLink, on loopback: there, or at the end of a tunnel
+    store: str  # URL of the server's store, as it is reached from here
+    clients: tuple[str, ...]  # names, by number
+
+    @staticmethod
+    def load(folder: Path) -> OperatorKit:
+        """The kit in a folder. Errors: ConfigError for one that is incomplete or open to others, and for an address
+        off loopback: the control API is reached from the server's host alone."""
+        fields = _read(folder, "operator", {"address": str, "store": str, "clients": list})
+        require_private(folder, "control.token")
+        host, _ = host_and_port(fields["address"])
+        require(
+            is_loopback(host),
+            f"expected address={fields['address']!r} on loopback: the control API is not published. Run this on the "
+            "server's host, or through a tunnel: ssh -N -L 8443:127.0.0.1:8443 HOST",
+        )
+        store = _absolute_store(fields["store"], folder)
+        return OperatorKit(folder, fields["address"], store, tuple(map(str, fields["clients"])))
+
+    @property
+    def token(self) -> str:
+        """The secret that the control API asks for."""
+        return _read_text(self.folder / "control.token")
+
+    @property
+    def authority(self) -> Path:
+        """The file of the federation's certificate authority."""
+        return self.folder / "ca.crt"
+
+
+def make(folder: Path, host: str, public_port: int | None, clients: Sequence[str], port: int = LOCAL_PORT) -> None:
+    """Write a kit for the server, for each client, and for the operator.
+
+    host: what clients reach the server by. public_port: of the reverse proxy; None: 443, or port where host is this
+    machine, which needs no proxy. Errors: ConfigError for a folder that is not empty, and for names or hosts that are
+    odd or given twice. Nothing is left behind then.
+    """
+    _check_names(clients)
+    public_port = public_port or (port if is_loopback(host) else PUBLIC_PORT)
+    require(0 < port < 65536, f"expected port={port} from 1 to 65535")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not an empty folder, and kits are never overwritten; name another")
+    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        unfinished.mkdir(parents=True, mode=0o700)
+        _Maker(unfinished, host, public_port, port, tuple(clients)).make()
+        os.rename(unfinished, folder)
+    except OSError as error:
+        raise ConfigError(f"kits cannot be written to {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def renew(folder: Path) -> float:
+    """Give the server in a folder of kits a new certificate, for the same hosts, of the same authority. Its expiry."""
+    operator, server = folder / "operator", folder / "server"
+    require_private(operator, "ca.key")
+    issued = Authority.load(operator / "ca.crt", operator / "ca.key").issue(hosts_of(server / "server.crt"))
+    for name, content in (("server.key", issued.key), ("server.crt", issued.certificate)):
+        fresh = server / f".{name}.new"
+        fresh.unlink(missing_ok=True)
+        write(fresh, content, 0o600)
+        fresh.replace(server / name)
+    return expiry(server / "server.crt").timestamp()
+
+
+def require_private(folder: Path, *names: str) -> None:
+    """Errors: ConfigError for a secret file that is missing, or that others than its owner may read or change."""
+    for name in names:
+        path = folder / name
+        try:
+            mode = path.stat().st_mode & 0o777
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}; restore the kit") from error
+        if mode & 0o077:
+            raise ConfigError(f"{path} is open to others than its owner (mode {mode:04o}); close it: chmod 600 {path}")
+
+
+def write(path: Path, content: bytes | str, mode: int = 0o644) -> None:
+    """Write a new file with this mode from the start."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with open(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)  # whatever the umask
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Writes the kits of one federation."""
+
+    folder: Path
+    host: str
+    public_port: int
+    port: int
+    clients: tuple[str, ...]
+
+    def make(self) -> None:
+        """All kits: the operator's key signs the roster, the authority the server's certificate."""
+        authority = Authority.new(f"Umbel federation {self.host}")
+        operator, token = Key.generate("operator", 3650, owner="operator"), secrets.token_urlsafe(32)
+        identities = [Key.generate("node", 3650, owner=name) for name in self.clients]
+        members = tuple(Member(i, key.public.raw, key.owner, key.expires) for i, key in enumerate(identities))
+        shared: dict[str, bytes | str] = {
+            "ca.crt": pem(authority.certificate),
+            "roster.bin": Roster(members).signed(operator.signing),
+            "operator.pub": operator.public.raw.hex() + "\n",
+        }
+        node_keys = [ec.generate_private_key(ec.SECP384R1()) for _ in self.clients]
+        self._server(authority, token, shared, node_keys)
+        for number, (identity, node_key) in enumerate(zip(identities, node_keys, strict=True)):
+            self._client(number, identity, node_key, shared)
+        self._operator(authority, operator, token, shared)
+
+    def _server(
+        self,
+        authority: Authority,
+        token: str,
+        shared: Mapping[str, bytes | str],
+        node_keys: Sequence[ec.EllipticCurvePrivateKey],
+    ) -> None:
+        kit = self._kit("server", shared)
+        issued = authority.issue([self.host, "localhost", "127.0.0.1", "::1"])
+        write(kit / "server.crt", issued.certificate)
+        write(kit / "server.key", issued.key, 0o600)
+        write(kit / "runtime.secret", secrets.token_hex(32), 0o600)
+        values = {
+            "host": self.host,
+            "public_port": self.public_port,
+            "port": self.port,
+            "store": STORE,
+            "token_sha256": hashlib.sha256(token.encode()).hexdigest(),
+        }
+        write(kit / "server.toml", texts.SERVER_TOML + toml(values))
+        (kit / "clients").mkdir()
+        for name, key in zip(self.clients, node_keys, strict=True):
+            write(kit / "clients" / f"{name}.pub", _ssh_public(key))
+        write(kit / "nginx.conf", texts.nginx(self.host, self.public_port, self.port))
+        self._ways_to_start(kit, "server")
+
+    def _client(
+        self, number: int, identity: Key, node_key: ec.EllipticCurvePrivateKey, shared: Mapping[str, bytes | str]
+    ) -> None:
+        name = self.clients[number]
+        kit = self._kit(f"clients/{name}", shared)
+        write(kit / "node.key", _ssh_private(node_key), 0o600)
+        identity.save(kit / "identity.jwk")
+        write(kit / "runtime.secret", secrets.token_hex(32), 0o600)
+        server = joined(self.host, self.public_port)
+        values = {"name": name, "number": number, "clients": len(self.clients), "server": server}
+        write(kit / "client.toml", texts.CLIENT_TOML + toml(values))
+        write(kit / "policy.toml", texts.POLICY_TOML)
+        self._ways_to_start(kit, "client")
+
+    def _operator(self, authority: Authority, operator: Key, token: str, shared: Mapping[str, bytes | str]) -> None:
+        kit = self._kit("operator", shared)
+        write(kit / "ca.key", private_pem(authority.key), 0o600)
+        operator.save(kit / "operator.jwk")
+        write(kit / "control.token", token + "\n", 0o600)
+        values = {
+            "address": f"127.0.0.1:{self.port}",
+            "store": "sqlite:///../server/state/umbel.db",
+            "clients": list(self.clients),
+        }
+        write(kit / "operator.toml", texts.OPERATOR_TOML + toml(values))
+
+    def _kit(self, name: str, shared: Mapping[str, bytes | str]) -> Path:
+        kit = self.folder / name
+        for folder in (kit, kit / "state", kit / "experiments"):
+            folder.mkdir(parents=True, mode=0o700)
+        for file, content in shared.items():
+            write(kit / file, content)
+        return kit
+
+    def _ways_to_start(self, kit: Path, party: str) -> None:
+        write(kit / "start.sh", texts.start_script(party), 0o755)
+        write(kit / f"umbel-{party}.service", texts.systemd_unit(party))
+        write(kit / "compose.yaml", texts.compose(party, self.public_port))
+
+
+def toml(values: Mapping[str, Any]) -> str:
+    """A flat TOML table. JSON's strings, numbers and arrays of strings are TOML's."""
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+
+
+def _check_names(clients: Sequence[str]) -> None:
+    require(0 < len(clients) <= MOST_CLIENTS, f"expected 1 to {MOST_CLIENTS} clients, got {len(clients)}")
+    seen: dict[str, str] = {}
+    for name in clients:
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"expected client {name!r} of at most 32 letters, digits, - and _, as in site-1")
+        if name.lower() in seen:  # two folders that some disks would take for one
+            raise ConfigError(f"clients {seen[name.lower()]!r} and {name!r} have the same name; each needs its own")
+        seen[name.lower()] = name
+
+
+def _read(folder: Path, party: str, fields: Mapping[str, type]) -> dict[str, Any]:
+    """The kit's configuration: these fields, of these types, and no others."""
+    path = folder / f"{party}.toml"
+    if not path.is_file():
+        others = [one for one in ("server", "client", "operator") if (folder / f"{one}.toml").is_file()]
+        found = f"that is the kit of {others[0]}" if others else "make kits: umbel deploy init"
+        raise ConfigError(f"{folder} is no kit of a{'n' if party == 'operator' else ''} {party}: {found}")
+    try:
+        found_fields = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    for name in found_fields:
+        require(name in fields, f"{path}: no setting {name!r}; {suggest(name, fields)}")
+    for name, kind in fields.items():
+        value = found_fields.get(name)
+        require(type(value) is kind, f"{path}: expected {name}={value!r} of type {kind.__name__}")
+    return found_fields
+
+
+def _absolute_store(url: str, folder: Path) -> str:
+    """A store's URL; a SQLite file's path, which is relative to the kit, made absolute."""
+    prefix, file = "sqlite:///", url.removeprefix("sqlite:///")
+    if not url.startswith(prefix) or file.startswith("/"):
+        return url
+    return f"{prefix}{os.path.normpath(folder.resolve() / file)}"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _ssh_private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    kind, plain = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, kind, plain)
+
+
+def _ssh_public(key: ec.EllipticCurvePrivateKey) -> bytes:
+    kind = serialization.PublicFormat.OpenSSH
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, kind) + b"\n"
+
+
+def _public_node_key(path: Path) -> bytes:
+    """A public node key as the SuperLink keeps it, from a file in OpenSSH's format."""
+    try:
+        key = serialization.load_ssh_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} does not hold a public key in OpenSSH's format: {error}") from error
+    require(isinstance(key, ec.EllipticCurvePublicKey), f"{path} does not hold an elliptic-curve key")
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

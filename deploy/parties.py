@@ -1,0 +1,189 @@
+"""What the server and a client consist of: Flower's processes and ours, from a kit, in the foreground."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..clients.policy import POLICY_VARIABLE, Policy
+from ..core.errors import ConfigError, UmbelError
+from ..runtimes.flower.processes import environment, free_ports
+from ..runtimes.flower.secured import TOKENS_VARIABLE, Operator
+from ..runtimes.flower.server import STORE_VARIABLE
+from . import certificates
+from .kits import ClientKit, ServerKit
+from .supervisor import Say, Supervisor, only_one
+
+START_SECONDS = 90.0  # for the SuperLink to answer; it takes one or two, and longer on a machine that is busy
+DATA_VARIABLE = "UMBEL_CLIENT_DATA"
+# What a process inherits must not hold what is not its own: the database's password, another's policy.
+NOTHING_OF_OTHERS = {STORE_VARIABLE: "", "UMBEL_STORE_KEY": "", "UMBEL_MODEL_KEY": "", TOKENS_VARIABLE: ""}
+FLOWER = f"{__name__.partition('.')[0]}.runtimes.flower"
+
+
+def run_server(folder: Path, stop: threading.Event, say: Say) -> None:
+    """Run the server of a kit until stop is set: the SuperLink, and what runs the rounds.
+
+    The SuperLink listens on loopback: nginx.conf publishes what clients need of it. Nodes whose keys are in the kit's
+    folder clients are registered, others are not, or no longer. Errors: ConfigError for a kit that cannot be used, a
+    port that is taken, and a kit that runs already.
+    """
+    kit = ServerKit.load(folder.resolve())
+    node_keys = kit.node_keys
+    state, token = kit.folder / "state", secrets.token_urlsafe(32)
+    with only_one(state), Supervisor(say) as supervisor:
+        _require_free(kit.port)
+        _warn_of_expiry(kit.folder, ("server.crt", "ca.crt"), say)
+        supervisor.start("superlink", _superlink(kit), _superlink_environment(kit, token), kit.folder / "experiments")
+        authority = (kit.folder / "ca.crt").read_bytes()
+        with Operator(f"127.0.0.1:{kit.port}", authority, token) as operator:
+            if not supervisor.wait_until(
+                lambda: _answers(operator), stop, START_SECONDS, "the SuperLink does not answer"
+            ):
+                return
+            register(operator, node_keys, say)
+        executor = {STORE_VARIABLE: kit.store, TOKENS_VARIABLE: ""}
+        supervisor.start(
+            "superexec", _superexec(kit), environment(_flower_home(state), executor), kit.folder / "experiments"
+        )
+        say(f"the server listens on 127.0.0.1:{kit.port}; {len(node_keys)} clients may connect")
+        supervisor.watch(stop)
+
+
+def run_client(folder: Path, data: str | None, address: str | None, stop: threading.Event, say: Say) -> None:
+    """Run a client of a kit until stop is set: a SuperNode, and a warm worker.
+
+    data: where its examples are, before what policy.toml says; its experiment finds it in UMBEL_CLIENT_DATA. address:
+    host:port at which the server is reached, in place of the kit's. Errors: ConfigError for a kit that cannot be used,
+    a kit that runs already, and a server that is not the federation's.
+    """
+    kit = ClientKit.load(folder.resolve())
+    source = data or Policy.read(kit.folder / "policy.toml").source
+    host, port = certificates.host_and_port(address or kit.server)
+    authority, state = kit.folder / "ca.crt", kit.folder / "state"
+    with only_one(state), Supervisor(say) as supervisor:
+        try:
+            certificates.probe(host, port, authority)
+        except OSError as error:  # not there yet; the SuperNode goes on trying
+            say(f"the server at {host}:{port} cannot be reached: {error.strerror or error}; trying again")
+        for stale in (state / "memory").glob("task-*.json"):  # of SuperNodes that are gone, at ports that they had
+            stale.unlink()
+        (runtime,) = free_ports(1)
+        own = NOTHING_OF_OTHERS | {POLICY_VARIABLE: str(kit.folder / "policy.toml")}
+        if source is not None:
+            own[DATA_VARIABLE] = os.path.abspath(source) if os.path.exists(source) else source
+        home, place = _flower_home(state), kit.folder / "experiments"
+
+        def why(lines: Sequence[str]) -> str | None:
+            return _why_supernode_ended(lines, host, port, authority)
+
+        words = _supernode(kit, certificates.joined(host, port), runtime)
+        supervisor.start("supernode", words, environment(home, own), place, why)
+        supervisor.start("worker", _worker(kit, runtime), environment(home, own), place)
+        say(f"client {kit.name} works for {certificates.joined(host, port)}")
+        supervisor.watch(stop)
+
+
+def register(operator: Operator, node_keys: Mapping[str, bytes], say: Say) -> None:
+    """Let these nodes connect, and no others."""
+    known = {node.public_key: node for node in operator.nodes()}
+    for name, key in node_keys.items():
+        if key not in known:
+            operator.register(name, key)
+    for key, node in known.items():
+        if key not in node_keys.values():
+            operator.unregister(node.node)
+            say(f"client {node.name} may no longer connect: its key is not in the kit")
+
+
+def _superlink(kit: ServerKit) -> list[str]:
+    files = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.crt", "--ssl-keyfile": "server.key"}
+    files |= {"--superexec-auth-secret-file": "runtime.secret", "--database": "state/superlink.db"}
+    options = [word for option, file in files.items() for word in (option, str(kit.folder / file))]
+    options += ["--host", "127.0.0.1", "--port", str(kit.port), "--isolation", "process", "--enable-supernode-auth"]
+    return [*_python("secured"), *options, "--disable-runtime-dependency-installation"]
+
+
+def _superlink_environment(kit: ServerKit, token: str) -> dict[str, str]:
+    """token: this server's own, for as long as it runs, to register nodes with."""
+    hashes = f"{kit.token_sha256},{hashlib.sha256(token.encode()).hexdigest()}"
+    own = NOTHING_OF_OTHERS | {TOKENS_VARIABLE: hashes}
+    return environment(_flower_home(kit.folder / "state"), own)
+
+
+def _superexec(kit: ServerKit) -> list[str]:
+    address = ["--runtime-api-address", f"127.0.0.1:{kit.port}", "--root-certificates", str(kit.folder / "ca.crt")]
+    secret = ["--superexec-auth-secret-file", str(kit.folder / "runtime.secret")]
+    return [*_python("private", "superexec"), *address, *secret]
+
+
+def _supernode(kit: ClientKit, server: str, runtime: int) -> list[str]:
+    files = {"--root-certificates": "ca.crt", "--auth-supernode-private-key": "node.key"}
+    files |= {"--superexec-auth-secret-file": "runtime.secret"}
+    options = [word for option, file in files.items() for word in (option, str(kit.folder / file))]
+    place = f"partition-id={kit.number} num-partitions={kit.clients}"
+    options += ["--isolation", "process", "--superlink", server, "--port", str(runtime), "--node-config", place]
+    return [*_python("private", "supernode"), *options]
+
+
+def _worker(kit: ClientKit, runtime: int) -> list[str]:
+    home, secret = kit.folder / "state" / "memory", kit.folder / "runtime.secret"
+    return [*_python("worker"), f"127.0.0.1:{runtime}", "--home", str(home), "--secret-file", str(secret)]
+
+
+def _python(module: str, *first: str) -> list[str]:
+    """A module of ours, which ends with this process. -P: a file in its folder takes no other module's place."""
+    return [sys.executable, "-P", "-m", f"{FLOWER}.{module}", *first, str(os.getpid())]
+
+
+def _flower_home(state: Path) -> Path:
+    home = state / "flower"
+    home.mkdir(exist_ok=True, mode=0o700)
+    return home
+
+
+def _answers(operator: Operator) -> bool:
+    try:
+        operator.nodes()
+    except ConfigError:
+        raise
+    except UmbelError:
+        return False
+    return True
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} cannot be used: {error.strerror}; end what listens there, or change port in server.toml"
+            ) from error
+
+
+def _warn_of_expiry(folder: Path, names: Sequence[str], say: Say) -> None:
+    for name in names:
+        days = certificates.days_left(folder / name)
+        if days < certificates.WARNING_DAYS:
+            say(f"warning: {name} expires in {days:.0f} days; on the operator's host: umbel deploy renew")
+
+
+def _why_supernode_ended(lines: Sequence[str], host: str, port: int, authority: Path) -> str | None:
+    """In words: it was not let in, or the server is not the federation's any more."""
+    if any("Failed to activate SuperNode" in line for line in lines):
+        return "the server does not know this node's key; on its host, put node's .pub into KIT/clients and restart it"
+    try:
+        certificates.probe(host, port, authority)
+    except ConfigError as error:
+        return str(error)
+    except OSError as error:
+        return f"the server at {host}:{port} cannot be reached: {error.strerror or error}"
+    return None

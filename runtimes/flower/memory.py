@@ -1,0 +1,126 @@
+"""What clients keep at home between rounds, on their own disk: personal variables, vectors of an algorithm.
+
+A version is what a client had after training in a round. Which version counts is the server's to say, since only it
+knows which updates were in a committed sum: a round that is redone, or that ended without this client, leaves a version
+behind that nobody will ask for. So a run continues exactly, whoever was killed, at whatever instruction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...core.errors import StoreError
+from ...core.serial import dumps, loads
+
+HOME_VARIABLE = "UMBEL_CLIENT_HOME"
+Seal = Callable[[bytes, bytes], "bytes | memoryview"]  # (content, context) → sealed, and back
+
+
+def client_home() -> Path:
+    """The folder that clients on this machine keep their memory in: $UMBEL_CLIENT_HOME, or ~/.umbel/clients."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named).expanduser() if named else Path.home() / ".umbel" / "clients"
+
+
+class Disk:
+    """A folder of versions, one subfolder per run.
+
+    seal, unseal: encrypt a version, and decrypt it; both are handed what it is a version of, so that one in another's
+    place does not open. None: versions lie there as they are.
+    """
+
+    def __init__(self, folder: Path | str, seal: Seal | None = None, unseal: Seal | None = None):
+        if (seal is None) != (unseal is None):
+            raise StoreError("expected both seal and unseal, or neither")
+        self.folder, self._seal, self._unseal = Path(folder), seal, unseal
+
+    def __repr__(self) -> str:
+        return f"Disk({str(self.folder)!r}, {'sealed' if self._seal else 'not sealed'})"
+
+    def read(self, run: str, client: int, round: int) -> list[np.ndarray]:
+        """The client's arrays after `round`. Errors: StoreError when they are not there, or do not read back."""
+        path = self._path(run, client, round)
+        try:
+            content: bytes | memoryview = path.read_bytes()
+        except FileNotFoundError:
+            raise StoreError(
+                f"client {client} has no memory of round {round}, which it took part in; put its folder "
+                f"{self.folder} back, or start a new run"
+            ) from None
+        if self._unseal is not None:
+            content = self._unseal(bytes(content), _context(run, client, round))
+        return loads(bytes(content))
+
+    def write(self, run: str, client: int, round: int, arrays: Sequence[np.ndarray]) -> None:
+        """Keep the client's arrays after `round`: a process that is killed leaves all of them there, or nothing.
+
+        Errors: StoreError, with the path and the free bytes, when the disk refuses.
+        """
+        content: bytes | memoryview = dumps([np.asarray(array) for array in arrays])
+        if self._seal is not None:
+            content = self._seal(bytes(content), _context(run, client, round))
+        path = self._path(run, client, round)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(path, content)
+        except OSError as error:
+            raise StoreError(
+                f"cannot keep client {client}'s memory in {path}: {error.strerror}{_free(path)}"
+            ) from error
+
+    def keep_only(self, run: str, client: int, round: int) -> None:
+        """Delete every version but that of `round`: of others the server has said that they do not count."""
+        for path in self._path(run, client, round).parent.glob(f"{client}.*"):
+            if path.name != f"{client}.{round}":
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+
+    def rounds(self, run: str, client: int) -> list[int]:
+        """The rounds that there are versions of, ascending."""
+        names = [path.name.partition(".")[2] for path in self._path(run, client, 0).parent.glob(f"{client}.*")]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _path(self, run: str, client: int, round: int) -> Path:
+        # The name of the run comes from the server: it must not lead elsewhere.
+        if not re.fullmatch("[0-9a-f]{32}", run):
+            raise StoreError(f"expected run={run[:64]!r} of 32 hexadecimal digits")
+        return self.folder / run / f"{int(client)}.{int(round)}"
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that is there whole or not at all, also after a power cut. Errors: OSError."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too
+    finally:
+        os.close(folder)
+
+
+def _context(run: str, client: int, round: int) -> bytes:
+    return f"umbel client memory {run} {client} {round}".encode()
+
+
+def _free(path: Path) -> str:
+    """The free bytes where path lies, in words; nothing where that cannot be found out."""
+    try:
+        found = os.statvfs(next(folder for folder in path.parents if folder.exists()))
+    except (OSError, StopIteration):
+        return ""
+    return f" ({found.f_bavail * found.f_frsize:,} bytes free)"

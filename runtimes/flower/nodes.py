@@ -1,0 +1,106 @@
+"""Which node is which client, and which of them were started anew."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+from typing import Any
+
+from flwr.app import Message, RecordDict
+
+from ...core.errors import ConfigError, RunStopped
+from .check import check_content
+from .private import nodes_of
+from .private_exchange import Envelope, GridMail, SuperLinkMail
+from .wire import Malformed, unpack_identity
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.05
+RETURN_SECONDS = 5.0  # that a client which is not there is given to come back, before a round begins without it
+QUERY_SECONDS = 3600.0  # that a node has to say which client it is; it answers at once, or after what it is at
+MAX_QUERY_BYTES = 4096
+
+
+class Nodes:
+    """The clients of a run and their nodes. Each node is asked once which client it is, by its partition-id.
+
+    A SuperNode without a key of its own is another node whenever it is started; one with a key is the same.
+    """
+
+    def __init__(self, grid: Any, mail: GridMail | SuperLinkMail, clients: int):
+        self.of: dict[int, int] = {}  # {client: node}
+        self._grid, self._mail, self._clients = grid, mail, clients
+        self._started: dict[int, str] = {}  # {node: when}, of all that were ever online
+        self._online: set[int] = set()
+        self._asked: dict[str, int] = {}  # {message: node} not yet answered
+        self._known: set[int] = set()
+        self._is_settled = (
+            False  # before that, two nodes of one client are a mistake; afterwards one replaced the other
+        )
+
+    def wait(self, count: int, seconds: float) -> None:
+        """Return once `count` clients have appeared.
+
+        Errors: RunStopped when fewer appear in time; ConfigError when two nodes say they are one client.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            self.refresh()
+            if len(self.of) >= count:
+                self._is_settled = True
+                return
+            if time.monotonic() >= deadline:
+                raise RunStopped(
+                    f"{len(self.of)} of {count} clients appeared in {seconds:g} seconds ({len(self._known)} nodes); "
+                    "start the missing SuperNodes"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def gather(self, cohort: Collection[int]) -> None:
+        """Look who is there; give those of the cohort that are not a moment to come back."""
+        deadline = time.monotonic() + RETURN_SECONDS
+        self.refresh()
+        while not self._are_online(cohort) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            self.refresh()
+
+    def refresh(self) -> set[int]:
+        """Look again who is there. The clients whose node was started since the last look, or is another one."""
+        before, now = self._started, nodes_of(self._grid)
+        self._started, self._online = before | now, set(now)
+        fresh = sorted(set(now) - self._known)
+        query = [Message(RecordDict(), node, "query", ttl=QUERY_SECONDS) for node in fresh]
+        for node, identifier in zip(fresh, self._mail.push(query), strict=True):
+            if identifier:
+                self._asked[identifier] = node
+                self._known.add(node)
+        restarted = {node for node in now if node in before and now[node] != before[node]}
+        moved = {client for client, node in self.of.items() if node in restarted}
+        for envelope in self._mail.look(list(self._asked)):
+            moved |= self._answer(self._asked.pop(envelope.reply_to), envelope)
+        return moved
+
+    def _are_online(self, cohort: Collection[int]) -> bool:
+        return all(self.of.get(client) in self._online for client in cohort)
+
+    def _answer(self, node: int, envelope: Envelope) -> set[int]:
+        """Put down which client a node is; that client, if it had another node before."""
+        try:
+            reply = envelope.open(MAX_QUERY_BYTES, time.monotonic() + RETURN_SECONDS)
+            if (failure := check_content(reply, -1)) is not None:
+                raise Malformed(failure.reason, failure.detail)
+            client = unpack_identity(reply.content)
+            if not 0 <= client < self._clients:
+                raise Malformed("schema", f"expected partition-id={client} in [0, {self._clients})")
+        except Malformed as malformed:
+            log.warning("node %d is left out: %s", node, malformed)
+            if malformed.reason in ("timeout", "unreachable"):  # not its own words: it is asked again when it is back
+                self._known.discard(node)
+            return set()
+        other = self.of.get(client)
+        if other not in (None, node) and not self._is_settled:
+            raise ConfigError(f"nodes {other} and {node} both have partition-id={client}; give each SuperNode its own")
+        self.of[client] = node
+        return set() if other in (None, node) else {client}

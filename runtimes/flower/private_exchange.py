@@ -1,0 +1,221 @@
+"""Replies of a SuperLink, looked at before their content is fetched. Not public in Flower; see `private`.
+
+Flower's own `pull_messages` brings all replies that have arrived into memory at once, several times over. Here the
+SuperLink keeps them until each is wanted, and one is then read chunk by chunk into one buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Error, Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_body,
+    get_object_head_values_from_object_content,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, inflatable_class_registry
+
+from .private import array_record, raw_array
+from .wire import Malformed
+
+UPLOADS = 2  # chunks on their way at a time
+WAIT_SECONDS = 0.05  # for a chunk that the client is still uploading
+
+
+class Envelope(NamedTuple):
+    """A reply that has arrived."""
+
+    reply_to: str
+    error: Error | None  # Flower's, in place of content
+    open: Callable[[int, float], Message]  # (most bytes of an array, until when) → the reply. Errors: Malformed
+
+
+class GridMail:
+    """Through Flower's public API: any Grid."""
+
+    def __init__(self, grid: Any):
+        self._grid = grid
+
+    def push(self, messages: Sequence[Message]) -> list[str]:
+        """Their ids; empty for one that was not taken."""
+        return [identifier or "" for identifier in self._grid.push_messages(messages)] if messages else []
+
+    def look(self, identifiers: Collection[str]) -> list[Envelope]:
+        """The replies that have arrived since the last look."""
+        return [_opened(message) for message in self._grid.pull_messages(set(identifiers))] if identifiers else []
+
+    def refuse(self, identifiers: Collection[str]) -> list[str]:
+        """Throw away what has arrived for these; which it was."""
+        return [envelope.reply_to for envelope in self.look(identifiers)]
+
+
+class SuperLinkMail:
+    """Through the Runtime API of a SuperLink, as its HttpGrid uses it."""
+
+    def __init__(self, grid: Any):
+        self._client, self._node, self._run = grid._runtime_client, grid.node, grid.run.run_id
+
+    def push(self, messages: Sequence[Message]) -> list[str]:
+        """Their ids; empty for one that was not taken. What messages share is sent once, and never copied whole."""
+        if not messages:
+            return []
+        with no_object_id_recompute():
+            objects: dict[str, Any] = {}
+            for message in messages:
+                message.metadata.__dict__["_message_id"] = message.object_id
+                objects.update(get_all_nested_objects(message))
+            request = PushAppMessagesRequest(
+                messages_list=[message_to_proto(remove_content_from_message(one)) for one in messages],
+                message_object_trees=[get_object_tree(one) for one in messages],
+            )
+        reply = self._client.PushMessages(request)
+        put = make_push_object_fn_protobuf(self._client.PushObject, self._node, self._run, reply.session_id)
+        wanted = [identifier for identifier in objects if identifier in set(reply.objects_to_push)]
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            list(pool.map(lambda identifier: put(identifier, objects[identifier].deflate()), wanted))
+        return_memory()
+        return list(reply.message_ids)
+
+    def look(self, identifiers: Collection[str]) -> list[Envelope]:
+        """The replies that have arrived since the last look. The SuperLink hands out each once."""
+        if not identifiers:
+            return []
+        found = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(identifiers)))
+        envelopes = []
+        for proto, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            message = message_from_proto(proto)
+            error = message.error if message.has_error() else None
+            open_it = _fixed(message) if error else self._opener(message, tree)
+            envelopes.append(Envelope(message.metadata.reply_to_message_id, error, open_it))
+            if error:
+                self._confirm(tree)
+        return envelopes
+
+    def refuse(self, identifiers: Collection[str]) -> list[str]:
+        """Throw away what has arrived for these, unread; which it was."""
+        if not identifiers:
+            return []
+        found = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(identifiers)))
+        for tree in found.message_object_trees:
+            self._confirm(tree)
+        return [proto.metadata.reply_to_message_id for proto in found.messages_list]
+
+    def _opener(self, message: Message, tree: ObjectTree) -> Callable[[int, float], Message]:
+        def open_it(max_bytes: int, until: float) -> Message:
+            try:
+                content = _Reader(self._client, self._node, self._run, max_bytes, until).read(tree)
+            except Malformed:
+                raise
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+                raise Malformed("schema", f"its reply does not have Flower's form: {error}") from error
+            except Exception as error:
+                raise Malformed("timeout", f"its reply did not arrive whole: {error}") from error
+            finally:
+                self._confirm(tree)
+                return_memory()
+            if not isinstance(content, Message):
+                raise Malformed("schema", f"its reply is a {type(content).__name__}, no message")
+            content.metadata.__dict__.update(message.metadata.__dict__)
+            return content
+
+        return open_it
+
+    def _confirm(self, tree: ObjectTree) -> None:
+        """Let the SuperLink forget a reply's content."""
+        request = ConfirmMessageReceivedRequest(node=self._node, run_id=self._run, message_object_id=tree.object_id)
+        self._client.ConfirmMessageReceived(request)
+
+
+class _Reader:
+    """Reads one reply, object by object."""
+
+    def __init__(self, client: Any, node: Any, run: int, max_bytes: int, until: float):
+        self._get = make_pull_object_fn_protobuf(client.PullObject, node, run)
+        self._left, self._until = max_bytes, until
+
+    def read(self, tree: ObjectTree) -> Any:
+        """The object, with all it consists of."""
+        content = self._pull(tree.object_id)
+        kind, _, _ = get_object_head_values_from_object_content(content)
+        if kind == "Array":
+            return self._array(content)
+        children = {child.object_id: self.read(child) for child in tree.children}
+        if kind == "ArrayRecord":  # whose own way copies every array
+            names = json.loads(get_object_body(content, ArrayRecord))
+            return array_record({name: children[identifier] for name, identifier in names.items()})
+        return inflatable_class_registry[kind].inflate(content, children=children)
+
+    def _array(self, content: bytes) -> Array:
+        """An array whose bytes are those of its chunks, joined in place. No more is read than it says it has."""
+        about = json.loads(get_object_body(content, Array))
+        _, names, _ = get_object_head_values_from_object_content(content)
+        chunks = [names[place] for place in about["arraychunk_ids"]]
+        size = math.prod(about["shape"]) * np.dtype(about["dtype"]).itemsize if _is_plain(about) else self._left
+        self._left -= size
+        if self._left < 0:
+            raise Malformed(
+                "shape", f"its reply has an array of {about['dtype']}{about['shape'][:8]}, more than agreed"
+            )
+        joined, kept = bytearray(), ("", b"")
+        for name in chunks:
+            # Equal chunks, as in a vector of zeros, are one object.
+            kept = kept if kept[0] == name else (name, self._pull(name))
+            joined += memoryview(kept[1])[kept[1].index(b"\x00") + 1 :]
+            if len(joined) > size:
+                raise Malformed("shape", f"its reply has more bytes than {about['dtype']}{about['shape'][:8]}")
+        return raw_array(str(about["dtype"]), tuple(about["shape"]), str(about["stype"]), joined)
+
+    def _pull(self, identifier: str) -> bytes:
+        """One object; waits for one that is still being uploaded."""
+        while True:
+            try:
+                return self._get(identifier)
+            except ObjectUnavailableError:
+                if time.monotonic() >= self._until:
+                    raise Malformed("timeout", "its reply was not uploaded whole in time") from None
+                time.sleep(WAIT_SECONDS)
+
+
+def mail_of(grid: Any) -> GridMail | SuperLinkMail:
+    """How to send and receive over grid."""
+    return SuperLinkMail(grid) if hasattr(grid, "_runtime_client") else GridMail(grid)
+
+
+def return_memory() -> None:
+    """Let the C library give back what pieces of a model took; glibc keeps it, in a pool per thread."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_plain(about: dict[str, Any]) -> bool:
+    """Whether dtype and shape say how many bytes there are."""
+    shape = about["shape"]
+    return about["dtype"] in np.sctypeDict and all(type(side) is int and side >= 0 for side in shape)
+
+
+def _opened(message: Message) -> Envelope:
+    error = message.error if message.has_error() else None
+    return Envelope(message.metadata.reply_to_message_id, error, _fixed(message))
+
+
+def _fixed(message: Message) -> Callable[[int, float], Message]:
+    return lambda max_bytes, until: message

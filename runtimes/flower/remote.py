@@ -1,0 +1,78 @@
+"""A federation that runs already, on this host or at the end of a tunnel: runs are submitted to it and followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ...core.errors import UmbelError
+from ...core.loading import load_experiment
+from ...core.overrides import fit_to
+from ...core.types import Failure, RoundRecord
+from .local import Event, Outcome, app_config, error_of, outcome_of, pyproject
+from .secured import Operator
+
+
+class RemoteFederation:
+    """A SuperLink and its `clients` nodes. A context that closes the connection; the federation goes on.
+
+    address: host:port of the SuperLink. certificates: its authority's, PEM. token: the operator's.
+    """
+
+    def __init__(self, address: str, certificates: bytes, token: str, clients: int):
+        self.address, self.clients = address, clients
+        self._operator = Operator(address, certificates, token)
+
+    def __enter__(self) -> RemoteFederation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._operator.control.close()
+
+    def submit(self, reference: str, overrides: Sequence[str] = (), *, resume: str | None = None) -> Iterator[Event]:
+        """Start a run and yield its events, as `LocalFederation.submit` does. A caller that leaves ends the run.
+
+        Of a file only the name is sent: each party has its own copy, and its own say in what it runs. Errors: those of
+        `umbel.run`; ConfigError when the token is refused; UmbelError when the server is lost or the run fails.
+        """
+        self._operator.nodes()  # a refused token, or no server, in words
+        control, path = self._operator.control, Path(reference)
+        config = app_config(path.name if ".py" in path.name else reference, overrides, self.clients, resume)
+        run_id, done = control.start_run(pyproject(config)), False
+        try:
+            for name, content in self._operator.events(run_id):
+                if name == "error":
+                    raise error_of(content)
+                yield name, content
+                done = name == "final"
+            if not done:
+                status = control.status(run_id)
+                raise UmbelError(
+                    f"the run {status.sub_status or status.status}: {status.details or 'no reason given'}; "
+                    "the server's log says more"
+                )
+        finally:
+            if not done:
+                self._stop(run_id)
+
+    def _stop(self, run_id: int) -> None:
+        """End a run that its submitter gave up; a server that is gone has ended it already."""
+        try:
+            if self._operator.control.status(run_id).status != "finished":
+                self._operator.control.stop_run(run_id)
+        except Exception:
+            return
+
+
+def run_remote(
+    federation: RemoteFederation,
+    reference: str,
+    overrides: Sequence[str] = (),
+    *,
+    resume: str | None = None,
+    on_start: Callable[[str | None, Sequence[RoundRecord]], None] | None = None,
+    on_round: Callable[[RoundRecord, Sequence[Failure]], None] | None = None,
+) -> Outcome:
+    """Run an experiment on a federation. As `run_local`, on the clients that the federation has."""
+    overrides = [*overrides, *fit_to(load_experiment(reference, overrides), federation.clients)]
+    return outcome_of(federation.submit(reference, overrides, resume=resume), on_start, on_round)

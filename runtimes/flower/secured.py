@@ -1,0 +1,206 @@
+"""A SuperLink that asks for the operator's token, and the operator's side of it. Not public in Flower; see `private`.
+
+Flower's open SuperLink takes every call of its Control API for its owner's: whoever reaches the port starts runs, which
+are code, and registers nodes. Here a call carries a bearer token; the SuperLink knows the SHA-256 of those it takes.
+
+    python -m umbel.runtimes.flower.secured PARENT [OPTION …]     as flower-superlink; UMBEL_CONTROL_TOKENS: the hashes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+# httpx: Flower's clients raise its errors.
+import httpx
+from flwr.common.constant import ACCESS_TOKEN_KEY, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StreamRunEventsRequest,
+    UnregisterNodeRequest,
+)
+from flwr.supercore.auth.typing import AccountInfo
+from flwr.superlink.auth_plugin import ControlAuthnPlugin
+
+from ...core.errors import ConfigError, UmbelError
+from .private import Control, end_with_parent
+
+TOKENS_VARIABLE = "UMBEL_CONTROL_TOKENS"  # SHA-256 of each token that is taken, hex, separated by commas
+
+PATIENCE_SECONDS, RETRY_SECONDS = 60.0, 0.5  # with a SuperLink that is gone: as long as Flower's ServerApp waits for it
+
+
+class Node(NamedTuple):
+    """A node that is registered at the SuperLink."""
+
+    node: int
+    name: str
+    public_key: bytes  # PEM
+    status: str  # "registered", "online", "offline"
+    since: str  # when it was last activated, or deactivated where it is offline; ISO 8601, empty for never
+
+
+class RunInfo(NamedTuple):
+    """A run at the SuperLink."""
+
+    run: int
+    status: str
+    started: str
+
+
+class TokenAuthenticator(ControlAuthnPlugin):
+    """Takes calls that carry one of the tokens whose SHA-256 it was given, compared in constant time.
+
+    Errors: ConfigError without any: a SuperLink that takes nobody's calls is of no use, and one that takes everybody's
+    is not to be had.
+    """
+
+    def __init__(self, hashes: Sequence[str] | None = None):
+        found = os.environ.get(TOKENS_VARIABLE, "").split(",") if hashes is None else hashes
+        if not found or not all(re.fullmatch("[0-9a-f]{64}", one) for one in found):
+            raise ConfigError(f"expected {TOKENS_VARIABLE} to hold the SHA-256 of each token, hex, separated by commas")
+        self._hashes = tuple(found)
+
+    def __repr__(self) -> str:
+        return f"TokenAuthenticator({len(self._hashes)} tokens)"
+
+    def validate_tokens_in_metadata(self, metadata: Any) -> tuple[bool, AccountInfo | None]:
+        """Whether a call's token is known; the account is Flower's only one, since its federations know no other."""
+        token = dict(metadata).get(ACCESS_TOKEN_KEY, "")
+        digest = hashlib.sha256(token if isinstance(token, bytes) else token.encode()).hexdigest()
+        matches = [hmac.compare_digest(digest, known) for known in self._hashes]
+        if not any(matches):
+            return False, None
+        return True, AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
+
+    def get_login_details(self) -> None:
+        """There is no logging in: tokens are handed out with kits."""
+
+    def get_auth_tokens(self, device_code: str) -> None:
+        """See `get_login_details`."""
+
+    def refresh_tokens(self, metadata: Any) -> tuple[None, None]:
+        """Tokens do not expire; a new kit brings a new one."""
+        return None, None
+
+
+class Bearer:
+    """Adds the token to every call."""
+
+    def __init__(self, token: str):
+        self._token = token
+
+    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        """See Flower's ProtobufClientInterceptor."""
+        context.request.headers["Authorization"] = f"Bearer {self._token}"
+        return call_next(context)
+
+
+class Operator:
+    """The Control API of a SuperLink, as its operator: over TLS, with a token. A context that closes the connection.
+
+    Errors of its calls: ConfigError when the token is refused; UmbelError when the SuperLink cannot be reached.
+    """
+
+    def __init__(self, address: str, certificates: bytes, token: str):
+        self.address = address
+        self.control = Control(address, certificates, [Bearer(token)])
+
+    def __enter__(self) -> Operator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.control.close()
+
+    def nodes(self) -> list[Node]:
+        """Every node that is registered."""
+        reply = self.call("ListNodes", ListNodesRequest())
+        return [
+            Node(
+                info.node_id,
+                info.name,
+                info.public_key,
+                info.status,
+                info.last_deactivated_at if info.status == "offline" else info.last_activated_at,
+            )
+            for info in reply.nodes_info
+            if info.status != "unregistered"
+        ]
+
+    def register(self, name: str, public_key: bytes) -> None:
+        """Let the holder of a key connect."""
+        self.call("RegisterNode", RegisterNodeRequest(public_key=public_key, name=name))
+
+    def unregister(self, node: int) -> None:
+        """Let a node connect no longer; its next call is refused."""
+        self.call("UnregisterNode", UnregisterNodeRequest(node_id=node))
+
+    def runs(self) -> list[RunInfo]:
+        """Every run that has not finished."""
+        found = self.call("ListRuns", ListRunsRequest()).run_dict.values()
+        return [
+            RunInfo(one.run_id, one.status.status, one.running_at) for one in found if one.status.status != "finished"
+        ]
+
+    def events(self, run: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """A run's events as they come, each once, though the SuperLink is started again meanwhile."""
+        last, lost = None, None
+        while True:
+            try:
+                request = StreamRunEventsRequest(run_id=run, after_task_event_id=last)
+                for reply in self.control._client.StreamRunEvents(request):
+                    last, lost = reply.task_event_id, None
+                    yield reply.task_event.event, json.loads(reply.task_event.data)
+                return
+            except httpx.TransportError as error:
+                lost = lost or time.monotonic()
+                if time.monotonic() - lost > PATIENCE_SECONDS:
+                    raise explained(error, self.address) from error
+                time.sleep(RETRY_SECONDS)
+            except httpx.HTTPError as error:
+                raise explained(error, self.address) from error
+
+    def call(self, method: str, request: Any) -> Any:
+        """One call, with what can go wrong in words."""
+        try:
+            return getattr(self.control._client, method)(request)
+        except Exception as error:
+            raise explained(error, self.address) from error
+
+
+def explained(error: Exception, address: str) -> UmbelError:
+    """What a call to a SuperLink raised, in words."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401:
+        return ConfigError(f"the server at {address} refuses this operator's token; use the kit that it was made with")
+    if isinstance(error, httpx.ConnectError) and "CERTIFICATE" in str(error).upper():
+        return ConfigError(f"the server at {address} is refused: {error}")
+    if isinstance(error, httpx.TransportError):
+        return UmbelError(f"the server at {address} does not answer ({error}); start it: umbel server start KIT")
+    return UmbelError(f"the server at {address} failed: {type(error).__name__}: {error}")
+
+
+def main() -> None:
+    """See the module's own words."""
+    _, parent, *options = sys.argv
+    end_with_parent(int(parent))
+    authenticator = TokenAuthenticator()
+    sys.argv = ["flower-superlink", *options]
+    # `flwr.superlink.cli` exports the function under the module's own name.
+    import importlib
+
+    command = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    command.load_control_authn_plugin = lambda: authenticator  # type: ignore[attr-defined]
+    command.flower_superlink()
+
+
+if __name__ == "__main__":
+    main()

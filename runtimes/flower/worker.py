@@ -1,0 +1,124 @@
+"""A client's warm process: it imports TensorFlow once, traces once, and works on one message after another.
+
+    python -m umbel.runtimes.flower.worker PARENT ADDRESS --home FOLDER [--secret-file FILE]
+
+It takes the place of `flower-superexec` and its process per message beside a SuperNode that runs with
+`--isolation process`. ADDRESS: of the SuperNode's Runtime API, on loopback. It outlives the SuperNode, and waits for
+the next; it ends with the process PARENT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+
+from . import client
+from .memory import Disk
+from .private import end_with_parent
+from .private_tasks import CRASHED, RAISED, Task, Tasks
+
+log = logging.getLogger(__name__)
+
+SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.01, 0.1  # between two looks for a task: just after one, and when idle
+LONGEST_AWAY_SECONDS = 2.0  # between two tries to reach a SuperNode that is not there
+App = Callable[[Message, Context], Message]
+
+
+def serve(tasks: Tasks, app: App = client.app, stop: threading.Event | None = None) -> None:
+    """Work on tasks, one at a time, until stop is set. Neither a task nor an absent SuperNode makes it raise.
+
+    A task that a predecessor died on is reported as such at once: the server may then issue it again.
+    """
+    stop = stop or threading.Event()
+    pending, pause, away = tasks.interrupted(), SHORTEST_POLL_SECONDS, SHORTEST_POLL_SECONDS
+    if pending is not None and pending.is_begun:
+        _report(pending)
+        pending = None
+    while not stop.is_set():
+        try:
+            task = pending or tasks.acquire()
+            away = SHORTEST_POLL_SECONDS
+        except Exception as error:
+            if away == SHORTEST_POLL_SECONDS:
+                log.warning("the SuperNode at %s has no task to give: %s", tasks.address, error)
+            away = min(2 * away, LONGEST_AWAY_SECONDS)
+            stop.wait(away)
+            continue
+        pending = None
+        if task is None:
+            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
+            stop.wait(pause)
+            continue
+        pause = SHORTEST_POLL_SECONDS
+        _work(task, app)
+
+
+def _work(task: Task, app: App) -> None:
+    """Pull, call, push; what goes wrong is the task's, not this process's."""
+    began = time.perf_counter()
+    try:
+        with task:
+            message, context = task.pull()
+            pulled = time.perf_counter()
+            try:
+                reply = app(message, context)
+            except Exception as error:
+                log.exception("the client's code failed")
+                task.fail(RAISED, f"{type(error).__name__}: {error}")
+                return
+            worked, kind = time.perf_counter(), message.metadata.message_type
+            del message
+            task.push(reply)
+            pushed = time.perf_counter()
+            log.info("%s: in %.3f, work %.3f, out %.3f s", kind, pulled - began, worked - pulled, pushed - worked)
+    except Exception as error:  # whatever Flower's client raises for a SuperNode that is gone, or a run that is over
+        log.warning("a task came to nothing: %s: %s", type(error).__name__, error)
+
+
+def _report(task: Task) -> None:
+    """Tell the SuperNode that whoever worked on the task died."""
+    try:
+        with task:
+            task.fail(CRASHED, "the client's process died at work, and was started again")
+        log.warning("the process before this one died at work; that has been reported")
+    except Exception as error:
+        log.warning("the process before this one died at work; its SuperNode does not want to know: %s", error)
+
+
+def import_tensorflow() -> None:
+    """Bring in now what the first message would wait for."""
+    from ...clients import worker  # noqa: F401
+
+
+def main() -> None:
+    """See the module's own words."""
+    parser = argparse.ArgumentParser(prog="umbel-worker", description="A client's warm process.")
+    parser.add_argument("parent", type=int, help="process id; when that process ends, so does this one")
+    parser.add_argument("address", help="of the SuperNode's Runtime API, such as 127.0.0.1:9094")
+    parser.add_argument("--home", type=Path, required=True, help="folder for what the client keeps between rounds")
+    parser.add_argument("--secret-file", type=Path, help="of the SuperNode's --superexec-auth-secret-file")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request
+    end_with_parent(options.parent)
+    options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    client.keep_in(Disk(options.home))
+    secret = None if options.secret_file is None else options.secret_file.read_bytes()
+    tasks = Tasks(options.address, options.home, secret)
+    threading.Thread(target=import_tensorflow, name="umbel-imports", daemon=True).start()
+    try:
+        serve(tasks)
+    except KeyboardInterrupt:  # the parent has ended
+        pass
+    finally:
+        tasks.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""A federation of real processes with TLS and node authentication, started once: runs, refusals, strangers, deaths."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from ssl import create_default_context
+
+import numpy as np
+import pytest
+
+from umbel import ConfigError, UmbelError
+from umbel.deploy import federation, kits
+from umbel.deploy.kits import OperatorKit, ServerKit
+from umbel.deploy.supervisor import process_of
+from umbel.runtimes.flower.processes import free_ports
+from umbel.runtimes.flower.remote import RemoteFederation
+from umbel.runtimes.flower.secured import Operator, TokenAuthenticator
+
+CLIENTS = ("north", "south", "west")
+SIZES = (40, 60, 50)
+EXPERIMENT = """
+import numpy as np
+from umbel import Experiment, FedAvg, FixedCohort, Local
+from umbel.data import OnDevice
+
+def build_model():
+    import keras
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+experiment = Experiment(
+    name="mine", model=build_model, population=OnDevice(3, (np.zeros((1, 4), "f4"), np.zeros(1, "i8")), most=60),
+    strategy=FedAvg(), sampler=FixedCohort(3), local=Local(epochs=1, batch_size=10), rounds=1,
+)
+"""
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def children(process):
+    """{command line: process} of what a process started."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == process:
+                found[(entry / "cmdline").read_text().replace("\0", " ")] = int(entry.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def fed(folder):
+    """Three clients, each with its own data and west with a narrow policy; ended afterwards, nothing left."""
+    fed = folder / "fed"
+    kits.make(fed, "127.0.0.1", None, CLIENTS, free_ports(1)[0])
+    random = np.random.default_rng(0)
+    for name, size in zip(CLIENTS, SIZES, strict=True):
+        kit = fed / "clients" / name
+        np.savez(kit / "data.npz", x=random.normal(size=(size, 4)).astype("f4"), y=random.integers(0, 2, size))
+        (kit / "experiments/mine.py").write_text(EXPERIMENT)
+        policy = (kit / "policy.toml").read_text()
+        policy = policy.replace('# source = "/data/patients.npz"', f'source = "{kit}/data.npz"')
+        if name == "west":
+            policy = policy.replace("max_rounds = 10000", "max_rounds = 1")
+        (kit / "policy.toml").write_text(policy)
+    (fed / "server/experiments/mine.py").write_text(EXPERIMENT)
+    (folder / "mine.py").write_text(EXPERIMENT)
+    federation.up(fed, lambda text: None)
+    processes = [process_of(party.state) for party in federation.parties(fed)]
+    assert None not in processes
+    yield fed
+    assert federation.stop(fed) == ["west", "south", "north", "server"]
+    wait_for(lambda: not any(children(process) for process in processes))
+    assert federation.stop(fed) == []
+
+
+@pytest.fixture(scope="module")
+def operator(fed):
+    return OperatorKit.load(fed / "operator")
+
+
+def opened(operator, token=None):
+    return Operator(operator.address, operator.authority.read_bytes(), token or operator.token)
+
+
+def post(address, authority, path, kind="application/protobuf", body=b"", **headers):
+    """The status of a call by a stranger with nothing but the address and the public certificate."""
+    scheme = "http" if authority is None else "https"
+    headers |= {"Content-Type": kind}
+    request = urllib.request.Request(f"{scheme}://{address}{path}", body, headers, method="POST")
+    https = urllib.request.HTTPSHandler(context=create_default_context(cafile=authority and str(authority)))
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({}), https).open(request, timeout=10) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_run_on_own_data_shows_what_a_simulation_shows_and_is_kept(fed, folder, command):
+    words = ("run", "mine.py", "--runtime", "flower", "--federation", fed / "operator")
+    done = command(folder, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["round"], line["clients"], line["failures"]) for line in lines[:-1]] == [(1, 3, 0)]
+    stored = command(folder, "runs", "--json", "--store", OperatorKit.load(fed / "operator").store)
+    run = json.loads(stored.stdout)
+    assert (run["run"], run["state"], run["rounds"]) == (lines[-1]["final"]["run"], "finished", 1)
+    assert not (folder / "umbel.db").exists()
+    # Two rounds are one more than west agrees to: the others go on, and the operator reads why.
+    with RemoteFederation(*connection(fed)) as remote:
+        events = list(remote.submit("mine.py", ["rounds=2"]))
+    failures = [content["failures"] for name, content in events if name == "round"]
+    assert failures == [[[2, "policy", "rounds=2 is above 1"]]] * 2
+    assert [content["record"]["clients"] for name, content in events if name == "round"] == [2, 2]
+
+
+def connection(fed):
+    kit = OperatorKit.load(fed / "operator")
+    return kit.address, kit.authority.read_bytes(), kit.token, len(kit.clients)
+
+
+def test_status_says_who_is_connected_and_until_when(fed, command):
+    done = command(fed, "deploy", "status", ".", "--json")
+    found = json.loads(done.stdout)
+    assert found["server"]["connected"] is True
+    assert [(one["name"], one["state"]) for one in found["clients"]] == [(name, "online") for name in CLIENTS]
+    assert {Path(one["file"]).name: round(one["days"]) for one in found["certificates"]} == {
+        "ca.crt": 3650,
+        "server.crt": 397,
+    }
+    assert found["runs"] == []
+
+
+def test_a_stranger_is_refused_by_the_control_api(operator):
+    for path in ("list-runs", "start-run", "register-node", "list-nodes", "stop-run", "stream-run-events"):
+        assert post(operator.address, operator.authority, f"/v1/control/{path}") == 401, path
+        assert post(operator.address, operator.authority, f"/v1/control/{path}", Authorization="Bearer x") == 401, path
+    with opened(operator, "wrong") as stranger, pytest.raises(ConfigError, match="refuses this operator's token"):
+        stranger.nodes()
+    with opened(operator) as known:
+        assert {node.name for node in known.nodes()} == set(CLIENTS)
+
+
+def test_a_thief_gets_no_task(fed, operator):
+    """Neither the server's, over TLS, nor a client's on its own host: whoever took it would be the worker."""
+    assert post(operator.address, operator.authority, "/v1/runtime/acquire-task") == 401
+    party = next(party for party in federation.parties(fed) if party.name == "south")
+    (line,) = (line for line in children(process_of(party.state)) if "private supernode" in line)
+    port = int(re.search(r"--port (\d+)", line).group(1))
+    assert post(f"127.0.0.1:{port}", None, "/v1/runtime/acquire-task") == 401
+
+
+def test_a_client_of_the_wrong_federation_is_told(fed, folder, command):
+    kits.make(folder / "other", "127.0.0.1", None, ["thief"])
+    address = OperatorKit.load(fed / "operator").address
+    done = command(folder, "client", "start", "other/clients/thief", "--address", address)
+    assert done.returncode == 2
+    assert "is refused: its certificate is not of this federation's authority" in done.stderr
+
+
+def test_an_unregistered_key_is_refused_and_sigterm_ends_the_client(fed, folder):
+    """It has the right authority and a key of its own, which the server's kit does not list."""
+    kits.make(folder / "unknown", "127.0.0.1", None, ["thief"])
+    kit = folder / "unknown/clients/thief"
+    shutil.copy(fed / "operator/ca.crt", kit / "ca.crt")
+    address = OperatorKit.load(fed / "operator").address
+    words = [sys.executable, "-c", federation.COMMAND, "client", "start", str(kit), "--address", address]
+    client = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    try:
+        said = iter(client.stderr.readline, "")
+        assert any("the server does not know this node's key" in line for line in said)
+        began = time.monotonic()
+        client.send_signal(signal.SIGTERM)
+        client.communicate(timeout=30)
+        assert client.returncode == 0
+        assert time.monotonic() - began < 30
+    finally:
+        client.kill()
+
+
+def test_a_process_that_dies_is_started_again(fed, operator):
+    party = next(party for party in federation.parties(fed) if party.name == "north")
+    process = process_of(party.state)
+    victim = next(pid for line, pid in children(process).items() if "private supernode" in line)
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: re.search(r"supernode ended with status -9.*started again in 1 seconds", party.log.read_text()))
+    wait_for(lambda: any("private supernode" in line and pid != victim for line, pid in children(process).items()))
+    assert process_of(party.state) == process
+    assert "SuperNode ID" in party.log.read_text()
+
+
+def test_a_kit_runs_once(fed, command):
+    done = command(fed, "server", "start", "server")
+    assert done.returncode == 2
+    assert re.search(r"runs already, as process \d+", done.stderr)
+
+
+def test_secrets_are_not_on_command_lines_nor_in_logs(fed, operator):
+    secrets = [operator.token, *(path.read_text() for path in fed.rglob("runtime.secret"))]
+    lines = [line for party in federation.parties(fed) for line in children(process_of(party.state))]
+    assert len(lines) == 2 * (1 + len(CLIENTS))
+    logs = [party.log.read_text() for party in federation.parties(fed)]
+    assert not [secret for secret in secrets for text in (*lines, *logs) if secret in text]
+
+
+def test_an_authenticator_without_tokens_is_not_to_be_had(monkeypatch):
+    monkeypatch.delenv("UMBEL_CONTROL_TOKENS", raising=False)
+    with pytest.raises(ConfigError, match="SHA-256 of each token"):
+        TokenAuthenticator()
+    with pytest.raises(ConfigError, match="SHA-256 of each token"):
+        TokenAuthenticator([""])
+
+
+def test_options_that_exclude_one_another_are_refused(fed, command, tmp_path):
+    words = ("run", "--federation", fed / "operator")
+    for more, complaint in [
+        ((), "add --runtime flower"),
+        (("--runtime", "flower", "--clients", 2), "has the clients it has"),
+        (("--runtime", "flower", "--store", "sqlite:///mine.db"), "keeps its runs in its server's store"),
+    ]:
+        done = command(tmp_path, *words, *more)
+        assert (done.returncode, complaint in done.stderr) == (2, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_not_there_is_named(fed, tmp_path):
+    shutil.copytree(fed / "operator", tmp_path / "operator")
+    path = tmp_path / "operator/operator.toml"
+    path.write_text(re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_ports(1)[0]}", path.read_text()))
+    kit = OperatorKit.load(tmp_path / "operator")
+    assert federation.status(tmp_path / "operator")["server"]["connected"] is False
+    with opened(kit) as operator, pytest.raises(UmbelError, match="does not answer"):
+        operator.nodes()
+
+
+def test_the_proxy_publishes_what_clients_need_and_nothing_else(fed, operator, tmp_path):
+    """The nginx.conf of the kit before the real SuperLink, and a node of the federation through it."""
+    if shutil.which("nginx") is None:
+        pytest.skip("no nginx on this machine: apt-get install nginx-light")
+    (port,) = free_ports(1)
+    kit, server = tmp_path / "kit", ServerKit.load(fed / "server")
+    shutil.copytree(fed / "server", kit, ignore=shutil.ignore_patterns("state"))
+    (kit / "state").mkdir()
+    conf = (kit / "nginx.conf").read_text()
+    (kit / "nginx.conf").write_text(conf.replace(f"listen {server.public_port} ssl", f"listen {port} ssl"))
+    words = ["nginx", "-e", "stderr", "-c", kit / "nginx.conf", "-p", kit / "state", "-g", "daemon off;"]
+    proxy = subprocess.Popen(words, stderr=subprocess.PIPE)
+    address, authority = f"127.0.0.1:{port}", kit / "ca.crt"
+    try:
+        wait_for(lambda: _health(address, authority) == 200, 20)
+        for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/v1/fleet/register-node", "/openapi.json"):
+            assert post(address, authority, path) == 404, path
+        assert post(address, authority, "/v1/fleet/%2e%2e/control/list-runs") == 404
+        assert post(address, authority, "/v1/fleet/push-object", body=bytes(9 << 20)) == 413
+        assert post(address, authority, "/v1/fleet/pull-messages") == 401  # the SuperLink's own: who is it?
+        statuses = {post(address, authority, "/health", body=None) for _ in range(3)}
+        assert statuses == {403}  # only GET
+    finally:
+        proxy.terminate()
+        proxy.communicate(timeout=20)
+
+
+def _health(address, authority):
+    https = urllib.request.HTTPSHandler(context=create_default_context(cafile=str(authority)))
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), https)
+        with opener.open(f"https://{address}/health", timeout=5) as reply:
+            return reply.status
+    except OSError:
+        return None

@@ -1,0 +1,160 @@
+"""What processes die of, with real ones: a SuperLink, three SuperNodes and their warm workers, on loopback."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from umbel import Simulation, UmbelError, run
+from umbel.core.loading import load_experiment
+from umbel.core.types import RoundRecord
+from umbel.runtimes.flower.local import LocalFederation
+
+CLIENTS = 3
+ROUNDS = 5
+
+EXPERIMENT = """
+import numpy as np
+from umbel import Experiment, FixedCohort, Local
+from umbel.data import Arrays, LogNormal, Partitioned
+from umbel.strategies.scaffold import Scaffold
+
+
+def build_model():
+    import keras
+
+    layers = [keras.Input((16,)), keras.layers.Dense(32, "relu"), keras.layers.BatchNormalization()]
+    model = keras.Sequential([*layers, keras.layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+generator = np.random.default_rng(0)
+y = generator.integers(0, 3, 900).astype(np.int32)
+x = (np.eye(16, dtype=np.float32)[y] + generator.normal(size=(900, 16))).astype(np.float32)
+experiment = Experiment(
+    name="remembering",
+    model=build_model,
+    population=Partitioned(Arrays(x, y), by=LogNormal(sigma=0.3), clients=3),
+    strategy=Scaffold(),  # clients keep their control variates,
+    personal=("batch_normalization",),  # and their normalisation
+    weighting="uniform",
+    sampler=FixedCohort(3),
+    local=Local(epochs=150, batch_size=4, learning_rate=0.02),  # long enough to be killed in
+    rounds=5,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the experiment, the store, and the clients' disks."""
+    place = tmp_path_factory.mktemp("faults")
+    (place / "remembering.py").write_text(EXPERIMENT)
+    return place
+
+
+def federate(place):
+    return LocalFederation(CLIENTS, store=f"sqlite:///{place}/runs.db", memory=place / "clients")
+
+
+@pytest.fixture(scope="module")
+def federation(place):
+    with federate(place) as federation:
+        yield federation
+
+
+@pytest.fixture(scope="module")
+def simulated(place):
+    """The run that nothing happens to."""
+    return run(load_experiment(str(place / "remembering.py")), Simulation(workers=1, compile="graph"))
+
+
+def process(federation, name):
+    """The id of a process of the federation's."""
+    return federation._processes._running[name].pid
+
+
+def when_at_work(place, client, victim, number):
+    """In the background: signal a process as soon as the client has a message and trains."""
+    began = time.time()
+
+    def watch():
+        while time.time() < began + 120:
+            for journal in (place / "clients" / f"client-{client}").glob("task-*.json"):
+                try:
+                    if '"message"' in journal.read_text() and journal.stat().st_mtime > began:
+                        time.sleep(0.15)  # from the pull into the training
+                        return os.kill(victim, number)
+                except FileNotFoundError:
+                    pass
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    return watcher
+
+
+def records_of(events):
+    return [RoundRecord(**content["record"]) for name, content in events if name == "round"]
+
+
+def test_a_killed_worker_and_a_killed_node_change_nothing(place, federation, simulated):
+    """A worker dies at work: its successor says so, and the client is asked again. Its SuperNode dies: it comes back as
+    another node. Nobody is left out of a round, and the weights are those of a run without faults."""
+    events, worker, node = [], process(federation, "worker 1"), process(federation, "SuperNode 2")
+    for name, content in federation.submit(str(place / "remembering.py")):
+        events.append((name, content))
+        if name == "round" and content["record"]["round"] == 1:
+            watcher = when_at_work(place, 1, worker, signal.SIGKILL)
+        if name == "round" and content["record"]["round"] == 3:
+            assert not watcher.is_alive()
+            os.kill(node, signal.SIGKILL)
+    assert process(federation, "worker 1") != worker
+    assert process(federation, "SuperNode 2") != node
+    assert [(record.clients, record.failures) for record in records_of(events)] == [(CLIENTS, 0)] * ROUNDS
+    assert events[-1][1]["params_sha256"] == simulated.params_sha256
+
+
+def test_who_is_late_is_left_out_and_comes_back(place, federation):
+    """A client is stopped, as by a suspended laptop: the round ends at its deadline. What it sends afterwards counts
+    for nothing, and it takes part again."""
+    stopped, overrides = process(federation, "worker 0"), ["rounds=3", "seed=3"]
+    watcher = when_at_work(place, 0, stopped, signal.SIGSTOP)
+    records, failures = [], []
+    try:
+        for name, content in federation.submit(str(place / "remembering.py"), overrides, timeout_seconds=12):
+            if name == "round":
+                records.append(RoundRecord(**content["record"]))
+                failures.append([(client, reason) for client, reason, _ in content["failures"]])
+                os.kill(stopped, signal.SIGCONT)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+        watcher.join(1)
+    assert failures[0] == [(0, "timeout")]
+    assert records[0].clients == CLIENTS - 1
+    assert records[0].seconds > 12
+    assert records[-1].clients == CLIENTS
+    assert process(federation, "worker 0") == stopped
+
+
+def test_a_run_is_resumed_after_everything_was_killed(place, federation, simulated):
+    """The SuperLink dies while clients train; a new federation, with the store and the clients' disks, goes on."""
+    stored = None
+
+    def play_until_killed():
+        nonlocal stored
+        with federate(place) as doomed:
+            for name, content in doomed.submit(str(place / "remembering.py")):
+                stored = content["run"] if name == "start" else stored
+                if name == "round" and content["record"]["round"] == 1:
+                    when_at_work(place, 2, process(doomed, "SuperLink"), signal.SIGKILL)
+
+    with pytest.raises(UmbelError, match=r"SuperLink|run"):
+        play_until_killed()
+    events = list(federation.submit(str(place / "remembering.py"), resume=stored))
+    assert 1 <= len(events[0][1]["records"]) < ROUNDS
+    assert events[-1][1]["params_sha256"] == simulated.params_sha256
+    assert events[-1][1]["rounds"] == ROUNDS

@@ -1,0 +1,116 @@
+"""A client's disk: versions come back bit for bit, whole or not at all, and only where they belong."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from umbel import StoreError
+from umbel.privacy import frames
+from umbel.runtimes.flower.memory import HOME_VARIABLE, Disk, client_home
+
+RUN, OTHER = "0123456789abcdef" * 2, "f" * 32
+ARRAYS = [np.array([0.1, -0.0, np.nan, np.inf], np.float32), np.arange(6, dtype=np.int64).reshape(2, 3), np.zeros(0)]
+
+
+def assert_same(found, expected=ARRAYS):
+    assert [(array.dtype, array.shape, array.tobytes()) for array in found] == [
+        (array.dtype, array.shape, array.tobytes()) for array in expected
+    ]
+
+
+def sealed(folder):
+    """A disk whose versions are AES-GCM frames under keys derived from what they are versions of."""
+    import hashlib
+
+    def key(context):
+        return hashlib.sha256(b"a test's key" + context).digest()
+
+    return Disk(
+        folder,
+        seal=lambda content, context: frames.seal(key(context), content, context),
+        unseal=lambda content, context: frames.unseal(key(context), content, context),
+    )
+
+
+@pytest.mark.parametrize("make", [Disk, sealed])
+def test_versions_round_trip_and_are_forgotten_when_told(make, tmp_path):
+    disk = make(tmp_path)
+    for round in (1, 4, 5):
+        disk.write(RUN, 3, round, [*ARRAYS, np.array(round)])
+    disk.write(RUN, 30, 4, [])
+    disk.write(OTHER, 3, 4, [])
+    assert_same(disk.read(RUN, 3, 4)[:-1])
+    assert disk.rounds(RUN, 3) == [1, 4, 5]
+    disk.keep_only(RUN, 3, 4)
+    assert (disk.rounds(RUN, 3), disk.rounds(RUN, 30), disk.rounds(OTHER, 3)) == ([4], [4], [4])
+    assert disk.read(RUN, 3, 4)[-1] == 4
+    assert disk.read(RUN, 30, 4) == []
+    with pytest.raises(StoreError, match="client 3 has no memory of round 5"):
+        disk.read(RUN, 3, 5)
+
+
+def test_nothing_of_a_sealed_version_can_be_read_or_moved(tmp_path):
+    disk, marked = sealed(tmp_path), [np.full(100, 1.2345, np.float32)]
+    disk.write(RUN, 3, 1, marked)
+    disk.write(RUN, 4, 1, ARRAYS)
+    of = {client: tmp_path / RUN / f"{client}.1" for client in (3, 4)}
+    assert marked[0].tobytes()[:16] not in of[3].read_bytes()
+    assert (of[3].stat().st_mode & 0o777, of[3].parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    os.replace(of[4], of[3])
+    with pytest.raises(frames.SealBroken):
+        disk.read(RUN, 3, 1)
+    with pytest.raises(StoreError, match="both seal and unseal"):
+        Disk(tmp_path, seal=lambda content, context: content)
+
+
+def test_a_version_that_was_cut_short_is_refused(tmp_path):
+    disk = Disk(tmp_path)
+    disk.write(RUN, 3, 1, ARRAYS)
+    path = tmp_path / RUN / "3.1"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(StoreError, match="does not read back"):
+        disk.read(RUN, 3, 1)
+
+
+@pytest.mark.parametrize("name", ["", "../" * 5 + "etc", "A" * 32, RUN + "/x", RUN + "\n"])
+def test_a_run_has_no_name_that_leads_elsewhere(tmp_path, name):
+    with pytest.raises(StoreError, match="32 hexadecimal digits"):
+        Disk(tmp_path).write(name, 0, 1, ARRAYS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("at", ["os.fsync", "os.replace"])
+def test_a_process_that_is_killed_while_it_writes_leaves_the_old_version(tmp_path, at):
+    disk = Disk(tmp_path)
+    disk.write(RUN, 3, 1, ARRAYS)
+    script = f"""
+import os, signal, sys
+import numpy as np
+from umbel.runtimes.flower.memory import Disk
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+{at} = die
+Disk(sys.argv[1]).write("{RUN}", 3, 1, [np.ones(10**6)])
+"""
+    died = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert_same(disk.read(RUN, 3, 1))
+    assert disk.rounds(RUN, 3) == [1]
+    disk.keep_only(RUN, 3, 1)
+    assert [path.name for path in (tmp_path / RUN).iterdir()] == ["3.1"]
+
+
+def test_a_disk_that_refuses_is_named(tmp_path):
+    (tmp_path / RUN).write_text("in the way")
+    with pytest.raises(StoreError, match=r"cannot keep client 3's memory in .*3\.1: .* \([\d,]+ bytes free\)"):
+        Disk(tmp_path).write(RUN, 3, 1, ARRAYS)
+
+
+def test_where_clients_keep_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    assert client_home() == tmp_path
+    monkeypatch.delenv(HOME_VARIABLE)
+    assert client_home().parts[-2:] == (".umbel", "clients")

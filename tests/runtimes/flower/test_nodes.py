@@ -1,0 +1,95 @@
+"""Which node is which client, when SuperNodes come, go and come back."""
+
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import Error, Message
+from flwr.supercore.task_identity import TaskIdentity
+
+from umbel import ConfigError, RunStopped
+from umbel.runtimes.flower import wire
+from umbel.runtimes.flower.nodes import Nodes
+from umbel.runtimes.flower.private_exchange import Envelope
+
+
+class Link:
+    """A SuperLink, as far as Nodes sees it: who is online since when, and what they answer when asked."""
+
+    _runtime_client = True
+
+    def __init__(self, clients):
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        self.online = dict.fromkeys(clients, "08:00")
+        self.clients, self.errors, self.asked = dict(clients), {}, []
+
+    def get_nodes(self):
+        return [SimpleNamespace(node_id=node, last_activated_at=since) for node, since in self.online.items()]
+
+    def push(self, messages):
+        self.asked += [message.metadata.dst_node_id for message in messages]
+        self.sent = {str(id(message)): message for message in messages} | getattr(self, "sent", {})
+        return [str(id(message)) for message in messages]
+
+    def look(self, identifiers):
+        found = [self.answer(identifier) for identifier in identifiers]
+        return [envelope for envelope in found if envelope]
+
+    def answer(self, identifier):
+        message = self.sent[identifier]
+        node = message.metadata.dst_node_id
+        content = self.errors.get(node) or wire.pack_identity(self.clients[node])
+        reply = Message(content, reply_to=message)
+        return Envelope(identifier, None, lambda max_bytes, until: reply)
+
+
+def joined(clients):
+    link = Link(clients)
+    nodes = Nodes(link, link, 3)
+    nodes.wait(len(clients), 1)
+    return link, nodes
+
+
+def test_each_node_is_asked_once():
+    link, nodes = joined({11: 0, 12: 1, 13: 2})
+    assert nodes.of == {0: 11, 1: 12, 2: 13}
+    assert nodes.refresh() == nodes.refresh() == set()
+    assert link.asked == [11, 12, 13]
+
+
+def test_a_node_with_a_key_of_its_own_that_was_started_again_is_noticed():
+    """It has the same number; also after it was offline for a while."""
+    link, nodes = joined({11: 0, 12: 1})
+    link.online[12] = "08:01"
+    assert nodes.refresh() == {1}
+    assert nodes.refresh() == set()
+    del link.online[11]
+    assert nodes.refresh() == set()
+    link.online[11] = "08:02"
+    assert nodes.refresh() == {0}
+    assert nodes.of == {0: 11, 1: 12}
+
+
+def test_a_node_without_one_is_another_when_it_is_started_again():
+    link, nodes = joined({11: 0, 12: 1})
+    link.online[15], link.clients[15] = "08:01", 1
+    assert nodes.refresh() == {1}
+    assert nodes.of == {0: 11, 1: 15}
+
+
+def test_a_node_that_was_gone_when_it_was_asked_is_asked_again():
+    link = Link({11: 0, 12: 1})
+    link.errors[12] = Error(5, "Node Unavailable")
+    nodes = Nodes(link, link, 3)
+    nodes.wait(1, 1)
+    del link.errors[12]
+    nodes.refresh()
+    assert nodes.of == {0: 11, 1: 12}
+
+
+def test_two_nodes_of_one_client_and_too_few_are_refused():
+    link = Link({11: 0, 12: 0})
+    with pytest.raises(ConfigError, match="nodes 11 and 12 both have partition-id=0"):
+        Nodes(link, link, 3).wait(2, 1)
+    link = Link({11: 0, 12: 7})
+    with pytest.raises(RunStopped, match=r"1 of 2 clients appeared in 0\.1 seconds \(2 nodes\)"):
+        Nodes(link, link, 3).wait(2, 0.1)
