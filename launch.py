@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -188,18 +188,7 @@ def federate(
     watchers: Sequence[Watcher],
 ) -> tuple[History, str | None]:
     """Play the run over Flower, on this machine or a federation; the history is read back from the store."""
-    if request.federation is None:
-        from .runtimes.flower.local import run_local
-
-        clients = request.clients or default_clients(experiment, store, request.resume)
-        play = partial(run_local, clients=clients, store=request.store)
-    else:
-        from .commands_deploy import operator_kit
-        from .runtimes.flower.remote import RemoteFederation, run_remote
-
-        kit = operator_kit(request.federation)
-        clients = len(kit.clients)
-        play = partial(run_remote, RemoteFederation(kit.address, kit.authority.read_bytes(), kit.token, clients))
+    play, clients = player(request, experiment, store)
     fitted = override(experiment, fit_to(experiment, clients))
 
     def on_start(run: str | None, records: Sequence[RoundRecord]) -> None:
@@ -226,6 +215,21 @@ def federate(
     for watcher in watchers:
         watcher.on_end(history)
     return history, None
+
+
+def player(request: Request, experiment: Experiment, store: Store) -> tuple[Callable[..., Any], int]:
+    """What plays a run over Flower, on this machine or a federation, and how many clients it has."""
+    if request.federation is None:
+        from .runtimes.flower.local import run_local
+
+        clients = request.clients or default_clients(experiment, store, request.resume)
+        return partial(run_local, clients=clients, store=request.store), clients
+    from .commands_deploy import operator_kit
+    from .runtimes.flower.remote import RemoteFederation, run_remote
+
+    kit = operator_kit(request.federation)
+    clients = len(kit.clients)
+    return partial(run_remote, RemoteFederation(kit.address, kit.authority.read_bytes(), kit.token, clients)), clients
 
 
 def at_federation(request: Request) -> Request:

@@ -14,7 +14,6 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..core.errors import ConfigError
@@ -31,7 +30,7 @@ class Authority:
     """The federation's certificate authority. Its private key stays in the operator's kit."""
 
     certificate: x509.Certificate
-    key: CertificateIssuerPrivateKeyTypes
+    key: ec.EllipticCurvePrivateKey
 
     def __repr__(self) -> str:
         return f"Authority({self.certificate.subject.rfc4514_string()!r})"
@@ -51,6 +50,8 @@ class Authority:
         """The authority in two PEM files. Errors: ConfigError for files that are missing or hold something else."""
         try:
             private = serialization.load_pem_private_key(key.read_bytes(), None)
+            if not isinstance(private, ec.EllipticCurvePrivateKey):
+                raise ValueError("of another kind")
             return Authority(x509.load_pem_x509_certificate(certificate.read_bytes()), private)
         except OSError as error:
             raise ConfigError(f"the authority cannot be read from {error.filename}: {error.strerror}") from error
@@ -88,7 +89,7 @@ def pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def private_pem(key: CertificateIssuerPrivateKeyTypes) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     """A private key as PEM, not encrypted: the file's mode protects it."""
     kind, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, kind, plain)

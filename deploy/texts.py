@@ -151,14 +151,7 @@ services:
 {proxy}"""
 
 
-def nginx(host: str, public_port: int, port: int) -> str:
-    """nginx.conf: publishes what a node with a key needs of the SuperLink, and nothing else.
-
-    Bodies: Flower cuts arrays into chunks of 5 MiB. Rates: an idle node asks for work 20 times a second, and several
-    may share an address. A slow connection holds one of its address's 32; 10 seconds of silence end it.
-    """
-    name = f"[{host}]" if ":" in host else host
-    return f"""\
+NGINX = """\
 # nginx -c KIT/nginx.conf -p KIT/state
 # Certificates are looked for beside this file; logs and temporary files go into the prefix, state.
 worker_processes auto;
@@ -200,7 +193,7 @@ http {{
     large_client_header_buffers 4 8k;
     limit_conn connections 32;
 
-    location ~ ^/v1/fleet/({FLEET})$ {{
+    location ~ ^/v1/fleet/({fleet})$ {{
       limit_except POST {{ deny all; }}
       limit_req zone=rate burst=400 nodelay;
       proxy_pass https://superlink;
@@ -230,3 +223,13 @@ http {{
   }}
 }}
 """
+
+
+def nginx(host: str, public_port: int, port: int) -> str:
+    """nginx.conf: publishes what a node with a key needs of the SuperLink, and nothing else.
+
+    Bodies: Flower cuts arrays into chunks of 5 MiB. Rates: an idle node asks for work 20 times a second, and several
+    may share an address. A slow connection holds one of its address's 32; 10 seconds of silence end it.
+    """
+    name = f"[{host}]" if ":" in host else host
+    return NGINX.format(name=name, public_port=public_port, port=port, fleet=FLEET)

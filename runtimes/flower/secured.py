@@ -153,12 +153,13 @@ class Operator:
 
     def events(self, run: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """A run's events as they come, each once, though the SuperLink is started again meanwhile."""
-        last, lost = None, None
+        last: int | None = None
+        lost: float | None = None
         while True:
             try:
                 request = StreamRunEventsRequest(run_id=run, after_task_event_id=last)
                 for reply in self.control._client.StreamRunEvents(request):
-                    last, lost = reply.task_event_id, None
+                    last, lost = reply.task_event.id, None
                     yield reply.task_event.event, json.loads(reply.task_event.data)
                 return
             except httpx.TransportError as error:

@@ -25,6 +25,8 @@ from umbel.runtimes.flower.processes import free_ports
 from umbel.runtimes.flower.remote import RemoteFederation
 from umbel.runtimes.flower.secured import Operator, TokenAuthenticator
 
+pytestmark = pytest.mark.deployment
+
 CLIENTS = ("north", "south", "west")
 SIZES = (40, 60, 50)
 EXPERIMENT = """
@@ -201,6 +203,20 @@ def test_a_process_that_dies_is_started_again(fed, operator):
     wait_for(lambda: any("private supernode" in line and pid != victim for line, pid in children(process).items()))
     assert process_of(party.state) == process
     assert "SuperNode ID" in party.log.read_text()
+
+
+def test_a_superlink_that_dies_comes_back_and_knows_its_clients(fed, operator):
+    """Its nodes are in its database: the same ones are let in again, and no one registers them anew."""
+    server = process_of(fed / "server/state")
+    with opened(operator) as control:
+        before = {node.name: node.node for node in control.nodes()}
+    (victim,) = (process for line, process in children(server).items() if "flower.secured" in line)
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: any("flower.secured" in line and pid != victim for line, pid in children(server).items()))
+    wait_for(lambda: federation.nodes(operator) is not None)
+    assert {node.name: node.node for node in federation.nodes(operator)} == before
+    wait_for(lambda: {node.status for node in federation.nodes(operator) or []} == {"online"})
+    assert process_of(fed / "server/state") == server
 
 
 def test_a_kit_runs_once(fed, command):

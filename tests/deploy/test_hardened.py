@@ -12,6 +12,8 @@ import pytest
 import umbel
 from umbel.deploy.kits import make
 
+pytestmark = pytest.mark.deployment
+
 HARDENED = Path(__file__).with_name("hardened.sh")
 NAMESPACES = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "bash", str(HARDENED)]
 UMBEL = "from umbel.cli import main; main()"

@@ -11,6 +11,8 @@ import pytest
 import umbel
 from umbel.runtimes.flower.processes import free_ports
 
+pytestmark = pytest.mark.deployment
+
 PAGE = Path(umbel.__file__).parent / "docs" / "deploy.md"
 
 

@@ -12,6 +12,8 @@ from umbel.core.loading import load_experiment
 from umbel.core.types import RoundRecord
 from umbel.runtimes.flower.local import LocalFederation
 
+pytestmark = pytest.mark.deployment
+
 CLIENTS = 3
 ROUNDS = 5
 

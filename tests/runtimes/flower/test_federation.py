@@ -11,6 +11,8 @@ from umbel.core.types import RoundRecord
 from umbel.runtimes.flower.local import LocalFederation, fit_to
 from umbel.runtimes.flower.processes import Processes
 
+pytestmark = pytest.mark.deployment
+
 CLIENTS = 3
 
 
