@@ -25,6 +25,7 @@ from .server.store import StoredRun
 EXAMPLES = 1000  # of each kind, for membership inference
 TWIN_EXAMPLES, TWIN_EPOCHS = 64, 200  # of the control's overfitted model
 IMAGES = 3  # to reconstruct
+CONTROL_ROUNDS = 20  # without protection: as many as show that canaries can be seen
 ALIKE = 0.8  # a correlation at which a reconstruction has succeeded
 CLEARED = 1e3  # times a clip norm: a canary's update is always clipped
 UNPROTECTED = 5.0  # ε that canaries must show where nothing protects them, or they prove nothing
@@ -69,7 +70,7 @@ class Audit:
         if is_asynchronous(self.experiment.strategy):
             return Finding("canaries", who, {}, {}, "not applicable", "asynchronous rounds have no cohorts to join")
         bare = unprotected(self.experiment)
-        control = self._canaries(bare, min(self.rounds, 5), 1.0)
+        control = self._canaries(bare, min(self.rounds, CONTROL_ROUNDS), 1.0)
         claimed = self.claimed
         if claimed is None:
             found = self._canaries(self.experiment, self.rounds, 1.0)
@@ -148,7 +149,10 @@ class Audit:
         return attacks.membership(losses[0], losses[1], self.delta, self.key.derive("membership"))
 
     def _inversion(self, experiment: Experiment, examples: Examples, cohort: int) -> float:
-        """The mean correlation of IMAGES examples with what is made of the server's view of a cohort they are in."""
+        """The mean correlation of IMAGES examples with what is made of the server's view of a cohort they are in.
+
+        Both without the average example: images of digits are alike, and a blend of ten correlates with each.
+        """
         from .clients.inversion import invert
         from .clients.worker import Worker
 
@@ -162,6 +166,7 @@ class Audit:
             broadcast = Broadcast(1, params, extra, state, playing.local.learning_rate_at(1, ()))
             x = next(leaves(examples.x))
             bounds = np.full(x.shape[1:], x.min()), np.full(x.shape[1:], x.max())
+            average = x.mean(0)  # what all examples have in common gives none of them away
             for image in range(IMAGES):
                 key = self.key.derive("inversion", image)
                 everyone = [(image + offset) % examples.count for offset in range(cohort)]
@@ -169,7 +174,7 @@ class Audit:
                 mine = playing.population.examples(image)
                 target = next(leaves(mine.y))
                 guess = invert(worker, params, total.delta / np.float32(total.weight), target, bounds, key)
-                found.append(correlation(guess, next(leaves(mine.x))[0]))
+                found.append(correlation(guess - average, next(leaves(mine.x))[0] - average))
         finally:
             simulation.close()
         return float(np.mean(found))

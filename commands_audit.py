@@ -54,10 +54,12 @@ def audit(
         stored = opened.load_run(run)
     with without_native_logs():
         from .audit import Audit
+        from .runtimes.simulation import prepare
 
         found = load_experiment(*resumed(request, stored))
         found.check_unchanged(stored.description)
         auditing = Audit(found, stored, canaries, seed)
+        prepare(found)
         from .clients import worker  # noqa: F401  imports TensorFlow
     findings = []
     for finding in auditing.findings():

@@ -43,7 +43,7 @@ def compare_command(
 
     A run that cannot go on (it diverged, its budget is spent) is noted; the others go on.
     """
-    from .runtimes.simulation import Simulation
+    from .runtimes.simulation import Simulation, prepare
     from .server.store import Store
 
     output = exclusive_output() if as_json else None
@@ -55,6 +55,8 @@ def compare_command(
             one.population.sizes()  # a missing data set should not be found after an hour
     with contextlib.closing(Simulation(workers)) as runtime, Store.open(store) as opened, watching(quiet) as shown:
         with without_native_logs():
+            for one in found.values():
+                prepare(one)
             from .clients import worker  # noqa: F401  imports TensorFlow
         comparison = compare(found, runtime, seeds=seeds, store=opened, watchers=shown)
     rows = comparison.rows(metric, target)

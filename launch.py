@@ -168,12 +168,13 @@ def simulate(
     watchers: Sequence[Watcher],
 ) -> tuple[History, str | None]:
     """Play the run in this process."""
-    from .runtimes.simulation import Simulation
+    from .runtimes.simulation import Simulation, prepare
 
     with contextlib.closing(
         Simulation(request.workers, request.compile, debug=request.debug, aggregation=request.aggregation)
     ) as runtime:
         with without_native_logs():
+            prepare(experiment)
             from .clients import worker  # noqa: F401  imports TensorFlow
         history = run(experiment, runtime, store=store, resume=request.resume, watchers=watchers)
         return history, runtime.describe().get("compile")

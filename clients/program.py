@@ -139,16 +139,21 @@ class TrainProgram:
         xla: bool,
         proximal: float = 0.0,
         has_offset: bool = False,
+        examples: int | None = None,
     ):
-        """proximal, has_offset: how gradients are corrected; see ModelState.corrected."""
-        self.state, self.epochs, self.batch_size = state, epochs, batch_size
+        """proximal, has_offset: how gradients are corrected; see ModelState.corrected.
+
+        examples: of every client that the program is for. With XLA the whole round is then one compiled program, since
+        even the last batch's shape is known; otherwise only the full batches are.
+        """
+        self.state, self.epochs, self.batch_size, self.examples = state, epochs, batch_size, examples
         self.proximal, self.has_offset = proximal, has_offset
         self.metric_names: list[str] = []
         self._full_batches = (
             tf.function(self._loop_full_batches, jit_compile=True, autograph=False) if xla else self._loop_full_batches
         )
         self._call = FlatCall.trace(
-            self._round,
+            self._whole_round if xla and examples is not None else self._round,
             [
                 tf.TensorSpec([state.spec.size], tf.float32),
                 data_specs(data),
@@ -175,6 +180,13 @@ class TrainProgram:
     def over(self, state: ModelState) -> TrainProgram | None:
         """This program over another model's variables, None if it cannot be: see FlatCall.rebound."""
         return moved(self, state)
+
+    def _whole_round(self, params, data, personal, order, count, learning_rate, seeds, offset):
+        def with_known_count(*tensors):
+            return self._round(*tensors[:4], tf.constant(self.examples), *tensors[4:])
+
+        compiled = tf.function(with_known_count, jit_compile=True, autograph=False)
+        return compiled(params, data, personal, order, learning_rate, seeds, offset)
 
     def _round(self, params, data, personal, order, count, learning_rate, seeds, offset):
         self.state.begin(params, personal, learning_rate, seeds)

@@ -14,7 +14,18 @@ from ..core.examples import Examples, map_arrays
 from ..core.experiment import Experiment
 from ..core.random import Key, derive
 from ..core.spec import ModelSpec
-from ..core.types import NOTHING, Broadcast, ClientUpdate, Failure, LocalRule, Vector, Weighted
+from ..core.types import (
+    NOTHING,
+    Broadcast,
+    ClientUpdate,
+    Codec,
+    CodedUpdate,
+    Failure,
+    LocalRule,
+    Population,
+    Vector,
+    Weighted,
+)
 from .building import build_model, describe_model
 from .debug import train_eagerly
 from .dispatch import Library
@@ -65,11 +76,12 @@ class Worker:
         self.initial_params = self.spec.flatten(self.model.get_weights())
         self.initial_memory = [keras.ops.convert_to_numpy(weight) for weight in self.state.personal]
         self.default_rate = math.nan if self.state.has_own_schedule else float(self.model.optimizer.learning_rate)
-        self._train: dict[tuple[bool, bool], TrainProgram] = {}  # with XLA or not, with an offset or not
+        # With XLA or not, with an offset or not, for how many examples where all clients hold as many.
+        self._train: dict[tuple[bool, bool, int | None], TrainProgram] = {}
         self._private: dict[tuple[bool, bool], PrivateProgram] = {}
         self._evaluate: dict[Any, EvaluateProgram] = {}
         self._library = library or Library()
-        self._longest: int | None = None  # the largest client's number of examples
+        self._measured: tuple[Population, tuple[int, int]] | None = None
         self._sent: tuple[Vector, tf.Tensor] | None = None
 
     def describe(self) -> dict[str, str]:
@@ -78,14 +90,15 @@ class Worker:
 
     def train(
         self, broadcast: Broadcast, client: int, key: Key, data: Examples, rows: np.ndarray, memory: list | None = None
-    ) -> tuple[ClientUpdate | Failure, list[np.ndarray]]:
-        """A client's round: train, then encode.
+    ) -> tuple[Any, list[np.ndarray]]:
+        """A client's round: train, then transforms, then the codec.
 
         data: arrays or tensors on this device; rows: the client's own rows of them. memory: what the client kept from
-        its last round, None at first. Returns the encoded update, or why there is none, and what the client keeps.
+        its last round, None at first. Returns what leaves the client: a ClientUpdate, with a codec a CodedUpdate,
+        or the Failure why nothing does; and what the client keeps.
         """
         memory = self.initial_memory if memory is None else memory
-        personal, remembered = self._split(memory)
+        personal, remembered, residual = self._split(memory)
         rule = self.experiment.client_rule
         offset = None if rule is None else rule.offset(broadcast, remembered)
         task = self._task(broadcast, key, rows, personal, offset)
@@ -96,12 +109,15 @@ class Worker:
         extra, steps = NOTHING, self.experiment.local.steps(len(rows))
         if rule is not None:
             delta, extra, remembered = rule.finish(broadcast, remembered, delta, steps, task.learning_rate)
-            kept = kept if remembered is None else [*kept, remembered]
         weight = float(len(rows)) if self.experiment.weighting == "examples" else 1.0
         own_key = Key.fresh() if self.is_live else key.derive("transforms")
         update = ClientUpdate(delta, extra, weight, metrics)
         try:
-            return self.experiment.transforms.encode(broadcast.transforms, update, own_key), kept
+            update = self.experiment.transforms.encode(broadcast.transforms, update, own_key)
+            if self.experiment.codec is None:
+                return update, joined(kept, remembered, None)
+            sent, residual = coded(self.experiment.codec, update, residual, key.derive("codec"))
+            return sent, joined(kept, remembered, residual)
         except ClientError as error:  # what the rule made of it is not finite: the round goes on without this client
             return Failure(client, "non_finite", str(error)), memory
 
@@ -126,7 +142,7 @@ class Worker:
                 if self.debug:
                     batch_size = self.experiment.local.batch_size
                     return train_eagerly(self.state, broadcast, client, data, task, batch_size, self._proximal)
-                program = self._train_program(data, has_offset=len(task.offset) > 0)
+                program = self._train_program(data, len(task.offset) > 0, task.examples)
                 padded, order = self._padded(data, task.order)
                 return program(self._on_device(broadcast.params), padded, task._replace(order=order))
         except tf.errors.OpError as error:
@@ -167,7 +183,7 @@ class Worker:
                     self.state,
                     lambda: EvaluateProgram(self.state, data, EVALUATION_BATCH),
                 )
-            personal, _ = self._split(self.initial_memory if memory is None else memory)
+            personal, *_ = self._split(self.initial_memory if memory is None else memory)
             return self._evaluate[signature](self._on_device(params), personal, data, rows.astype(np.int32))
 
     def put(self, examples: Examples) -> Examples:
@@ -190,34 +206,46 @@ class Worker:
             return ""
         return f" (training loss {metrics.get('loss', Weighted(math.nan, 1.0)).mean():.4g})"
 
-    def _split(self, memory: list[np.ndarray]) -> tuple[list[np.ndarray], Vector | None]:
-        """What a client keeps: its personal variables, then the vector its rule remembers, None at first."""
+    def _split(self, memory: list[np.ndarray]) -> tuple[list[np.ndarray], Vector | None, Vector | None]:
+        """What a client keeps: its personal variables, then the vector its rule remembers, then what the codec left
+        out; either None at first."""
         count = len(self.initial_memory)
-        return memory[:count], memory[count] if len(memory) > count else None
+        remembered = memory[count] if len(memory) > count and len(memory[count]) else None
+        return memory[:count], remembered, memory[count + 1] if len(memory) > count + 1 else None
 
-    def _train_program(self, data: Examples, has_offset: bool) -> TrainProgram:
-        kind = self.xla, has_offset
+    def _train_program(self, data: Examples, has_offset: bool, examples: int) -> TrainProgram:
+        known = examples if self.xla and self._extremes == (examples, examples) else None  # all clients hold as many
+        kind = self.xla, has_offset, known
         if kind not in self._train:
             local, proximal = self.experiment.local, self._proximal
             self._train[kind] = self._library.take(
                 ("train", self.device, *kind),
                 self.state,
-                lambda: TrainProgram(self.state, data, local.epochs, local.batch_size, self.xla, proximal, has_offset),
+                lambda: TrainProgram(
+                    self.state, data, local.epochs, local.batch_size, self.xla, proximal, has_offset, known
+                ),
             )
         return self._train[kind]
+
+    @property
+    def _extremes(self) -> tuple[int, int]:
+        """The numbers of examples of the smallest and of the largest client."""
+        population = self.experiment.population
+        if self._measured is None or self._measured[0] is not population:  # a worker may be given another experiment
+            sizes = population.sizes()
+            self._measured = population, (int(sizes.min()), int(sizes.max()))
+        return self._measured[1]
 
     def _padded(self, data: Examples, order: np.ndarray) -> tuple[Examples, np.ndarray]:
         """Order, and streamed data, padded for XLA, which compiles per shape: rows to the largest client's, data to a
         bucket."""
         if not self.xla:
             return data, order
-        if self._longest is None:
-            self._longest = int(self.experiment.population.sizes().max())
-        count = order.shape[1]
+        count, longest = order.shape[1], self._extremes[1]
         if self.experiment.population.resident() is None:
             padded = map_arrays(lambda array: pad(array, bucket(count), axis=0), tuple(data))
             return Examples(*padded), pad(order, bucket(count), axis=1)
-        return data, pad(order, self._longest if self._longest <= SHORT else bucket(count), axis=1)
+        return data, pad(order, longest if longest <= SHORT else bucket(count), axis=1)
 
     def _on_device(self, params: Vector) -> tf.Tensor:
         """params as a tensor; copied once per broadcast, not once per client."""
@@ -250,6 +278,31 @@ def check_rule(rule: LocalRule, state: ModelState) -> None:
             f"{rule!r} is for weights that follow a gradient; {statistics[0]!r} has none. Keep what is not trained at "
             f"home: personal={names!r}"
         )
+
+
+def joined(personal: list[np.ndarray], remembered: Vector | None, residual: Vector | None) -> list[np.ndarray]:
+    """What a client keeps, as `Worker._split` takes it apart."""
+    if residual is not None:
+        return [*personal, NOTHING if remembered is None else remembered, residual]
+    return personal if remembered is None else [*personal, remembered]
+
+
+def coded(codec: Codec, update: ClientUpdate, residual: Vector | None, key: Key) -> tuple[CodedUpdate, Vector | None]:
+    """update as codec sends it, and what the client's next one has to make up for: None without error feedback.
+
+    residual: from the update before. Guarantees, with error feedback: what is decoded, plus the new residual, is
+    delta + residual, in each number to rounding. Errors: ClientError where a number is not finite.
+    """
+    delta, feedback = update.delta, codec.error_feedback
+    if feedback and residual is not None:
+        if len(residual) != len(delta):
+            raise ClientError(f"expected a residual of {len(delta)} numbers, the client kept {len(residual)}")
+        delta = delta + residual
+    payload = codec.encode(delta, key)
+    left = delta - codec.decode(payload, len(delta)) if feedback else None
+    if left is not None and not np.isfinite(left.sum()):
+        raise ClientError("what the codec left out is not finite; lower the client's learning rate")
+    return CodedUpdate(payload, update.extra, update.weight, update.metrics), left
 
 
 def epoch_orders(rows: np.ndarray, epochs: int, key: Key | None) -> np.ndarray:

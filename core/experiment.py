@@ -23,6 +23,7 @@ from .types import (
     Broadcast,
     Callback,
     ClientUpdate,
+    Codec,
     Fold,
     LocalRule,
     PerExamplePrivacy,
@@ -90,6 +91,8 @@ class Experiment:
     local: what a client does in its round.
     rule: the client's half of an algorithm (a gradient correction); by default the strategy's own, where it has one.
     transforms: privacy and compression, applied to each update and undone on the sum.
+    codec: how what is left of an update after the transforms travels in fewer bytes, at some loss; None: 4 bytes a
+        number.
     plan: a privacy budget: it brings sampler and transform, or the clients' per-example noise, keeps the ledger, and
         ends the run before it is exceeded.
     fold: how updates become a sum; streaming and weighted unless robust.
@@ -118,6 +121,7 @@ class Experiment:
     local: Local = field(default_factory=Local)
     rule: LocalRule | None = None
     transforms: UpdateTransform = field(default_factory=Chain)
+    codec: Codec | None = None
     plan: Plan | None = None
     fold: Fold = field(default_factory=WeightedSum)
     aggregation: Aggregation | None = None
@@ -149,6 +153,8 @@ class Experiment:
             self.weighting in ("examples", "uniform"), f"expected weighting={self.weighting!r} in examples, uniform"
         )
         for name, methods in REQUIRED_METHODS.items():
+            if name == "codec" and self.codec is None:
+                continue
             missing = [method for method in methods if not hasattr(getattr(self, name), method)]
             require(not missing, f"expected {name}={getattr(self, name)!r} to have {', '.join(missing)}()")
         if self.fold.needs_individual_updates and self.aggregation is not None:
@@ -161,6 +167,7 @@ class Experiment:
         if None not in divisions and divisions[0] != divisions[1]:
             raise ConfigError("population and validation are parts of different divisions; examples would be in both")
         self._check_time()
+        self._check_codec()
         if self.plan is not None:
             self.plan.check(self)
 
@@ -201,10 +208,42 @@ class Experiment:
         for name in ("plan", "aggregation", "deadline"):
             if (part := getattr(self, name)) is not None:
                 raise IncompatibleError(f"{self.strategy!r} has no cohorts, which {name}={part!r} is about")
+        if (part := one_that(self.transforms, "same_round_only")) is not None:
+            raise IncompatibleError(f"{self.strategy!r} sums updates from different rounds, which {part!r} tells apart")
         if getattr(self.strategy, "mixes_models", False) and members(self.transforms):
             raise IncompatibleError(
                 f"{self.strategy!r} mixes models; {self.transforms!r} would change them like updates"
             )
+
+    def _check_codec(self) -> None:
+        """Refuse what cannot be summed or timed once it is encoded, and codecs that undo what bounds an update."""
+        if self.codec is None:
+            return
+        if self.aggregation is not None:
+            raise IncompatibleError(
+                f"{self.codec!r} encodes each update in its own way, and {self.aggregation!r} sums what it cannot "
+                "decode; a linear compression works with it: RandomMask, among the transforms"
+            )
+        if is_asynchronous(self.strategy):
+            raise IncompatibleError(f"{self.codec!r} is for synchronous rounds; {self.strategy!r} has none")
+        if self.devices is not None:
+            raise IncompatibleError(
+                f"{self.devices!r} reckons with uploads of 4 bytes a number; {self.codec!r} has less"
+            )
+        clips, plan = one_that(self.transforms, "clip_norm"), self.plan
+        # Noise that clients add after clipping covers whatever becomes of an update later, what they keep included.
+        if plan is not None and plan.clients_release and hasattr(plan.transform, "clip_norm"):
+            return
+        if clips is None and (plan is None or plan.clients_release):
+            return
+        for is_broken, why in (
+            (self.codec.error_feedback, "adds what earlier rounds left out to an update after it was clipped"),
+            (not self.codec.shrinks, "may lengthen an update after it was clipped"),
+        ):
+            if is_broken:
+                raise IncompatibleError(
+                    f"{self.codec!r} {why}, beyond the bound of {clips or plan!r}; use TopK(…, error_feedback=False)"
+                )
 
     def made_for(self, field_name: str) -> dict[str, Any]:
         """What other fields have only because of the one named, as they would be without it: for replacing that one."""
@@ -235,6 +274,12 @@ class Experiment:
         found = Shape(len(encoded.delta), len(encoded.extra))
         object.__setattr__(self, "_shapes", {size: found})
         return found
+
+    def upload_bytes(self, broadcast: Broadcast) -> int:
+        """Of a client's update as it leaves the client, where no aggregation hides it."""
+        shape = self.encoded_shape(broadcast)
+        delta = 4 * shape.delta if self.codec is None else self.codec.payload_bytes(shape.delta)
+        return delta + 4 * shape.extra
 
     def test_examples(self) -> Examples | None:
         """The server's examples, loaded if they come from a Source."""
@@ -285,6 +330,13 @@ def members(transforms: UpdateTransform) -> tuple[UpdateTransform, ...]:
     return transforms.transforms if isinstance(transforms, Chain) else (transforms,)
 
 
+def one_that(transforms: UpdateTransform, has: str) -> UpdateTransform | None:
+    """The first of the transforms, chains in chains included, with a true attribute of that name; None if none is."""
+    if not isinstance(transforms, Chain):
+        return transforms if getattr(transforms, has, None) else None
+    return next((found for one in transforms.transforms if (found := one_that(one, has)) is not None), None)
+
+
 def with_plan(transforms: UpdateTransform, plan: Plan) -> UpdateTransform:
     """transforms with the plan's own at their end, if it is not among them."""
     own, given = plan.transform, members(transforms)
@@ -296,6 +348,7 @@ REQUIRED_METHODS = {
     "strategy": ("init", "broadcast", "update"),
     "sampler": ("sample",),
     "transforms": ("init", "encode", "decode"),
+    "codec": ("encode", "decode", "payload_bytes"),
     "fold": ("zero", "add", "merge", "total"),
 }
 

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from .errors import ClientError
 from .random import Key
-from .types import NOTHING, ClientUpdate, Fold, Total, add_metrics
+from .types import NOTHING, ClientUpdate, Codec, CodedUpdate, Fold, Total, add_metrics
 
 BLOCK = 1 << 16  # numbers per step: the product of a block stays in the processor's cache
 
@@ -53,23 +54,35 @@ class WeightedSum:
 class InTheOpen:
     """A round's sum by a fold that sees each update as it is. Streaming: one accumulator."""
 
-    def __init__(self, fold: Fold, size: int):
-        """size: d, the length of the vector."""
+    def __init__(self, fold: Fold, size: int, codec: Codec | None = None):
+        """size: of delta as it leaves a client. codec: that clients send it with."""
         self.bytes_up = 0
         self._fold, self._sum = fold, fold.zero(size)
+        self._size, self._codec = size, codec
 
-    def contribute(self, client: int, update: ClientUpdate, key: Key) -> ClientUpdate:
+    def contribute(self, client: int, update: ClientUpdate | CodedUpdate, key: Key) -> ClientUpdate | CodedUpdate:
         """The update itself."""
         return update
 
-    def add(self, client: int, contribution: ClientUpdate) -> None:
-        """Fold the update in."""
-        self.bytes_up += contribution.delta.nbytes + contribution.extra.nbytes
+    def add(self, client: int, contribution: ClientUpdate | CodedUpdate) -> None:
+        """Fold the update in. Errors: ClientError for a payload that the codec does not know."""
+        if isinstance(contribution, CodedUpdate):
+            self.bytes_up += contribution.nbytes
+            contribution = decoded(contribution, self._codec, self._size)
+        else:
+            self.bytes_up += contribution.delta.nbytes + contribution.extra.nbytes
         self._sum = self._fold.add(self._sum, contribution)
 
     def total(self) -> Total:
         """What the fold makes of them."""
         return self._fold.total(self._sum)
+
+
+def decoded(update: CodedUpdate, codec: Codec | None, size: int) -> ClientUpdate:
+    """What arrives of an update that codec sent. size: of its delta. Errors: ClientError for another's payload."""
+    if codec is None:
+        raise ClientError(f"expected a delta of {size} numbers, got a payload of {len(update.payload)} bytes, no codec")
+    return ClientUpdate(codec.decode(update.payload, size), update.extra, update.weight, update.metrics)
 
 
 def add_scaled(target: np.ndarray, vector: np.ndarray, scale: float) -> None:

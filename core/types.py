@@ -56,6 +56,20 @@ class ClientUpdate(NamedTuple):
     metrics: Metrics  # sums over the client's training
 
 
+class CodedUpdate(NamedTuple):
+    """A ClientUpdate as a codec sends it."""
+
+    payload: bytes  # delta
+    extra: Vector  # as it is: in what an algorithm keeps count with, losses would add up
+    weight: float
+    metrics: Metrics
+
+    @property
+    def nbytes(self) -> int:
+        """That travel."""
+        return len(self.payload) + self.extra.nbytes
+
+
 class Mean(NamedTuple):
     """What a strategy sees of a round."""
 
@@ -217,6 +231,30 @@ class UpdateTransform(Protocol):
     def init(self, spec: ModelSpec) -> State: ...
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate: ...
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]: ...
+
+
+class Codec(Protocol):
+    """How a client's delta travels in fewer bytes, at some loss. The last thing a client does, the first on the server.
+
+    A payload is as long as any other for as many numbers. Decoding trusts nothing.
+    """
+
+    @property
+    def error_feedback(self) -> bool:
+        """Whether the client keeps what got lost, and adds it to its next delta."""
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether ‖decode(encode(v))‖ ≤ ‖v‖ for every v, what float32 rounds included."""
+
+    def payload_bytes(self, size: int) -> int:
+        """Of a payload for a vector of `size` numbers."""
+
+    def encode(self, vector: Vector, key: Key) -> bytes:
+        """key: for its randomness, which need not be secret. Errors: ClientError where a number is not finite."""
+
+    def decode(self, payload: bytes, size: int) -> Vector:
+        """Finite, float32, shape (size,). Errors: ClientError for what is no payload of `size` numbers."""
 
 
 class Fold(Protocol):
@@ -416,7 +454,8 @@ class Population(Protocol):
 
 
 class Memory(Protocol):
-    """What clients keep at home between rounds: personal weights, one list of arrays per client."""
+    """What clients keep at home between rounds, one list of arrays per client: their personal variables; the vector of
+    their rule, if any; with a codec's error feedback what it left out."""
 
     def read(self, client: int) -> list[np.ndarray] | None: ...
     def write(self, client: int, arrays: list[np.ndarray]) -> None: ...

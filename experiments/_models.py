@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import keras
@@ -44,4 +44,30 @@ def compiled(model: keras.Model) -> keras.Model:
 
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(), loss, metrics=["accuracy"])
+    return model
+
+
+def succeeding() -> keras.Model:
+    """digits_fedavg's model, whose metric "success" is accuracy: for examples whose labels are an attacker's aim."""
+    import keras
+
+    return judged_by(keras.metrics.SparseCategoricalAccuracy("success"))
+
+
+def mistaken() -> keras.Model:
+    """digits_fedavg's model, whose metric "success" is the fraction that it has wrong: what an attacker hopes for."""
+    import keras
+
+    def success(y_true: Any, y_pred: Any) -> Any:
+        return 1 - keras.metrics.sparse_categorical_accuracy(y_true, y_pred)
+
+    return judged_by(success)
+
+
+def judged_by(success: Any) -> keras.Model:
+    """digits_fedavg's model with one more metric."""
+    from .digits_fedavg import build_model
+
+    model = build_model()
+    model.compile(model.optimizer, model.loss, metrics=["accuracy", success])
     return model

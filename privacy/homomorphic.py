@@ -85,6 +85,11 @@ class Homomorphic:
             return self.scheme
         return _chosen(self.scheme, self.clients, self.max_weight)
 
+    @staticmethod
+    def prepare() -> None:
+        """Load TenSEAL, before TensorFlow, whose C++ symbols it shares. Errors: ConfigError where it is missing."""
+        _tenseal()
+
     def session(self, shape: Shape, cohort: Sequence[int], round: int, key: Key, is_real: bool) -> HomomorphicSession:
         """A round's session, in one process, whose secret key lives as long as the process. is_real: with ciphertexts.
 

@@ -205,6 +205,7 @@ class Simulation:
         return self._experiment
 
     def _build(self, experiment: Experiment, compiled: str | None) -> None:
+        prepare(experiment)
         from ..clients.choice import choose_xla
         from ..clients.devices import configure_tensorflow, default_workers, pick_devices
         from ..clients.dispatch import Library
@@ -231,7 +232,8 @@ class Simulation:
     def _session(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> AggregationSession:
         experiment = self._running
         if experiment.aggregation is None or not cohort:
-            return InTheOpen(experiment.fold, len(broadcast.params))
+            size = experiment.encoded_shape(broadcast).delta
+            return InTheOpen(experiment.fold, size, experiment.codec)
         shape, is_real = experiment.encoded_shape(broadcast), self._hiding == "protocol"
         return experiment.aggregation.session(shape, cohort, broadcast.round, key.derive("aggregation"), is_real)
 
@@ -282,6 +284,11 @@ class Simulation:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def prepare(experiment: Experiment) -> None:
+    """What experiment needs to be loaded before TensorFlow is: an aggregation's `prepare`, where it has one."""
+    getattr(experiment.aggregation, "prepare", lambda: None)()
 
 
 def workers_of(experiment: Experiment) -> tuple:

@@ -1,5 +1,6 @@
 """One algorithm, one file: server half and client half together, paper cited at the top."""
 
+from .codecs import ALL_CODECS, Quantised, RandomK, RandomMask, Sign, TopK
 from .fedadagrad import FedAdagrad
 from .fedadam import FedAdam
 from .fedasync import FedAsync
@@ -30,6 +31,7 @@ ALL_ASYNCHRONOUS = (FedAsync, FedBuff, SemiSynchronous)
 
 __all__ = [
     "ALL_ASYNCHRONOUS",
+    "ALL_CODECS",
     "ALL_FOLDS",
     "ALL_STRATEGIES",
     "Bulyan",
@@ -51,7 +53,12 @@ __all__ = [
     "NormBound",
     "Proximal",
     "QFair",
+    "Quantised",
+    "RandomK",
+    "RandomMask",
     "Scaffold",
     "SemiSynchronous",
+    "Sign",
+    "TopK",
     "TrimmedMean",
 ]

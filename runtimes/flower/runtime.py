@@ -93,6 +93,8 @@ class FlowerRuntime:
         memory: what is written there is a round's number, by client. Errors: RunStopped when too few clients appear in
         time; ConfigError for a run to resume whose clients' memory has no name.
         """
+        if experiment.codec is not None:
+            raise ConfigError(f"{experiment.codec!r} runs in simulation only; drop it, or --runtime flower")
         if experiment.aggregation is not None:
             raise ConfigError(f"{experiment.aggregation!r} runs in simulation only; drop it, or --runtime flower")
         if self.over_selection > 1 and experiment.plan is not None:

@@ -1,6 +1,9 @@
 """The experiments that come with Umbel: they are what they say, small enough to read, and reach what they promise."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,9 @@ def test_each_is_named_after_its_file_and_fits_a_screen(name):
         ("digits_fedavg", 65 * 64 + 65 * 10),
         ("mnist_2nn", 199_210),  # the figures of McMahan et al. 2017
         ("mnist_2nn_shards", 199_210),
+        ("mnist_dp", 199_210),
+        ("mnist_secagg", 199_210),
+        ("mnist_he", 199_210),
         ("mnist_cnn", 1_663_370),
         ("mnist_cnn_shards", 1_663_370),
         # Embedding, two LSTMs of four gates each, softmax.
@@ -60,6 +66,43 @@ def test_mnist_is_shared_as_published(model):
     # Two shards of one digit each, or of two where a shard lies on the border between digits.
     kinds = [len(np.unique(labels[shards.indices(client)])) for client in range(100)]
     assert (np.median(kinds), max(kinds) <= 4) == (2, True)
+
+
+def test_importing_private_experiments_loads_nothing_that_they_need_later():
+    code = (
+        "import sys; from umbel.core.loading import load_experiment;"
+        "[load_experiment(f'mnist_{name}') for name in ('dp', 'secagg', 'he')];"
+        "print([name for name in ('dp_accounting', 'tenseal', 'tensorflow', 'keras') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@mnist
+@pytest.mark.parametrize("name", ["mnist_secagg", "mnist_he"])
+def test_hidden_sums_saturate_nothing_and_the_protocol_changes_no_bit(name, tmp_path):
+    if name == "mnist_he":
+        pytest.importorskip("tenseal")
+    ends = []
+    for mode in ("arithmetic", "protocol"):
+        # As typed, in a process of its own: TenSEAL loaded after TensorFlow has trained may crash.
+        words = [name, "--set", "rounds=2", "--clients", "6", "--compile", "graph", "--aggregation", mode, "--json"]
+        command = [Path(sys.executable).with_name("umbel"), "run", *words, "--store", f"sqlite:///{tmp_path}/runs.db"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        *rounds, last = [json.loads(line) for line in done.stdout.splitlines()]
+        # Six clients have larger updates than a hundred, and the share itself is rounded at random.
+        assert max(one["train_saturated"] for one in rounds) < 1e-5
+        assert last["final"]["privacy"]["aggregation"] == mode
+        ends.append(last["final"]["params_sha256"])
+    assert ends[0] == ends[1]
+
+
+@mnist
+def test_a_private_round_is_paid_for():
+    experiment = load_experiment("mnist_dp", ["rounds=2", "evaluate_every=2"])
+    history = run(experiment, Simulation(compile="graph"))
+    epsilon = history.column("epsilon")
+    assert 0 < epsilon[0] < epsilon[1] < experiment.plan.epsilon
+    assert history.final()["privacy"]["noise"] == "seeded"
 
 
 @shakespeare

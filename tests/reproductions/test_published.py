@@ -61,3 +61,20 @@ def test_target_is_reached(name, target, rounds):
     reached = history.rounds_to(target)
     assert reached is not None
     assert reached <= rounds
+
+
+@needs_mnist
+def test_the_private_setting_is_the_published_one():
+    experiment = load_experiment("mnist_dp")
+    assert len(experiment.population) == experiment.plan.population == 1000
+    assert (experiment.plan.epsilon, experiment.plan.delta) == (8.0, 1e-5)
+    assert experiment.rounds == experiment.plan.rounds
+
+
+@pytest.mark.slow
+@needs_mnist
+def test_accuracy_is_kept_within_the_budget():
+    """Geyer et al. 2017: 92 % with 1,000 clients at ε = 8, δ = 1e-5."""
+    history = run(load_experiment("mnist_dp"), Simulation(compile="xla"))
+    assert history.column("test_accuracy")[-1] >= 0.90
+    assert history.final()["privacy"]["epsilon"] <= 8

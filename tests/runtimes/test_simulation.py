@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from federations import Nowhere, adam, blobs, dense, dropped_and_normalised, federation
+from federations import Nowhere, adam, blobs, dense, dropped_and_normalised, federation, normalised
 from umbel import AllClients, ConfigError, FixedCohort, Local, RunStopped, Simulation, cross_validate, data, derive, run
 from umbel.core.examples import Examples
 from umbel.core.types import NOTHING, Broadcast
@@ -34,6 +34,27 @@ def test_debug_path_equals_compiled_path(reference):
     np.testing.assert_allclose(history.params, reference.params, rtol=1e-4, atol=1e-6)
     for slow, fast in zip(history.rounds, reference.rounds, strict=True):
         assert slow.metrics == pytest.approx(fast.metrics, rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [96, 80])  # 12 a client: a last batch of 2; and 10: none
+@pytest.mark.parametrize("model", [adam, normalised], ids=lambda model: model.__name__)
+def test_clients_of_one_size_are_one_xla_program_with_the_same_result(model, rows):
+    """Then even the last batch's shape is known when XLA compiles."""
+    alike = data.Partitioned(data.Arrays(*blobs(rows)), by=data.Iid(), clients=8)
+    runs = [run(federation(model=model, population=alike), Simulation(1, compile)) for compile in ("graph", "xla")]
+    np.testing.assert_allclose(runs[1].params, runs[0].params, rtol=2e-3, atol=2e-5)
+    for name in ("train_loss", "train_accuracy"):
+        assert runs[1].rounds[0].metrics[name] == pytest.approx(runs[0].rounds[0].metrics[name], rel=1e-4)
+
+
+def test_a_simulation_goes_on_with_clients_of_another_size():
+    """Its workers are kept where the data set is the same."""
+    source, simulation = data.Arrays(*blobs(96)), Simulation(1, "xla")
+    one, other = (
+        federation(population=data.Partitioned(source, by=by, clients=8)) for by in (data.Iid(), data.LogNormal(0.7))
+    )
+    run(one, simulation)
+    assert run(other, simulation).params_sha256 == run(other, Simulation(1, "xla")).params_sha256
 
 
 def test_xla_equals_graph_to_rounding():
