@@ -19,7 +19,7 @@ demo: .venv/installed
 	@$(BIN)/umbel run --plot out/digits_fedavg.png --store sqlite:///out/runs.db
 
 test: .venv/installed-test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: .venv/installed-test
 	@$(BIN)/ruff format --check .

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.examples import Examples
-from ..core.types import Population
+from ..core.types import Population, Source
 from ..core.validation import require, require_count, require_real
 from .populations import require_client, streamed_only
 
@@ -121,8 +122,13 @@ class Backdoor:
         """Refused: there is no resident data set."""
         raise streamed_only(self)
 
-    def success_test(self, examples: Examples | tuple) -> Examples:
-        """Test examples on which accuracy is the attack's success: those of other classes, triggered, called target."""
+    def success_test(self, examples: Examples | tuple | Source) -> Any:
+        """Test examples on which accuracy is the attack's success: those of other classes, triggered, called target.
+
+        Examples of examples; of a Source another one, loaded when first needed.
+        """
+        if isinstance(examples, Source):
+            return SuccessTest(self, examples)
         examples = Examples.of(examples)
         others = examples.take(np.flatnonzero(integer_labels(examples) != self.target))
         return others._replace(x=self._triggered(others.x), y=np.full_like(others.y, self.target))
@@ -135,6 +141,18 @@ class Backdoor:
         )
         flat[:, list(self.pixels)] = self.value
         return flat.reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class SuccessTest:
+    """A Source: that of `source` on which accuracy is the backdoor's success."""
+
+    backdoor: Backdoor
+    source: Source
+
+    def load(self) -> Examples:
+        """See Backdoor.success_test."""
+        return self.backdoor.success_test(self.source.load())
 
 
 def members_of(population: Population, clients: Sequence[int]) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ class Simulation:
         self._pool: ThreadPoolExecutor | None = None
         self._team: list[Worker] = []
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        self._tensors: dict[tuple[int, str], tuple[Examples, Examples]] = {}
+        self._tensors: dict[tuple[Any, ...], tuple[Examples, Examples]] = {}
 
     def __repr__(self) -> str:
         return f"Simulation(workers={self.workers}, compile={self.compile!r})"
@@ -253,7 +253,7 @@ class Simulation:
         """examples as tensors, put on each device once and kept there."""
 
         def on(worker: Worker) -> Examples:
-            place = (id(examples.x), worker.device)
+            place = (*map(id, examples), worker.device)  # the same inputs may have other targets elsewhere
             if place not in self._tensors:
                 self._tensors[place] = examples, worker.put(examples)
             return self._tensors[place][1]

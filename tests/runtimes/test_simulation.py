@@ -47,6 +47,16 @@ def test_clients_of_one_size_are_one_xla_program_with_the_same_result(model, row
         assert runs[1].rounds[0].metrics[name] == pytest.approx(runs[0].rounds[0].metrics[name], rel=1e-4)
 
 
+def test_the_same_inputs_may_have_other_targets():
+    """As where the success of an attack is measured on the test images."""
+    x, y = blobs(64, seed=5)
+    wrong = data.Partitioned(data.Arrays(x, (y + 1) % 3), by=data.Iid(), clients=8)
+    history = run(federation(test=(x, y), validation=wrong, rounds=1), Simulation(1, "graph"))
+    right = run(federation(test=(x, (y + 1) % 3), rounds=1), Simulation(1, "graph"))
+    assert history.rounds[0].metrics["validation_accuracy"] == right.rounds[0].metrics["test_accuracy"]
+    assert right.rounds[0].metrics["test_accuracy"] != history.rounds[0].metrics["test_accuracy"]
+
+
 def test_a_simulation_goes_on_with_clients_of_another_size():
     """Its workers are kept where the data set is the same."""
     source, simulation = data.Arrays(*blobs(96)), Simulation(1, "xla")

@@ -1,0 +1,72 @@
+"""The experiments that compare: each variant builds and trains, and says what it is."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import umbel
+from umbel import Simulation, run
+from umbel.core.loading import load_experiments
+from umbel.data import PerClient
+from umbel.experiments import fashion_cnn_bn
+
+COUNTS = {"optimizers_compared": 16, "strategies_compared": 27, "byzantine": 36, "regularisation": 4}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_variant_differs_from_every_other(name):
+    experiments = load_experiments(name)
+    assert len(experiments) == COUNTS[name]
+    assert len({one.digest for one in experiments.values()}) == COUNTS[name]
+
+
+# One of each kind of client: models are what takes time to build.
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *(f"optimizers_compared:{kind}" for kind in ("SGD, self-tuned", "momentum, step", "Nadam, self-tuned")),
+        *(f"strategies_compared:shards/{kind}" for kind in ("FedYogi", "Scaffold", "FedNova", "FedDyn")),
+        *(f"byzantine:{kind}" for kind in ("SignFlip/Bulyan", "Alie/Krum", "Backdoor/NormBound")),
+        *(f"regularisation:{kind}" for kind in ("weight decay", "dropout", "label smoothing")),
+    ],
+)
+def test_a_round_trains(reference):
+    (experiment,) = load_experiments(reference, ["rounds=1"]).values()
+    history = run(experiment, Simulation(workers=1, compile="graph"))
+    assert np.isfinite(history.params).all()
+    assert 0 <= history.column("test_accuracy")[-1] <= 1
+
+
+def test_fedbn_keeps_normalisation_at_home():
+    generator = np.random.default_rng(0)
+    clients = [(generator.random((8, 28, 28, 1), np.float32), generator.integers(0, 10, 8)) for _ in range(2)]
+    sizes = {}
+    for name, experiment in fashion_cnn_bn.experiments.items():
+        small = dataclasses.replace(
+            experiment, population=PerClient(clients), validation=None, sampler=umbel.AllClients(), rounds=1
+        )
+        sizes[name] = len(run(small, Simulation(workers=1, compile="graph")).params)
+    channels = 32 + 64 + 128
+    assert sizes == {"shared": 94_634, "at home": 94_634 - 4 * channels}
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "fashion_cnn_bn"])
+def test_docstrings_say_the_command(name):
+    text = Path(umbel.__file__).parent.joinpath("experiments", f"{name}.py").read_text("utf-8")
+    assert f"umbel compare {name}" in text.split('"""')[1]
+
+
+def test_the_page_on_algorithms_runs_and_names_them_all():
+    page = Path(umbel.__file__).parent.joinpath("docs", "algorithms.md").read_text("utf-8")
+    for one in (*umbel.strategies.ALL_STRATEGIES, *umbel.strategies.ALL_ASYNCHRONOUS):
+        assert f"`{one.__name__}`" in page
+    for fold in umbel.strategies.ALL_FOLDS:
+        assert f"`{type(fold).__name__}`" in page
+    found = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, found)
+    for name in ("composed", "falling"):
+        assert np.isfinite(run(found[name], Simulation(workers=1, compile="graph")).params).all()
