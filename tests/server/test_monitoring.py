@@ -408,6 +408,7 @@ def logs():
     """What is logged, as text, in the form asked for; the package's loggers as they were after."""
     logger = logging.getLogger("umbel")
     level, handlers = logger.level, list(logger.handlers)
+    logger.propagate = False  # pytest's own record of what is logged could not be sent between its processes
 
     def begin(form):
         stream, context = io.StringIO(), RoundLog()
@@ -417,6 +418,7 @@ def logs():
     yield begin
     logger.setLevel(level)
     logger.handlers[:] = handlers
+    logger.propagate = True
 
 
 def test_a_json_log_is_a_parsable_line_per_event(logs):
