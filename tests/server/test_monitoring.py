@@ -391,11 +391,12 @@ def test_a_database_that_takes_no_writes_is_not_ready(tmp_path):
         read_only()
 
 
-NASTY = 'node\n{"level": "error"}\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028\u202egnp.\x00\ud800'
+NASTY = 'node\n{"level": "error"}\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028\u202egnp.\x00'
 
 
 def test_nothing_unprintable_leaves_and_what_is_printable_stays():
     assert is_printable(printable(NASTY))
+    assert is_printable(printable("\ud800"))  # not logged below: pytest could not hand it from process to process
     assert "\\n" in printable(NASTY)
     assert "title" not in printable(NASTY)
     assert printable("naïve 節点 → ok") == "naïve 節点 → ok"
@@ -408,7 +409,6 @@ def logs():
     """What is logged, as text, in the form asked for; the package's loggers as they were after."""
     logger = logging.getLogger("umbel")
     level, handlers = logger.level, list(logger.handlers)
-    logger.propagate = False  # pytest's own record of what is logged could not be sent between its processes
 
     def begin(form):
         stream, context = io.StringIO(), RoundLog()
@@ -418,7 +418,6 @@ def logs():
     yield begin
     logger.setLevel(level)
     logger.handlers[:] = handlers
-    logger.propagate = True
 
 
 def test_a_json_log_is_a_parsable_line_per_event(logs):
