@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbclient
 import nbformat
-import pytest
+from optional import needs_tenseal
 
 import umbel
 
@@ -31,8 +31,8 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
     assert "'skewed': None" not in text  # both federations reach 90 %
 
 
+@needs_tenseal
 def test_the_walk_through_privacy_runs(tmp_path, monkeypatch):
-    pytest.importorskip("tenseal")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
     pictures, text = executed("privacy", tmp_path)
     assert len(pictures) == 2

@@ -1,18 +1,15 @@
 """Encrypted sums: exact, unreadable to the server, and closed to bytes of other contexts."""
 
-import importlib.util
 import pickle
 
 import numpy as np
 import pytest
+from optional import needs_tenseal
 
 from umbel.core.errors import ClientError, ConfigError
 from umbel.privacy.homomorphic import HEAD, ClientContext, ServerContext
 from umbel.privacy.schemes import BFV, CKKS, batching_prime
 
-needs_tenseal = pytest.mark.skipif(
-    importlib.util.find_spec("tenseal") is None, reason="needs tenseal: pip install 'umbel[he]'"
-)
 LARGE = BFV(plain_modulus=batching_prime(8192, 2**50), values_per_slot=2, degree=8192, modulus_bits=(60, 60, 60))
 SCHEMES = (BFV(), BFV.for_clients(15), BFV.for_clients(10, bits=8), BFV.for_clients(40, max_weight=600), LARGE, CKKS())
 

@@ -1,13 +1,13 @@
 """Homomorphic encryption in an experiment: its sum, its sessions, its settings."""
 
 import dataclasses
-import importlib.util
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from optional import needs_tenseal
 
 from federations import federation
 from umbel import Simulation, run
@@ -17,9 +17,6 @@ from umbel.core.types import ClientUpdate, Failure, Shape, Weighted
 from umbel.privacy.homomorphic import HEAD, SUM, ClientContext, EncryptedSum, Homomorphic, ServerContext
 from umbel.privacy.schemes import BFV
 
-needs_tenseal = pytest.mark.skipif(
-    importlib.util.find_spec("tenseal") is None, reason="needs tenseal: pip install 'umbel[he]'"
-)
 SHAPE = Shape(5000, 3)
 
 

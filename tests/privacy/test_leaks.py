@@ -6,12 +6,12 @@ The probe is shown to find each kind of it where somebody does put it there.
 import base64
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 
 import numpy as np
 import pytest
+from optional import HAS_TENSEAL
 
 from federations import federation
 from umbel import Chain, Homomorphic, PrivacyPlan, SecureSum, Simulation, run
@@ -108,8 +108,7 @@ def everything(folder, history, caplog):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_nothing_of_a_client_is_in_logs_store_or_history(name, tmp_path, caplog, monkeypatch):
-    # Not imported here: it has to be bound as `homomorphic` does it, after TensorFlow.
-    if name == "homomorphic" and importlib.util.find_spec("tenseal") is None:
+    if name == "homomorphic" and not HAS_TENSEAL:
         pytest.skip("needs tenseal")
     planted = Planted(monkeypatch)
     caplog.set_level(logging.DEBUG)  # of every library too: SQLAlchemy writes each row
