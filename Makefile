@@ -19,7 +19,7 @@ demo: .venv/installed
 	@$(BIN)/umbel run --plot out/digits_fedavg.png --store sqlite:///out/runs.db
 
 test: .venv/installed-test
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 check: .venv/installed-test
 	@$(BIN)/ruff format --check .
