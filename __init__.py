@@ -9,14 +9,19 @@ history = run(experiment, Simulation())
 from importlib.metadata import version as _version
 
 from . import data, privacy, strategies
+from .clustering import Clustering, cluster_clients
 from .core.chain import Chain
 from .core.devices import Around, Deadline, Devices, Diurnal, Traces
+from .core.epochs import Epochs
 from .core.errors import ClientError, ConfigError, IncompatibleError, RunStopped, StoreError, UmbelError
 from .core.examples import Examples
 from .core.experiment import Experiment, Local
 from .core.overrides import override
+from .core.phases import FineTune
 from .core.random import derive
 from .core.selection import InTime, Oort, PowerOfChoice
+from .data import FeatureStatistics, Standardised, federated_statistics
+from .federated import Flower
 from .keyring import register as _register_keys
 from .privacy import AdaptiveClip, Clip, ClipPerLayer, Homomorphic, PerExample, PerExamplePlan, PrivacyPlan, SecureSum
 from .runtimes.simulation import Simulation
@@ -40,6 +45,9 @@ from .server import (
     run,
 )
 from .strategies import (
+    IFCA,
+    Agnostic,
+    Ditto,
     FedAdagrad,
     FedAdam,
     FedAsync,
@@ -49,13 +57,16 @@ from .strategies import (
     FedDyn,
     FedNova,
     FedProx,
+    FedRep,
     FedYogi,
+    PooledVariance,
     Proximal,
     Quantised,
     RandomK,
     Scaffold,
     SemiSynchronous,
     Sign,
+    SplitFed,
     TopK,
 )
 
@@ -63,23 +74,29 @@ __version__ = _version("umbel")
 _register_keys()
 
 __all__ = [
+    "IFCA",
     "AdaptiveClip",
+    "Agnostic",
     "AllClients",
     "Around",
     "Chain",
     "ClientError",
     "Clip",
     "ClipPerLayer",
+    "Clustering",
     "ConfigError",
     "Constant",
     "Cosine",
     "Deadline",
     "Devices",
+    "Ditto",
     "Diurnal",
     "EarlyStopping",
+    "Epochs",
     "Examples",
     "Experiment",
     "ExponentialDecay",
+    "FeatureStatistics",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",
@@ -89,8 +106,11 @@ __all__ = [
     "FedDyn",
     "FedNova",
     "FedProx",
+    "FedRep",
     "FedYogi",
+    "FineTune",
     "FixedCohort",
+    "Flower",
     "History",
     "Homomorphic",
     "InTime",
@@ -101,6 +121,7 @@ __all__ = [
     "PerExample",
     "PerExamplePlan",
     "PoissonCohort",
+    "PooledVariance",
     "PowerOfChoice",
     "PrivacyPlan",
     "Proximal",
@@ -113,6 +134,8 @@ __all__ = [
     "SemiSynchronous",
     "Sign",
     "Simulation",
+    "SplitFed",
+    "Standardised",
     "StepDecay",
     "StopAt",
     "StoreError",
@@ -121,10 +144,12 @@ __all__ = [
     "UmbelError",
     "WarmUp",
     "WeightedCohort",
+    "cluster_clients",
     "compare",
     "cross_validate",
     "data",
     "derive",
+    "federated_statistics",
     "override",
     "privacy",
     "run",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .console import print_table, to_json
-from .core.errors import ConfigError
 
 deploy = typer.Typer()
 server = typer.Typer()
@@ -62,6 +63,9 @@ def init(
         int,
         typer.Option(metavar="N", envvar="UMBEL_PORT", help="Of the server's own process, on loopback."),
     ] = 8443,
+    seal: Annotated[
+        bool, typer.Option("--seal", help="Clients seal what they send to a key that only the rounds' process holds.")
+    ] = False,
 ) -> None:
     """Write one kit per party: DIR/server, DIR/clients/NAME, DIR/operator. DIR must be new, or empty.
 
@@ -74,7 +78,7 @@ def init(
     has_port = host.count(":") == 1 or "]:" in host
     name, public_port = host_and_port(host, None if has_port else 443)
     names = [one.strip() for one in clients.split(",")]
-    make(folder, name, public_port if has_port else None, names, port)
+    make(folder, name, public_port if has_port else None, names, port, seal)
     print(f"{folder}: kits of the server, of {len(names)} clients, and of the operator")
 
 
@@ -85,6 +89,19 @@ def renew(folder: FolderArgument) -> None:
     from .privacy.keys import day
 
     print(f"{folder / 'server' / 'server.crt'} expires on {day(int(renew_certificate(folder)))}")
+
+
+@deploy.command()
+def keys(folder: FolderArgument, experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT")]) -> None:
+    """Give the kits in DIR what the experiment's aggregation needs besides: for homomorphic encryption, its keys.
+
+    Prints the files that are new. Hand each to the party whose kit it is in; to nobody else those in clients.
+    """
+    from .core.loading import load_experiment
+    from .deploy.provision import provision
+
+    found = provision(folder, load_experiment(experiment).aggregation)
+    print("\n".join(map(str, found)) or "these kits have all that it needs")
 
 
 @deploy.command()
@@ -138,8 +155,9 @@ def start_server(
     from .watching import monitored_party
 
     certificates = {"server": kit / "server.crt", "ca": kit / "ca.crt"}
-    with stop_on_signals() as stop_event, monitored_party(monitor, certificates, ServerKit.load(kit).store):
-        run_server(kit, stop_event, _say)
+    store = ServerKit.load(kit).store
+    with stop_on_signals() as stop_event, monitored_party(monitor, certificates, store):
+        run_server(kit, stop_event, _say, partial(_note, store))
 
 
 @client.command("start")
@@ -175,19 +193,19 @@ def digest(experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", show_
     print(load_experiment(experiment).digest)
 
 
+def _note(store: str, changes: Sequence[tuple[str, str]]) -> None:
+    """Put on record, in a store's audit log, what was done to whom."""
+    from .server.store import Store
+    from .server.store.audit import whoever
+
+    with Store.open(store) as opened:
+        for action, subject in changes:
+            opened.audit.append(whoever(), action, subject)
+
+
 def _say(text: Any) -> None:
     """A line on standard error, where a service manager keeps it; nothing once nobody reads it any more."""
     try:
         print(text, file=sys.stderr, flush=True)
     except (BrokenPipeError, ValueError):
         return
-
-
-def operator_kit(folder: str) -> Any:
-    """The kit that `umbel run --federation` names. Errors: ConfigError."""
-    from .deploy.kits import OperatorKit
-
-    path = Path(folder)
-    if (path / "operator" / "operator.toml").is_file():
-        raise ConfigError(f"{folder} is a folder of kits; name the operator's: --federation {path / 'operator'}")
-    return OperatorKit.load(path)

@@ -6,18 +6,20 @@ import contextlib
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .console import Ended, Interrupted, without_native_logs
 from .core.errors import BudgetSpent, ConfigError, RunStopped, UmbelError
 from .core.experiment import Experiment
 from .core.loading import experiment_names, load_experiment
-from .core.overrides import fit_to, override, paths
+from .core.overrides import fit_to, override
 from .core.types import Failure, RoundRecord, Runtime, Watcher
 from .core.validation import require
+from .federated import follow, player, settings_of
 from .server import History, run
 from .server.vault import VAULT_VARIABLE
 
@@ -146,19 +148,6 @@ def resumed(request: Request, stored: StoredRun) -> tuple[str, list[str]]:
     return reference, [*settings, f"rounds={stored.rounds}", *request.overrides]
 
 
-def settings_of(experiment: Experiment, description: Mapping[str, str]) -> list[str]:
-    """The overrides that lead from experiment to a stored description, as far as `--set` can go."""
-    found: list[str] = []
-    current = experiment.describe()
-    for path in paths(experiment):
-        before = description.get(path)
-        if before is not None and before != current.get(path):
-            with contextlib.suppress(ConfigError):  # a part of another type: resuming will name it
-                experiment = override(experiment, [f"{path}={before}"])
-                found.append(f"{path}={before}")
-    return found
-
-
 def simulate(
     request: Request,
     reference: str,
@@ -189,57 +178,31 @@ def federate(
     watchers: Sequence[Watcher],
 ) -> tuple[History, str | None]:
     """Play the run over Flower, on this machine or a federation; the history is read back from the store."""
-    play, clients = player(request, experiment, store)
+    play, clients = played_by(request, experiment, store)
     fitted = override(experiment, fit_to(experiment, clients))
-
-    def on_start(run: str | None, records: Sequence[RoundRecord]) -> None:
-        for watcher in watchers:
-            watcher.on_start(fitted, None, run, records)
-
-    def on_round(record: RoundRecord, failures: Sequence[Failure]) -> None:
-        for watcher in watchers:
-            watcher.on_round(record, failures)
-
-    outcome = play(reference, overrides, resume=request.resume, on_start=on_start, on_round=on_round)
-    stored = store.load_run(outcome.final["run"])
-    version, params = store.models.get(stored.name, outcome.final["model_version"])
-    history = History(
-        stored.name,
-        tuple(stored.records),
-        params,
-        version.spec,
-        stored.run,
-        version.version,
-        stored.reason,
-        outcome.final.get("privacy", {}),
-    )
-    for watcher in watchers:
-        watcher.on_end(history)
-    return history, None
+    return follow(play, reference, overrides, fitted, store, request.resume, watchers), None
 
 
-def player(request: Request, experiment: Experiment, store: Store) -> tuple[Callable[..., Any], int]:
+def played_by(request: Request, experiment: Experiment, store: Store) -> tuple[Callable[..., Any], int]:
     """What plays a run over Flower, on this machine or a federation, and how many clients it has."""
     if request.federation is None:
         from .runtimes.flower.local import run_local
 
         clients = request.clients or default_clients(experiment, store, request.resume)
         return partial(run_local, clients=clients, store=request.store), clients
-    from .commands_deploy import operator_kit
-    from .runtimes.flower.remote import RemoteFederation, run_remote
+    from .deploy.kits import OperatorKit
 
-    kit = operator_kit(request.federation)
-    clients = len(kit.clients)
-    return partial(run_remote, RemoteFederation(kit.address, kit.authority.read_bytes(), kit.token, clients)), clients
+    kit = OperatorKit.find(Path(request.federation))
+    return player(kit), len(kit.clients)
 
 
 def at_federation(request: Request) -> Request:
     """The request, with the store of the federation that it names. Errors: ConfigError when it names another, too."""
     if request.federation is None:
         return request
-    from .commands_deploy import operator_kit
+    from .deploy.kits import OperatorKit
 
-    store = operator_kit(request.federation).store
+    store = OperatorKit.find(Path(request.federation)).store
     if request.store not in (DEFAULT_STORE, store):
         raise ConfigError(
             "a federation keeps its runs in its server's store; drop --store and UMBEL_STORE, or set store in "

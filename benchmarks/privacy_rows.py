@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import statistics
 import time
@@ -14,7 +13,6 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from umbel.benchmarks import privacy_parties
-from umbel.benchmarks.contenders import workload
 from umbel.core.types import Vector
 from umbel.privacy.secagg import FixedPoint, shamir
 from umbel.privacy.secagg.masking import BLOCK_BYTES, apply_masks, stream
@@ -183,44 +181,7 @@ def envelopes() -> Iterator[Row]:
     yield Row("Sealing 100 MB in frames: time, of AES-256-GCM's in one call", ours / raw, 1.0, "×")
 
 
-def build_mlp() -> Any:
-    """The benchmark's MLP, compiled."""
-    import keras
-
-    return workload.build(keras, "mlp")
-
-
-def simulation() -> Iterator[Row]:
-    from umbel import Experiment, FedAvg, FixedCohort, Local, Simulation, run
-    from umbel.data import Arrays, Iid, Partitioned
-    from umbel.privacy.secure_sum import SecureSum
-
-    digits, clients, rounds = workload.load("mlp"), 100, 5
-    plain = Experiment(
-        name="secure-sum",
-        model=build_mlp,
-        population=Partitioned(Arrays(digits.x, digits.y), by=Iid(), clients=clients),
-        strategy=FedAvg(),
-        sampler=FixedCohort(clients),
-        local=Local(batch_size=workload.BATCH, learning_rate=workload.LEARNING_RATE),
-        weighting="uniform",
-        rounds=rounds,
-    )
-    hidden = dataclasses.replace(plain, aggregation=SecureSum(limit=1.0))
-    seconds: dict[str, list[float]] = {"plain": [], "arithmetic": [], "protocol": []}
-    for _ in range(3):
-        for mode, own in seconds.items():
-            how = "protocol" if mode == "protocol" else "arithmetic"
-            runtime = Simulation(workers=2, compile="xla", aggregation=how)  # type: ignore[arg-type]
-            history = run(plain if mode == "plain" else hidden, runtime)
-            own += [record.seconds for record in history.rounds[2:]]
-    base, arithmetic, protocol = (statistics.median(own) for own in seconds.values())
-    title = "A simulated round of 100 clients of the MLP, secure sum"
-    yield Row(f"{title}: time, of the plain round's", arithmetic / base, 1.5, "×")
-    yield Row(f"{title} with the whole protocol: time, of the plain round's", protocol / base, 4.0, "×")
-
-
-SUBJECTS = (
+ROWS = (
     masking,
     client,
     secret_sharing,
@@ -230,5 +191,4 @@ SUBJECTS = (
     accounting,
     homomorphic,
     envelopes,
-    simulation,
 )

@@ -34,7 +34,7 @@ def choose_xla(team: Sequence[Worker], data: Sequence[Examples], rows: np.ndarra
         return False
     steps = int(mean / batch)
     graph = _seconds_per_batch(team, data, rows, steps)
-    expected = graph * steps * experiment.local.epochs * _cohort(experiment) * experiment.rounds / len(team)
+    expected = graph * steps * experiment.local.mean_epochs * _cohort(experiment) * experiment.rounds / len(team)
     if expected < WORTHWHILE_SECONDS:
         return False
     for worker in team:
@@ -59,7 +59,8 @@ def _seconds_per_batch(team: Sequence[Worker], data: Sequence[Examples], rows: n
     params, strategy = team[0].initial_params, experiment.strategy
     extra = strategy.broadcast(strategy.init(params))
     broadcast = Broadcast(1, params, extra, experiment.transforms.init(spec), None)
-    batch, epochs = experiment.local.batch_size or 1, experiment.local.epochs
+    batch = experiment.local.batch_size or 1
+    epochs = int(experiment.local.epochs_of(np.zeros(1, np.int64), broadcast.round, experiment.seed)[0])
 
     with ThreadPoolExecutor(len(team)) as pool:
 

@@ -8,9 +8,11 @@ import tensorflow as tf
 
 from ..core.errors import ClientError
 from ..core.examples import Examples
+from ..core.phases import Course
 from ..core.types import Broadcast, Weighted
 from .building import batch_of
-from .program import ModelState, Task, gather, metric_sums, named_sums
+from .measures import metric_sums, named_sums
+from .program import ModelState, Task, gather
 
 
 def train_eagerly(
@@ -20,7 +22,7 @@ def train_eagerly(
     data: Examples,
     task: Task,
     batch_size: int | None,
-    proximal: float,
+    course: Course,
 ) -> tuple[np.ndarray, list[np.ndarray], dict[str, Weighted]]:
     """What TrainProgram computes, to rounding. Errors: ClientError naming client, round and batch.
 
@@ -32,12 +34,16 @@ def train_eagerly(
     state.begin(params, list(task.personal), task.learning_rate, seeds)
     epochs, count = order.shape
     step = batch_size or count
+    usual = epochs - course.passes(0)
+    parts = [part for part, (own, _) in enumerate(course.parts) for _ in range(usual if own is None else own)]
     starts = [(epoch, start) for epoch in range(epochs) for start in range(0, count, step)]
     for batch, (epoch, start) in enumerate(starts):
+        if epoch and not start and parts[epoch] != parts[epoch - 1]:
+            state.reset_optimizer(task.learning_rate)
         rows = tf.constant(order[epoch, start : start + step])
         try:
-            with state.corrected(proximal, params, offset):
-                results = state.model.train_step(gather(batch_of(data), rows))
+            with state.corrected(*course.correction(params, offset)), state.only(course.parts[parts[epoch]][1]):
+                results = state.train_step(gather(batch_of(data), rows))
         except Exception as error:
             raise ClientError(
                 f"{type(error).__name__}: {error}", round=broadcast.round, client=client, batch=batch

@@ -47,6 +47,19 @@ def pick_devices(names: Sequence[str] | None) -> list[str]:
     return list(names)
 
 
+def shared_out(devices: Sequence[str], replicas: int) -> list[tuple[str, ...]]:
+    """The devices of one worker after another, `replicas` each; what is left over is not used.
+
+    Errors: ConfigError for fewer devices than one worker needs.
+    """
+    if len(devices) < replicas:
+        raise ConfigError(
+            f"replicas={replicas} needs as many devices, got {', '.join(devices)}. Name them: devices=[…]; a CPU is "
+            "divided before TensorFlow's first use, by tf.config.set_logical_device_configuration"
+        )
+    return [tuple(devices[i : i + replicas]) for i in range(0, len(devices) - replicas + 1, replicas)]
+
+
 def default_workers(devices: Sequence[str]) -> int:
     """One worker per processor this process may use; on accelerators one per device."""
     if all(device.startswith("CPU") for device in devices):

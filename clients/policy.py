@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core.compatible import price_of
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
 from ..core.loading import experiment_names, load_experiment
+from ..core.phases import passes
 from ..core.types import Plan
 from ..core.validation import require, require_count, require_real, suggest
 
@@ -105,7 +107,8 @@ class Policy:
         if wanted is not None and experiment.digest != wanted:
             raise Refused(f"of experiment {name!r} only {wanted[:12]} is allowed, this is {experiment.digest[:12]}")
         _at_most("rounds", experiment.rounds, self.max_rounds)
-        _at_most("local.epochs", experiment.local.epochs, self.max_epochs)
+        _at_most("local.epochs", experiment.local.most_epochs, self.max_epochs)
+        _at_most("all phases' epochs", passes(experiment, experiment.local.most_epochs), self.max_epochs)
         self._check_privacy(experiment)
         return experiment
 
@@ -117,9 +120,9 @@ class Policy:
         _at_most("the model's parameters", parameters, self.max_parameters)
         _at_most("round", round, self.max_rounds)
         if self.max_epsilon is not None and experiment.plan is not None and round > 0:
-            plan = experiment.plan
+            plan, (before, _) = experiment.plan, price_of(experiment.population)
             ledger = {event: round * count for event, count in plan.charge({}).items()}
-            _at_most(f"epsilon after round {round}", plan.spent(ledger), self.max_epsilon)
+            _at_most(f"epsilon after round {round}", plan.spent(ledger) + before, self.max_epsilon)
 
     def _place(self, reference: str) -> str:
         """Where the reference is loaded from. Errors: Refused."""
@@ -144,8 +147,9 @@ class Policy:
         if plan is None and any(bound is not None for bound in bounds):
             raise Refused("differential privacy is required, and the experiment has no plan")
         if plan is not None:
-            _at_most("epsilon", getattr(plan, "epsilon", float("inf")), self.max_epsilon)
-            _at_most("delta", plan.delta, self.max_delta)
+            epsilon, delta = price_of(experiment.population)  # of what was released before the run
+            _at_most("epsilon", getattr(plan, "epsilon", float("inf")) + epsilon, self.max_epsilon)
+            _at_most("delta", plan.delta + delta, self.max_delta)
             if self.min_noise_multiplier is not None and (noise := _noise(plan)) < self.min_noise_multiplier:
                 raise Refused(f"noise_multiplier={noise:g} is below {self.min_noise_multiplier:g}")
         if self.require_secure_aggregation and experiment.aggregation is None:

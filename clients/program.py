@@ -19,25 +19,34 @@ import numpy as np
 import tensorflow as tf
 
 from ..core.examples import Examples, map_arrays
+from ..core.phases import Course, Trains
 from ..core.spec import ModelSpec
 from ..core.types import Vector, Weighted
 from .building import batch_of
 from .dispatch import FlatCall
+from .measures import metric_sums, named_sums
+from .mirrored import Mirrored
+from .split import Halves
 
 
 class ModelState:
-    """A model's variables, sorted by what happens to them in a client's round."""
+    """A model's variables, sorted by what happens to them in a client's round, and a step of training."""
 
-    def __init__(self, model: keras.Model, spec: ModelSpec):
+    def __init__(self, model: keras.Model, spec: ModelSpec, parts: Halves | Mirrored | None = None):
+        """parts: of a model that trains in several places; they have optimizers and a step of their own."""
         self.model, self.spec = model, spec
-        pairs = list(zip(model.weights, spec.variables, strict=True))
+        self.optimizers = [model.optimizer] if parts is None else parts.optimizers
+        self.train_step = model.train_step if parts is None else parts.train_step
+        pairs = list(zip((model if parts is None else parts).weights, spec.variables, strict=True))
         self.shared = [weight for weight, variable in pairs if variable.offset is not None]
         self.personal = [weight for weight, variable in pairs if variable.offset is None]
         self.seeds = [variable for variable in model.variables if variable.name == "seed_generator_state"]
         metrics = [variable for metric in model.metrics for variable in metric.variables]
-        self._optimizer = [(variable, _initial(variable)) for variable in model.optimizer.variables]
+        own = [variable for optimizer in self.optimizers for variable in optimizer.variables]
+        own += [] if parts is None else parts.counters
+        self._optimizer = [(variable, _initial(variable)) for variable in own]
         self._metrics = [(variable, _initial(variable)) for variable in metrics]
-        everything = {id(one): one.value for one in [*model.variables, *model.optimizer.variables, *metrics]}
+        everything = {id(one): one.value for one in [*model.variables, *own, *metrics]}
         self.variables = list(everything.values())  # in an order that all builds of the model share
         self.has_own_schedule = isinstance(
             getattr(model.optimizer, "_learning_rate", None), keras.optimizers.schedules.LearningRateSchedule
@@ -49,15 +58,20 @@ class ModelState:
         """Everything a client starts from; nothing of the client before it is left."""
         self.load(params, personal)
         self.reset_metrics()
-        _reset(self._optimizer)
-        if not self.has_own_schedule:
-            self.model.optimizer.learning_rate.assign(learning_rate)
+        self.reset_optimizer(learning_rate)
         for position, variable in enumerate(self.seeds):
             variable.assign(tf.cast(seeds[position], variable.dtype))
 
     def reset_metrics(self) -> None:
         """As if nothing had been measured."""
         _reset(self._metrics)
+
+    def reset_optimizer(self, learning_rate: tf.Tensor) -> None:
+        """As compiled, but for the rate; the optimizer's own schedule begins again."""
+        _reset(self._optimizer)
+        if not self.has_own_schedule:
+            for optimizer in self.optimizers:
+                optimizer.learning_rate.assign(learning_rate)
 
     def load(self, params: tf.Tensor, personal: Sequence[tf.Tensor]) -> None:
         """Assign the vector, and the variables that stay at home."""
@@ -79,7 +93,7 @@ class ModelState:
         params, offset: shape (d,); offset None for nothing. The optimizer's `apply` is where every custom `train_step`
         ends as well; statistics and personal variables are not corrected.
         """
-        optimizer = self.model.optimizer
+        optimizer = self.optimizers[0]
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a loss scale is divided out before
         places = {id(one): v for one, v in zip(self.shared, self.spec.shared, strict=True)}
         apply = optimizer.apply
@@ -108,6 +122,34 @@ class ModelState:
         finally:
             del optimizer.apply
 
+    @contextlib.contextmanager
+    def only(self, trains: Trains) -> Iterator[None]:
+        """Inside, a step changes no weights but those named; compiled, gradients of the others are not even computed.
+
+        Goes inside `corrected`. Statistics move all the same.
+        """
+        if trains == "all":
+            yield
+            return
+        optimizer = self.optimizers[0]
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        kept = {id(weight) for weight in (self.shared if trains == "shared" else self.personal)}
+        before, apply = vars(optimizer).get("apply"), optimizer.apply
+
+        def filtered_apply(gradients: Any, trainable_variables: Any = None) -> Any:
+            weights = optimizer._trainable_variables if trainable_variables is None else list(trainable_variables)
+            pairs = [(g, w) for g, w in zip(gradients, weights, strict=True) if id(w) in kept]
+            return apply([gradient for gradient, _ in pairs], [weight for _, weight in pairs])
+
+        optimizer.apply = filtered_apply
+        try:
+            yield
+        finally:
+            if before is None:
+                del optimizer.apply
+            else:
+                optimizer.apply = before
+
     def personal_specs(self) -> list[tf.TensorSpec]:
         """Shapes and types of the variables that stay at home."""
         return [tf.TensorSpec(weight.shape, weight.dtype) for weight in self.personal]
@@ -124,6 +166,7 @@ class Task(NamedTuple):
     offset: Vector  # added to every gradient: shape (d,), or empty for nothing
 
 
+WHOLE = Course()  # all variables, as Local says
 Program = TypeVar("Program", "TrainProgram", "EvaluateProgram")
 
 
@@ -134,31 +177,39 @@ class TrainProgram:
         self,
         state: ModelState,
         data: Examples,
-        epochs: int,
+        epochs: int | None,
         batch_size: int | None,
         xla: bool,
-        proximal: float = 0.0,
+        course: Course = WHOLE,
         has_offset: bool = False,
         examples: int | None = None,
     ):
-        """proximal, has_offset: how gradients are corrected; see ModelState.corrected.
+        """epochs: that Local says, of every client; None: as many as make up the rows of its order.
 
-        examples: of every client that the program is for. With XLA the whole round is then one compiled program, since
-        even the last batch's shape is known; otherwise only the full batches are.
+        course: what is trained. Its proximal term, and has_offset: how gradients are corrected; see
+        ModelState.corrected.
+
+        examples: of every client that the program is for. With XLA all of the training is then one compiled program,
+        since even the last batch's shape is known; otherwise only the full batches are.
         """
         self.state, self.epochs, self.batch_size, self.examples = state, epochs, batch_size, examples
-        self.proximal, self.has_offset = proximal, has_offset
+        self.course, self.has_offset = course, has_offset
         self.metric_names: list[str] = []
-        self._full_batches = (
+        # One for each part: a compiled function is traced once, with what that part freezes.
+        self._full_batches = [
             tf.function(self._loop_full_batches, jit_compile=True, autograph=False) if xla else self._loop_full_batches
-        )
+            for _ in course.parts
+        ]
+        # Assigning the broadcast stays outside: XLA runs what has several beginnings on the one thread that it shares
+        # out operations to, and with it everything after, so that workers would wait for one another.
+        self._is_whole = xla and examples is not None
         self._call = FlatCall.trace(
-            self._whole_round if xla and examples is not None else self._round,
+            self._round,
             [
                 tf.TensorSpec([state.spec.size], tf.float32),
                 data_specs(data),
                 state.personal_specs(),
-                tf.TensorSpec([epochs, None], tf.int32),
+                tf.TensorSpec([None if epochs is None else course.passes(epochs), None], tf.int32),
                 tf.TensorSpec([], tf.int32),
                 tf.TensorSpec([], tf.float32),
                 tf.TensorSpec([len(state.seeds), 2], tf.int64),
@@ -181,36 +232,53 @@ class TrainProgram:
         """This program over another model's variables, None if it cannot be: see FlatCall.rebound."""
         return moved(self, state)
 
-    def _whole_round(self, params, data, personal, order, count, learning_rate, seeds, offset):
-        def with_known_count(*tensors):
-            return self._round(*tensors[:4], tf.constant(self.examples), *tensors[4:])
-
-        compiled = tf.function(with_known_count, jit_compile=True, autograph=False)
-        return compiled(params, data, personal, order, learning_rate, seeds, offset)
-
     def _round(self, params, data, personal, order, count, learning_rate, seeds, offset):
         self.state.begin(params, personal, learning_rate, seeds)
-        if not (self.proximal or self.has_offset):
-            return self._train(params, data, order, count)
-        with self.state.corrected(self.proximal, params, offset if self.has_offset else None):
-            return self._train(params, data, order, count)
+        if not self._is_whole:
+            return self._corrected(params, data, order, count, learning_rate, offset)
 
-    def _train(self, params, data, order, count):
+        def with_known_count(params, data, order, learning_rate, offset):
+            return self._corrected(params, data, order, tf.constant(self.examples), learning_rate, offset)
+
+        compiled = tf.function(with_known_count, jit_compile=True, autograph=False)
+        return compiled(params, data, order, learning_rate, offset)
+
+    def _corrected(self, params, data, order, count, learning_rate, offset):
+        if not (self.course.proximal or self.has_offset):
+            return self._train(params, data, order, count, learning_rate)
+        with self.state.corrected(*self.course.correction(params, offset if self.has_offset else None)):
+            return self._train(params, data, order, count, learning_rate)
+
+    def _train(self, params, data, order, count, learning_rate):
+        all_epochs = tf.shape(order)[0] if self.epochs is None else self.course.passes(self.epochs)
+        usual = all_epochs - self.course.passes(0) if self.epochs is None else self.epochs
+        first = 0
+        for part, (epochs, trains) in enumerate(self.course.parts):
+            if part:
+                self.state.reset_optimizer(learning_rate)
+            last = first + (usual if epochs is None else epochs)
+            with self.state.only(trains):
+                self._epochs(part, data, order, count, first, last)
+            first = last
+        self.metric_names, sums = metric_sums(self.state.model, count * all_epochs)
+        return self.state.delta(params), [tf.convert_to_tensor(weight) for weight in self.state.personal], sums
+
+    def _epochs(self, part: int, data, order, count, first, last) -> None:
+        """That part of the course: the order's rows from first, up to last."""
         full = count // self.batch_size if self.batch_size else tf.constant(0)
         done = full * (self.batch_size or 0)
 
         def epoch(number: tf.Tensor) -> tuple[tf.Tensor]:
             rows = order[number]
-            with tf.control_dependencies([self._full_batches(data, rows, full)] if self.batch_size else []):
+            with tf.control_dependencies([self._full_batches[part](data, rows, full)] if self.batch_size else []):
                 tf.cond(count > done, lambda: self._step(data, rows[done:count]), lambda: tf.constant(0))
             return (number + 1,)
 
-        if self.epochs == 1:
-            epoch(tf.constant(0))
+        if isinstance(last, int) and last - first == 1:
+            epoch(tf.constant(first))
         else:
-            tf.while_loop(lambda number: number < self.epochs, epoch, (tf.constant(0),), parallel_iterations=1)
-        self.metric_names, sums = metric_sums(self.state.model, count * self.epochs)
-        return self.state.delta(params), [tf.convert_to_tensor(weight) for weight in self.state.personal], sums
+            start = tf.convert_to_tensor(first)
+            tf.while_loop(lambda number: number < last, epoch, (start,), parallel_iterations=1)
 
     def _loop_full_batches(self, data, rows: tf.Tensor, full: tf.Tensor) -> tf.Tensor:
         """`full` batches of exactly batch_size examples; returns how many were done."""
@@ -222,7 +290,7 @@ class TrainProgram:
         return tf.while_loop(lambda number: number < full, batch, (tf.constant(0),), parallel_iterations=1)[0]
 
     def _step(self, data, rows: tf.Tensor) -> tf.Tensor:
-        self.state.model.train_step(gather(data, rows))
+        self.state.train_step(gather(data, rows))
         return tf.constant(0)
 
 
@@ -287,49 +355,6 @@ def data_specs(data: Examples) -> tuple:
 def host(tensor: tf.Tensor) -> np.ndarray:
     """The tensor as an array; without a copy where it lies in the processor's memory."""
     return np.frombuffer(memoryview(tensor), np.float32) if "CPU" in tensor.device else tensor.numpy()
-
-
-def metric_sums(model: keras.Model, examples: tf.Tensor) -> tuple[list[str], tf.Tensor]:
-    """Names and (sum, count) pairs, shape (names, 2), of all that the model measured since its metrics were reset.
-
-    A mean (loss, accuracy) gives its own sum and count. Another metric (AUC) has no sum over clients: its value is
-    weighted by the number of examples.
-    """
-    means = {metric.name: metric for metric in walk_metrics(model.metrics) if isinstance(metric, keras.metrics.Mean)}
-    names, sums = [], []
-    for name, value in sorted(flat_results(model.get_metrics_result())):
-        count = tf.cast(examples, tf.float32)
-        if name in means and name != "loss":
-            count = tf.cast(tf.convert_to_tensor(means[name].count), tf.float32)
-        names.append(name)
-        sums.append(tf.stack([tf.cast(value, tf.float32) * count, count]))
-    return names, tf.stack(sums) if sums else tf.zeros([0, 2])
-
-
-def flat_results(results: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Metric results without nesting: {"a": {"b": 1}} is ("a_b", 1)."""
-    for name, value in results.items():
-        if isinstance(value, dict):
-            yield from flat_results(value, f"{prefix}{name}_")
-        else:
-            yield prefix + name, value
-
-
-def walk_metrics(metrics: Sequence[Any]) -> Iterator[Any]:
-    """Every metric, containers opened."""
-    for metric in metrics:
-        inner = getattr(metric, "metrics", None)
-        if inner:
-            yield from walk_metrics(inner)
-        else:
-            yield metric
-
-
-def named_sums(names: Sequence[str], sums: tf.Tensor) -> dict[str, Weighted]:
-    """Metric sums by name."""
-    return {
-        name: Weighted(float(total), float(count)) for name, (total, count) in zip(names, sums.numpy(), strict=True)
-    }
 
 
 def _reset(variables: Sequence[tuple[keras.Variable, np.ndarray | None]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,8 +13,10 @@ import tensorflow as tf
 from ..core.errors import ClientError, ConfigError
 from ..core.examples import Examples, map_arrays
 from ..core.experiment import Experiment
+from ..core.phases import Course, course_of, own_course
 from ..core.random import Key, derive
 from ..core.spec import ModelSpec
+from ..core.split import is_split
 from ..core.types import (
     NOTHING,
     Broadcast,
@@ -29,8 +32,11 @@ from ..core.types import (
 from .building import build_model, describe_model
 from .debug import train_eagerly
 from .dispatch import Library
+from .mirrored import Mirrored, check_replicas
 from .per_example import PrivateProgram, check_model, private_task, train_privately_eagerly
+from .personal import chosen, train_own
 from .program import EvaluateProgram, ModelState, Task, TrainProgram
+from .split import Halves
 
 EVALUATION_BATCH = 512
 SHORT = 1 << 16  # rows: 256 KiB of numbers, which cost less to copy than another shape to compile
@@ -47,12 +53,14 @@ class Worker:
         debug: bool = False,
         library: Library | None = None,
         is_live: bool = False,
+        replicas: Sequence[str] = (),
     ):
         """Build experiment's model on device.
 
         xla: compile full batches with XLA. debug: run eagerly, batch by batch, so that errors name their batch.
         is_live: this is a real device, whose noise must not follow from a key that the server knows.
         library: where workers of the same experiment share what they trace.
+        replicas: devices among which each client's batches are divided, `device` the first; fewer than two: not.
         Errors: ConfigError for a model that is not compiled or does not fit the clients' examples.
         """
         self.experiment, self.device, self.xla, self.debug, self.is_live = experiment, device, xla, debug, is_live
@@ -64,20 +72,28 @@ class Worker:
         with tf.device(device):
             self.model = build_model(experiment.model, sample, derive(experiment.seed, "model"))
             self.spec = ModelSpec.of(self.model, experiment.personal)
-            self.state = ModelState(self.model, self.spec)
+            cut = experiment.strategy.cut if is_split(experiment.strategy) else None  # type: ignore[attr-defined]
+            self.halves = None if cut is None else Halves(self.model, self.spec, cut)
+            self.state = self.training = ModelState(self.model, self.spec, self.halves)
+            if len(replicas) > 1:
+                check_replicas(experiment)
+                one, key = sample.take(slice(0, 1)), derive(experiment.seed, "model")
+                copies = Mirrored(self.model, experiment.model, one, key, replicas)
+                self.training, library = ModelState(self.model, self.spec, copies), None  # such traces are not shared
             if experiment.local.per_example is not None:
                 check_model(self.model, sample.take(slice(0, 1)))
-        if self.state.has_own_schedule and experiment.local.learning_rate is not None:
-            raise ConfigError(
-                "the model's optimizer has a learning rate schedule of its own; drop it, or local.learning_rate"
-            )
+        for name, part in (("local", experiment.local), ("fine_tune", experiment.fine_tune)):
+            if self.state.has_own_schedule and part is not None and part.learning_rate is not None:
+                raise ConfigError(
+                    f"the model's optimizer has a learning rate schedule of its own; drop it, or {name}.learning_rate"
+                )
         if experiment.client_rule is not None:
             check_rule(experiment.client_rule, self.state)
         self.initial_params = self.spec.flatten(self.model.get_weights())
         self.initial_memory = [keras.ops.convert_to_numpy(weight) for weight in self.state.personal]
         self.default_rate = math.nan if self.state.has_own_schedule else float(self.model.optimizer.learning_rate)
-        # With XLA or not, with an offset or not, for how many examples where all clients hold as many.
-        self._train: dict[tuple[bool, bool, int | None], TrainProgram] = {}
+        # With XLA or not, with an offset or not, for how many examples where all clients hold as many; which course.
+        self._train: dict[tuple[bool, bool, int | None, Course], TrainProgram] = {}
         self._private: dict[tuple[bool, bool], PrivateProgram] = {}
         self._evaluate: dict[Any, EvaluateProgram] = {}
         self._library = library or Library()
@@ -95,23 +111,34 @@ class Worker:
 
         data: arrays or tensors on this device; rows: the client's own rows of them. memory: what the client kept from
         its last round, None at first. Returns what leaves the client: a ClientUpdate, with a codec a CodedUpdate,
-        or the Failure why nothing does; and what the client keeps.
+        of a model that is cut a SplitUpdate, or the Failure why nothing does; and what the client keeps.
         """
         memory = self.initial_memory if memory is None else memory
         personal, remembered, residual = self._split(memory)
+        broadcast, member = chosen(self, broadcast, (data, rows), memory)
         rule = self.experiment.client_rule
         offset = None if rule is None else rule.offset(broadcast, remembered)
-        task = self._task(broadcast, key, rows, personal, offset)
-        delta, kept, metrics = self._run(broadcast, client, data, task, key)
+        epochs = int(self.experiment.local.epochs_of(np.array([client]), broadcast.round, self.experiment.seed)[0])
+        course, own = course_of(self.experiment), own_course(self.experiment)
+        task = self.task(broadcast, key, rows, course.passes(epochs), personal, offset)
+        delta, kept, metrics = self.run(broadcast, client, data, task, key, course)
         # One pass: NaN and infinity reach the sum. Not a dot product, whose BLAS threads would crowd out the workers'.
         if not np.isfinite(delta.sum()):
             return Failure(client, "non_finite", f"its update is not finite{self._told(metrics)}"), memory
-        extra, steps = NOTHING, self.experiment.local.steps(len(rows))
+        extra, steps = NOTHING, self.experiment.local.steps(len(rows), epochs)
         if rule is not None:
+            trained = delta
             delta, extra, remembered = rule.finish(broadcast, remembered, delta, steps, task.learning_rate)
+            delta = with_statistics(delta, trained, self.spec)
+        if own is not None:
+            remembered = train_own(self, own, broadcast, client, key, (data, rows), epochs, remembered)
+            if not np.isfinite(remembered.sum()):
+                return Failure(client, "non_finite", "its own model is not finite; lower the learning rate"), memory
         weight = float(len(rows)) if self.experiment.weighting == "examples" else 1.0
         own_key = Key.fresh() if self.is_live else key.derive("transforms")
-        update = ClientUpdate(delta, extra, weight, metrics)
+        update = ClientUpdate(delta, extra, weight, {**metrics, **member})
+        if self.halves is not None:
+            return self.halves.sent(update), kept
         try:
             update = self.experiment.transforms.encode(broadcast.transforms, update, own_key)
             if self.experiment.codec is None:
@@ -121,28 +148,34 @@ class Worker:
         except ClientError as error:  # what the rule made of it is not finite: the round goes on without this client
             return Failure(client, "non_finite", str(error)), memory
 
-    def _task(
-        self, broadcast: Broadcast, key: Key, rows: np.ndarray, personal: list[np.ndarray], offset: Vector | None
+    def task(
+        self,
+        broadcast: Broadcast,
+        key: Key,
+        rows: np.ndarray,
+        epochs: int,
+        personal: list[np.ndarray],
+        offset: Vector | None,
     ) -> Task:
-        """A client's round as the programs take it; all its random numbers come from key."""
+        """A client's training as the programs take it; all its random numbers come from key. epochs: of all phases."""
         local = self.experiment.local
-        order = epoch_orders(rows, local.epochs, key.derive("shuffle") if local.shuffle else None)
+        order = epoch_orders(rows, epochs, key.derive("shuffle") if local.shuffle else None)
         seeds = key.derive("layers").words(2 * len(self.state.seeds)).reshape(-1, 2)
         rate = self.default_rate if broadcast.learning_rate is None else broadcast.learning_rate
         return Task(personal, order, len(rows), rate, seeds, NOTHING if offset is None else offset)
 
-    def _run(
-        self, broadcast: Broadcast, client: int, data: Examples, task: Task, key: Key
+    def run(
+        self, broadcast: Broadcast, client: int, data: Examples, task: Task, key: Key, course: Course
     ) -> tuple[Vector, list[np.ndarray], dict[str, Weighted]]:
-        """Train: delta, the personal variables after, metric sums."""
+        """Train from broadcast.params: delta, the personal variables after, metric sums."""
         try:
             with tf.device(self.device):
                 if self.experiment.local.per_example is not None:
                     return *self._run_privately(broadcast, client, data, task, key), {}
                 if self.debug:
                     batch_size = self.experiment.local.batch_size
-                    return train_eagerly(self.state, broadcast, client, data, task, batch_size, self._proximal)
-                program = self._train_program(data, len(task.offset) > 0, task.examples)
+                    return train_eagerly(self.training, broadcast, client, data, task, batch_size, course)
+                program = self._train_program(data, len(task.offset) > 0, task.examples, course)
                 padded, order = self._padded(data, task.order)
                 return program(self._on_device(broadcast.params), padded, task._replace(order=order))
         except tf.errors.OpError as error:
@@ -151,7 +184,7 @@ class Worker:
     def _run_privately(
         self, broadcast: Broadcast, client: int, data: Examples, task: Task, key: Key
     ) -> tuple[Vector, list[np.ndarray]]:
-        """As _run, by DP-SGD; without metrics, which would be releases that nothing covers."""
+        """As run, by DP-SGD; without metrics, which would be releases that nothing covers."""
         local, has_offset = self.experiment.local, len(task.offset) > 0
         privacy = local.per_example
         assert privacy is not None
@@ -183,7 +216,7 @@ class Worker:
                     self.state,
                     lambda: EvaluateProgram(self.state, data, EVALUATION_BATCH),
                 )
-            personal, *_ = self._split(self.initial_memory if memory is None else memory)
+            personal = self.at_home(memory)
             return self._evaluate[signature](self._on_device(params), personal, data, rows.astype(np.int32))
 
     def put(self, examples: Examples) -> Examples:
@@ -194,6 +227,14 @@ class Worker:
     def use_xla(self, xla: bool) -> None:
         """Compile full batches with XLA, or not, from the next call on."""
         self.xla = xla
+
+    def at_home(self, memory: list[np.ndarray] | None) -> list[np.ndarray]:
+        """Of what a client keeps, None at first: its personal variables."""
+        return self._split(self.initial_memory if memory is None else memory)[0]
+
+    def remembered(self, memory: list[np.ndarray] | None) -> Vector | None:
+        """Of what a client keeps, None at first: the vector of its rule."""
+        return None if memory is None else self._split(memory)[1]
 
     @property
     def _proximal(self) -> float:
@@ -213,16 +254,17 @@ class Worker:
         remembered = memory[count] if len(memory) > count and len(memory[count]) else None
         return memory[:count], remembered, memory[count + 1] if len(memory) > count + 1 else None
 
-    def _train_program(self, data: Examples, has_offset: bool, examples: int) -> TrainProgram:
-        known = examples if self.xla and self._extremes == (examples, examples) else None  # all clients hold as many
-        kind = self.xla, has_offset, known
+    def _train_program(self, data: Examples, has_offset: bool, examples: int, course: Course) -> TrainProgram:
+        local = self.experiment.local
+        epochs = local.epochs if isinstance(local.epochs, int) else None
+        known = examples if self.xla and epochs and self._extremes == (examples, examples) else None  # all hold as many
+        kind = self.xla, has_offset, known, course
         if kind not in self._train:
-            local, proximal = self.experiment.local, self._proximal
             self._train[kind] = self._library.take(
                 ("train", self.device, *kind),
                 self.state,
                 lambda: TrainProgram(
-                    self.state, data, local.epochs, local.batch_size, self.xla, proximal, has_offset, known
+                    self.training, data, epochs, local.batch_size, self.xla, course, has_offset, known
                 ),
             )
         return self._train[kind]
@@ -257,10 +299,16 @@ class Worker:
 def check_rule(rule: LocalRule, state: ModelState) -> None:
     """Errors: ConfigError for a model that rule cannot reckon with; see LocalRule."""
     momentum = getattr(rule, "sgd_momentum", None)
-    if state.has_own_schedule and (rule.remembers or momentum is not None):
+    needs_rate = momentum is not None or (rule.remembers and not hasattr(rule, "own"))
+    if state.has_own_schedule and needs_rate:
         raise ConfigError(
             f"{rule!r} has to know the learning rate; give local.learning_rate in place of the optimizer's schedule"
         )
+    for _, trains in getattr(rule, "phases", ()):
+        if trains == "personal" and not any(weight.trainable for weight in state.personal):
+            raise ConfigError(
+                f"{rule!r} trains what stays at home; nothing there is trainable: name a layer in personal"
+            )
     optimizer = getattr(state.model.optimizer, "inner_optimizer", state.model.optimizer)
     if momentum is not None:
         # Exactly SGD: what other optimizers do between two gradients is not what the rule undoes.
@@ -271,13 +319,16 @@ def check_rule(rule: LocalRule, state: ModelState) -> None:
                 f"{rule!r} is for clients with SGD(momentum={momentum:g}), without Nesterov's; "
                 f"the model's optimizer is {type(optimizer).__name__}{own}"
             )
-    statistics = [variable.path for variable in state.spec.shared if not variable.trainable]
-    if getattr(rule, "weights_only", False) and statistics:
-        names = tuple(sorted({path.split("/")[-1] for path in statistics}))
-        raise ConfigError(
-            f"{rule!r} is for weights that follow a gradient; {statistics[0]!r} has none. Keep what is not trained at "
-            f"home: personal={names!r}"
-        )
+
+
+def with_statistics(delta: Vector, trained: Vector, spec: ModelSpec) -> Vector:
+    """What a rule made of a delta, with the statistics in it as they were trained: they are no sums of gradients."""
+    if delta is trained or not spec.statistics:
+        return delta
+    delta = delta.copy()
+    for place in spec.statistics:
+        delta[place] = trained[place]
+    return delta
 
 
 def joined(personal: list[np.ndarray], remembered: Vector | None, residual: Vector | None) -> list[np.ndarray]:

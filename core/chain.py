@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .random import Key
 from .spec import ModelSpec
 from .types import ClientUpdate, State, Total, UpdateTransform
@@ -44,3 +46,12 @@ class Chain:
         for position in reversed(range(len(self.transforms))):
             states[position], total = self.transforms[position].decode(states[position], total, key.derive(position))
         return tuple(states), total
+
+
+def flattened(transforms: UpdateTransform) -> Iterator[UpdateTransform]:
+    """The transforms of a chain, and of the chains in it; or the one that is none."""
+    if isinstance(transforms, Chain):
+        for one in transforms.transforms:
+            yield from flattened(one)
+    else:
+        yield transforms

@@ -13,11 +13,18 @@ from typing import Any, Literal
 import numpy as np
 
 from .chain import Chain
+from .clusters import check_clusters
+from .compatible import check_fold, check_pooling, check_released
+from .description import describe
 from .devices import Deadline, Devices
+from .epochs import Epochs, ListedEpochs
 from .errors import ConfigError, IncompatibleError
 from .examples import Examples
 from .folds import WeightedSum
+from .phases import FineTune, check_phases
 from .random import Key
+from .reweighting import Reweighting, check_reweighting
+from .split import check_split
 from .types import (
     Aggregation,
     Broadcast,
@@ -44,7 +51,8 @@ from .validation import require, require_count, require_real
 class Local:
     """What a client does in its round.
 
-    epochs: passes over its own examples.
+    epochs: passes over its own examples: a number for all, Epochs(low, high) drawn per round and client, or an array
+        with one per client.
     batch_size: examples per step; None: all at once. The last batch of an epoch may be smaller; none is dropped.
     learning_rate: of the model's own optimizer; a schedule over rounds; None leaves the optimizer as compiled.
     shuffle: a fresh order per epoch, derived from (seed, round, client, epoch).
@@ -52,14 +60,22 @@ class Local:
         the client's number of examples, in place of shuffled epochs.
     """
 
-    epochs: int = 1
+    epochs: int | Epochs | ListedEpochs = 1
     batch_size: int | None = 32
     learning_rate: float | Schedule | None = None
     shuffle: bool = True
     per_example: PerExamplePrivacy | None = None
 
     def __post_init__(self) -> None:
-        require_count("epochs", self.epochs)
+        if isinstance(self.epochs, (np.ndarray, list, tuple)):
+            object.__setattr__(self, "epochs", ListedEpochs(np.asarray(self.epochs)))
+        if not isinstance(self.epochs, (Epochs, ListedEpochs)):
+            require_count("epochs", self.epochs)
+        elif self.per_example is not None:
+            raise IncompatibleError(
+                f"{self.per_example!r} accounts for as many steps of every client; epochs={self.epochs!r} are not. "
+                "Give one number of epochs"
+            )
         if self.batch_size is not None:
             require_count("batch_size", self.batch_size)
         if self.learning_rate is not None and not hasattr(self.learning_rate, "at"):
@@ -71,12 +87,28 @@ class Local:
             return self.learning_rate
         return self.learning_rate.at(round, records)
 
-    def steps(self, examples: int) -> int:
-        """Optimizer steps of a client with `examples` examples."""
+    def epochs_of(self, clients: np.ndarray, round: int, seed: int) -> np.ndarray:
+        """How many epochs each client makes in `round` of a run with that seed: int64, shape (len(clients),)."""
+        if isinstance(self.epochs, int):
+            return np.full(len(clients), self.epochs, np.int64)
+        return self.epochs.of(clients, round, seed)
+
+    @property
+    def most_epochs(self) -> int:
+        """That any client makes in any round."""
+        return self.epochs if isinstance(self.epochs, int) else self.epochs.most
+
+    @property
+    def mean_epochs(self) -> float:
+        """Expected of a client."""
+        return float(self.epochs) if isinstance(self.epochs, int) else self.epochs.mean
+
+    def steps(self, examples: int, epochs: int | None = None) -> int:
+        """Optimizer steps of a client with `examples` examples. epochs: that it makes; None: as many as any may."""
         if self.per_example is not None and self.per_example.steps is not None and examples:
             return self.per_example.steps
         batch = self.batch_size or max(examples, 1)
-        return self.epochs * -(-examples // batch)
+        return (self.most_epochs if epochs is None else epochs) * -(-examples // batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +134,10 @@ class Experiment:
     validation: each client's held-out examples, for federated evaluation; None for none.
     evaluate_every: rounds between evaluations; the last round is always evaluated.
     personal: regular expressions over variable paths; what matches stays with the client (a head, normalisation).
+    fine_tune: how a client's model is tuned to it before it is evaluated once more (validation_personal_…); None: not.
     weighting: a client's say in the mean: its number of "examples", or "uniform". By default "examples", and "uniform"
         under a plan, which bounds what a client can say.
+    reweighting: what changes that say from round to round, by what clients lose (Agnostic); None: nothing.
     min_clients: updates that a round needs at least; with fewer the run stops.
     callbacks: what may end the run early; part of the result, unlike watchers handed to `run`.
     devices: a simulated fleet: its virtual clock says who takes part, who fails, and how long a round lasts. None:
@@ -131,7 +165,9 @@ class Experiment:
     validation: Population | None = None
     evaluate_every: int = 1
     personal: tuple[str, ...] = ()
+    fine_tune: FineTune | None = None
     weighting: Literal["examples", "uniform"] = None  # type: ignore[assignment]
+    reweighting: Reweighting | None = None
     min_clients: int = 1
     callbacks: tuple[Callback, ...] = ()
     devices: Devices | None = None
@@ -168,6 +204,13 @@ class Experiment:
             raise ConfigError("population and validation are parts of different divisions; examples would be in both")
         self._check_time()
         self._check_codec()
+        check_fold(self)
+        check_pooling(self)
+        check_released(self)
+        check_phases(self)
+        check_clusters(self)
+        check_reweighting(self)
+        check_split(self)
         if self.plan is not None:
             self.plan.check(self)
 
@@ -216,7 +259,7 @@ class Experiment:
             )
 
     def _check_codec(self) -> None:
-        """Refuse what cannot be summed or timed once it is encoded, and codecs that undo what bounds an update."""
+        """Refuse what cannot be summed once it is encoded, and codecs that undo what bounds an update."""
         if self.codec is None:
             return
         if self.aggregation is not None:
@@ -226,10 +269,6 @@ class Experiment:
             )
         if is_asynchronous(self.strategy):
             raise IncompatibleError(f"{self.codec!r} is for synchronous rounds; {self.strategy!r} has none")
-        if self.devices is not None:
-            raise IncompatibleError(
-                f"{self.devices!r} reckons with uploads of 4 bytes a number; {self.codec!r} has less"
-            )
         clips, plan = one_that(self.transforms, "clip_norm"), self.plan
         # Noise that clients add after clipping covers whatever becomes of an update later, what they keep included.
         if plan is not None and plan.clients_release and hasattr(plan.transform, "clip_norm"):
@@ -295,7 +334,7 @@ class Experiment:
         flat: dict[str, str] = {}
         for part in dataclasses.fields(self):
             if part.name != "rounds":
-                _describe(part.name, getattr(self, part.name), flat)
+                describe(part.name, getattr(self, part.name), flat)
         return flat
 
     @property
@@ -351,28 +390,3 @@ REQUIRED_METHODS = {
     "codec": ("encode", "decode", "payload_bytes"),
     "fold": ("zero", "add", "merge", "total"),
 }
-
-
-def _describe(path: str, value: Any, flat: dict[str, str]) -> None:
-    """Add value, found at a dotted path, to a flat description."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        flat[path] = type(value).__qualname__
-        for part in dataclasses.fields(value):
-            if part.compare:
-                _describe(f"{path}.{part.name}", getattr(value, part.name), flat)
-    elif isinstance(value, np.ndarray):
-        content = hashlib.blake2b(np.ascontiguousarray(value).view(np.uint8).data, digest_size=8).hexdigest()
-        flat[path] = f"{value.dtype}{list(value.shape)} {content}"
-    elif isinstance(value, dict):
-        for name, part in value.items():
-            _describe(f"{path}.{name}", part, flat)
-    elif isinstance(value, (tuple, list)):
-        flat[path] = f"{type(value).__name__} of {len(value)}"
-        for position, part in enumerate(value):
-            _describe(f"{path}.{position}", part, flat)
-    elif callable(value):
-        flat[path] = getattr(value, "__qualname__", type(value).__qualname__)
-    elif hasattr(value, "describe"):
-        flat[path] = value.describe()
-    else:
-        flat[path] = repr(value)

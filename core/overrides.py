@@ -98,7 +98,8 @@ def _typed(text: str, hint: Any, path: str) -> Any:
                 return float(candidate)
             if _is_of(candidate, option):
                 return candidate
-    names = " or ".join(sorted({_name(option) for option in _options(hint)}))
+    options = [option for option in _options(hint) if _can_be_typed(option)] or _options(hint)
+    names = " or ".join(sorted({_name(option) for option in options}))
     raise ConfigError(f"expected {path}={text} to be {names}")
 
 
@@ -132,6 +133,10 @@ def _is_of(value: Any, option: Any) -> bool:
     if option in (int, float, str, bool, type(None)):
         return type(value) is option
     return False
+
+
+def _can_be_typed(option: Any) -> bool:
+    return typing.get_origin(option) in (Literal, tuple) or option in (int, float, str, bool, type(None))
 
 
 def _name(option: Any) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from .errors import ConfigError
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
+MOMENTS = ("moving_mean", "moving_variance")  # what Keras calls the two that BatchNorm keeps
 
 
 class VariableSpec(NamedTuple):
@@ -22,13 +24,19 @@ class VariableSpec(NamedTuple):
     path: str  # as Keras names it: "dense/kernel"
     shape: tuple[int, ...]
     dtype: str
-    trainable: bool  # False: statistics, such as BatchNorm's moving mean
+    trainable: bool  # False: statistics, such as BatchNorm's moving mean, and what is frozen
     offset: int | None  # of its first number in the vector; None: it stays at home, in the client's memory
 
     @property
     def size(self) -> int:
         """How many numbers it holds."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def place(self) -> slice:
+        """Where it lies in the vector; only for what is shared."""
+        assert self.offset is not None
+        return slice(self.offset, self.offset + self.size)
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,37 @@ class ModelSpec:
     def shared(self) -> Iterator[VariableSpec]:
         """The variables inside the vector, in its order."""
         return (variable for variable in self.variables if variable.offset is not None)
+
+    @cached_property
+    def statistics(self) -> tuple[slice, ...]:
+        """Where the vector holds what no gradient moves: statistics, and what is frozen. Neighbours are one slice."""
+        places: list[slice] = []
+        for variable in self.shared:
+            if variable.trainable:
+                continue
+            place = variable.place
+            if places and places[-1].stop == place.start:
+                place = slice(places.pop().start, place.stop)
+            places.append(place)
+        return tuple(places)
+
+    @cached_property
+    def moments(self) -> tuple[tuple[slice, slice], ...]:
+        """Where the moving mean and the moving variance of each BatchNorm layer lie, both of them shared."""
+        found = {variable.path: variable.place for variable in self.shared if not variable.trainable}
+        means = (path for path in found if path.rpartition("/")[2] == MOMENTS[0])
+        pairs = ((found[path], found.get(path.removesuffix(MOMENTS[0]) + MOMENTS[1])) for path in means)
+        return tuple((mean, variance) for mean, variance in pairs if variance is not None)
+
+    def places(self, paths: Collection[str]) -> np.ndarray:
+        """Where in the vector the variables of those paths lie, the client's half of a cut model say: bool, shape (d,).
+
+        Paths of variables that stay at home are nowhere in it.
+        """
+        found = np.zeros(self.size, bool)
+        for variable in self.shared:
+            found[variable.place] = variable.path in paths
+        return found
 
     def flatten(self, weights: Sequence[np.ndarray]) -> np.ndarray:
         """The vector of a full list of weights (in `model.weights` order): float32, shape (d,)."""

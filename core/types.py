@@ -70,6 +70,18 @@ class CodedUpdate(NamedTuple):
         return len(self.payload) + self.extra.nbytes
 
 
+class SplitUpdate(NamedTuple):
+    """A ClientUpdate where the model is cut in two: delta of the client's half, and of the server's half that it
+    trained with."""
+
+    delta: Vector
+    extra: Vector
+    weight: float
+    metrics: Metrics
+    bytes_up: int  # of the client's half of the model, and of what it sent in its steps: activations, labels, weights
+    bytes_down: int  # of the client's half, and of the gradients that it got in its steps
+
+
 class Mean(NamedTuple):
     """What a strategy sees of a round."""
 
@@ -126,7 +138,7 @@ class ServerState(NamedTuple):
     strategy: State
     transforms: State
     ledger: Mapping[str, int]  # privacy events released so far, {event: count}
-    feedback: State = ()  # Heard, for a sampler that needs losses
+    feedback: State = ()  # Heard, for a sampler that needs losses; Reweighed, for a reweighting
 
 
 class Failure(NamedTuple):
@@ -142,6 +154,13 @@ class Heard(NamedTuple):
 
     losses: np.ndarray  # float32: mean training loss; NaN for a client that was never heard
     rounds: np.ndarray  # int32: in which round; 0 for never
+
+
+class Reweighed(NamedTuple):
+    """What a server keeps where clients are reweighted."""
+
+    heard: State  # Heard, or ()
+    weights: State  # of the reweighting
 
 
 class Knowledge(NamedTuple):
@@ -191,7 +210,11 @@ class RoundRecord(NamedTuple):
 
 
 class Strategy(Protocol):
-    """The server's half of an algorithm: a frozen dataclass; state in, state out."""
+    """The server's half of an algorithm: a frozen dataclass; state in, state out.
+
+    What it makes of statistics (BatchNorm) is put aside: they follow the clients' mean, see server/statistics. Except
+    where it has mixes_models, as the model is a mean of models then, or several are.
+    """
 
     def init(self, params: Vector) -> State: ...
     def broadcast(self, state: State) -> Vector:
@@ -225,8 +248,37 @@ class AsynchronousStrategy(Strategy, Protocol):
         """What an update counts as. staleness: rounds since the client began, 0 for none. base: what it began from."""
 
 
+class SplitStrategy(Strategy, Protocol):
+    """A strategy whose clients hold a model's first layers, and train with a server that holds the others."""
+
+    @property
+    def cut(self) -> str:
+        """The name of the last layer that lies with clients."""
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the server has one half for all, which clients train one after the other, each from `handed_on`."""
+
+    def turns(self, cohort: Sequence[int], key: Key) -> list[int]:
+        """The cohort in the order in which it trains."""
+
+    def handed_on(self, params: Vector, moved: Vector, on_client: np.ndarray) -> Vector:
+        """What the next client in turn begins with.
+
+        params: of the broadcast. moved: Σ delta of the clients before it. on_client: which numbers lie with clients:
+        bool, shape (d,).
+        """
+
+    def closed(self, total: Total, moved: Vector, on_client: np.ndarray) -> Total:
+        """The round's total. total: as the experiment's fold has it; moved: Σ delta of all that are in it."""
+
+
 class UpdateTransform(Protocol):
-    """Privacy and linear compression: done by the client, undone once on the server."""
+    """Privacy and linear compression: done by the client, undone once on the server.
+
+    Three attributes more where they matter, all False if absent. same_round_only: not for sums of updates that began
+    from different broadcasts. by_coordinate, pools_statistics: see core/compatible.
+    """
 
     def init(self, spec: ModelSpec) -> State: ...
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate: ...
@@ -258,7 +310,11 @@ class Codec(Protocol):
 
 
 class Fold(Protocol):
-    """How updates become a Total."""
+    """How updates become a Total.
+
+    Two attributes more where they matter, see core/compatible. min_clients: updates that a round needs at least.
+    by_coordinate: True where the share that an update has in the mean is another for each of its numbers.
+    """
 
     @property
     def needs_individual_updates(self) -> bool:
@@ -291,6 +347,7 @@ class Aggregation(Protocol):
     """How a cohort's updates become a sum that hides each of them: secure aggregation, homomorphic encryption.
 
     metrics: names of the clients' metrics that travel in the sum; the others stay with the clients.
+    Attributes more where it rounds: limit, the largest magnitude kept of a number; step, how far it may move one.
     """
 
     @property
@@ -333,8 +390,12 @@ class LocalRule(Protocol):
 
     In each step: gradient ← gradient + proximal·(w − w_global) + offset.
 
-    Two attributes more where they matter; a model that does not fit is refused. sgd_momentum: the rule reckons with
-    clients of plain SGD with this momentum. weights_only: what the server does with deltas is not for statistics.
+    One attribute more where it matters; a model that does not fit is refused. sgd_momentum: the rule reckons with
+    clients of plain SGD with this momentum. Whatever `finish` makes of them, statistics (BatchNorm) are sent as
+    they were trained.
+
+    And two that say what is trained (see core/phases). phases: the parts of a client's round, each a Phase. own: an
+    OwnModel, a second model, which is what the client remembers.
     """
 
     @property
@@ -497,6 +558,17 @@ class Runtime(Protocol):
         """Central evaluation on the server's own examples."""
 
     def evaluate_clients(self, params: Vector, clients: Sequence[int]) -> ClientMetrics:
-        """Federated evaluation on the clients' validation examples."""
+        """Federated evaluation on the clients' validation examples.
+
+        A runtime for strategies of several models takes a third argument, Broadcast.extra.
+        """
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """Where whole runs are played, by a server of its own, in place of this process's rounds."""
+
+    def play(self, experiment: Any, *, store: Any, resume: str | None, watchers: Sequence[Watcher]) -> Any:
+        """As `server.run`, which hands it all that it was given; the run's History."""

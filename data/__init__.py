@@ -26,9 +26,12 @@ from .partitioners import (
     Shards,
 )
 from .populations import Generated, Partitioned, PerClient
+from .selected import Selected
 from .shakespeare import Shakespeare
 from .sources import Arrays, CsvTable, NpzFile, ParquetTable
 from .splits import kfold_clients, kfold_within, split_clients
+from .standardised import FeatureStatistics, Standardised
+from .statistics import federated_statistics
 from .summary import Summary, plot_population, summarize
 
 ALL_SOURCES = (
@@ -72,6 +75,7 @@ __all__ = [
     "Dirichlet",
     "FashionMnist",
     "FeatureSkew",
+    "FeatureStatistics",
     "Generated",
     "Iid",
     "ImageFolder",
@@ -86,11 +90,14 @@ __all__ = [
     "Partitioner",
     "PerClient",
     "PowerLaw",
+    "Selected",
     "Shakespeare",
     "Shards",
+    "Standardised",
     "Summary",
     "TfDataset",
     "TorchDataset",
+    "federated_statistics",
     "kfold_clients",
     "kfold_within",
     "plot_population",

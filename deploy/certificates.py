@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -142,6 +143,8 @@ def probe(host: str, port: int, authority: Path) -> None:
             return
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(f"{where} is refused: {_reason(error, host)}") from error
+    except ssl.SSLEOFError as error:  # a forwarder, whose server has not been started yet
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the connection was cut in the TLS handshake") from error
     except ssl.SSLError as error:
         raise ConfigError(f"{where} does not speak TLS, and plaintext is refused ({error.reason})") from error
 

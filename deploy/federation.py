@@ -22,6 +22,8 @@ UP_SECONDS = 180.0  # for every client to be connected
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.2
 TAIL_LINES = 15
+# Uncached byte code would treble the time that importing TensorFlow takes; parties cannot share a monitor's address.
+NOT_INHERITED = ("PYTHONDONTWRITEBYTECODE", "UMBEL_MONITOR")
 COMMAND = "from umbel.cli import main; main()"
 
 
@@ -77,18 +79,13 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def stop(folder: Path, only: list[str] | None = None) -> list[str]:
-    """End the parties of a folder that run on this machine, clients first. Who was ended. Those that do not follow
-    within 30 seconds are killed."""
-    found = [party for party in reversed(parties(folder)) if only is None or party.name in only]
+    """End the parties of a folder that run on this machine: first the server, so that no round ends for want of clients
+    that were stopped. Who was ended, in this order. Those that do not follow within 30 seconds are killed."""
+    found = [party for party in parties(folder) if only is None or party.name in only]
     running = [(party, process) for party in found if (process := process_of(party.state)) is not None]
-    for _, process in running:
-        _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    for party, process in running:
-        while process_of(party.state) == process and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS / 4)
-        if process_of(party.state) == process:
-            _signal(process, signal.SIGKILL)
+    _end([one for one in running if one[0].name == "server"], deadline)
+    _end([one for one in running if one[0].name != "server"], deadline)
     return [party.name for party, _ in running]
 
 
@@ -147,7 +144,7 @@ def _online(operator: OperatorKit) -> set[str]:
 
 
 def _start(party: Party) -> subprocess.Popen:
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    own = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     with open(os.open(party.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-c", COMMAND, *party.words],
@@ -175,6 +172,17 @@ def _wait(ready: Callable[[], bool], started: list[tuple[Party, subprocess.Popen
 def _tail(party: Party) -> str:
     lines = party.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
     return f"{party.log} ends:\n" + "\n".join(lines)
+
+
+def _end(running: list[tuple[Party, int]], deadline: float) -> None:
+    """Ask processes to end, and end those that have not by the deadline."""
+    for _, process in running:
+        _signal(process, signal.SIGTERM)
+    for party, process in running:
+        while process_of(party.state) == process and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 4)
+        if process_of(party.state) == process:
+            _signal(process, signal.SIGKILL)
 
 
 def _signal(process: int, number: int) -> None:

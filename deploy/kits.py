@@ -1,9 +1,9 @@
 """A kit: the folder that holds all that one party needs, and nothing of another's.
 
-    DIR/server         server.toml  server.crt  server.key  runtime.secret  clients/  nginx.conf
-    DIR/clients/NAME   client.toml  policy.toml  node.key  identity.jwk  runtime.secret
+    DIR/server         server.toml  server.crt  server.key  identity.jwk  runtime.secret  clients/  nginx.conf
+    DIR/clients/NAME   client.toml  policy.toml  node.key  identity.jwk  storage.jwk  runtime.secret
     DIR/operator       operator.toml  ca.key  operator.jwk  control.token
-    each of them       ca.crt  roster.bin  operator.pub
+    each of them       ca.crt  roster.bin  server.bin  operator.pub
 
 Each also has a folder `experiments` for files that runs may name, and `state` for what its processes write. Secrets
 have mode 0600. Paths in a kit's configuration are relative to it: a kit can be moved. The server knows only the SHA-256
@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..core.errors import ConfigError
 from ..core.validation import require, suggest
+from ..privacy.identities import RECIPIENT, SERVER, Identity
 from ..privacy.keys import Key
 from ..privacy.secagg.roster import Member, Roster
 from . import texts
@@ -68,11 +69,17 @@ class ServerKit:
         fields = _read(
             folder, "server", {"host": str, "public_port": int, "port": int, "store": str, "token_sha256": str}
         )
-        require_private(folder, "server.key", "runtime.secret")
+        require_private(folder, "server.key", "identity.jwk", "runtime.secret")
         check_dates(folder / "server.crt", RENEW)
+        require(Identity.load(folder).number is None, f"{folder}: identity.jwk is a client's; restore the server's")
         check_dates(folder / "ca.crt", "make new kits: umbel deploy init")
         require(bool(re.fullmatch("[0-9a-f]{64}", fields["token_sha256"])), f"{folder}: token_sha256 is not a SHA-256")
         return ServerKit(folder, **{**fields, "store": _absolute_store(fields["store"], folder)})
+
+    @property
+    def address(self) -> str:
+        """What clients reach it by."""
+        return joined(self.host, self.public_port)
 
     @property
     def node_keys(self) -> dict[str, bytes]:
@@ -95,24 +102,20 @@ class ClientKit:
         """The kit in a folder. Errors: ConfigError for one that is incomplete, open to others, or whose roster is not
         the operator's."""
         fields = _read(folder, "client", {"name": str, "number": int, "clients": int, "server": str})
-        require_private(folder, "node.key", "identity.jwk", "runtime.secret")
+        require_private(folder, "node.key", "identity.jwk", "storage.jwk", "runtime.secret")
         host_and_port(fields["server"])
         check_dates(folder / "ca.crt", "ask the operator for a new kit")
         kit = ClientKit(folder, **fields)
-        Key.load(folder / "identity.jwk").check("node")
+        Key.load(folder / "storage.jwk").check("storage")
         require(
-            any(member.node == kit.number for member in kit.roster().members),
-            f"client {kit.name!r} is not in the roster of {folder}; ask the operator for a new one",
+            Identity.load(folder).number == kit.number,
+            f"client {kit.name!r} is not in the roster of {folder} under its key; ask the operator for a new kit",
         )
         return kit
 
     def roster(self) -> Roster:
         """Who takes part, as the pinned operator signed it. Errors: ConfigError when another did."""
-        operator = bytes.fromhex(_read_text(self.folder / "operator.pub"))
-        try:
-            return Roster.open((self.folder / "roster.bin").read_bytes(), operator)
-        except OSError as error:
-            raise ConfigError(f"roster {self.folder / 'roster.bin'} cannot be read: {error.strerror}") from error
+        return Identity.load(self.folder).clients
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,12 @@ class OperatorKit:
         store = _absolute_store(fields["store"], folder)
         return OperatorKit(folder, fields["address"], store, tuple(map(str, fields["clients"])))
 
+    @staticmethod
+    def find(folder: Path) -> OperatorKit:
+        """The operator's kit that a folder is, or has inside, or beside it. Errors: as of `load`."""
+        inside = [folder, folder / "operator", folder.resolve().parent / "operator"]
+        return OperatorKit.load(next((one for one in inside if (one / "operator.toml").is_file()), folder))
+
     @property
     def token(self) -> str:
         """The secret that the control API asks for."""
@@ -150,12 +159,20 @@ class OperatorKit:
         return self.folder / "ca.crt"
 
 
-def make(folder: Path, host: str, public_port: int | None, clients: Sequence[str], port: int = LOCAL_PORT) -> None:
+def make(
+    folder: Path,
+    host: str,
+    public_port: int | None,
+    clients: Sequence[str],
+    port: int = LOCAL_PORT,
+    seal: bool = False,
+) -> None:
     """Write a kit for the server, for each client, and for the operator.
 
     host: what clients reach the server by. public_port: of the reverse proxy; None: 443, or port where host is this
-    machine, which needs no proxy. Errors: ConfigError for a folder that is not empty, and for names or hosts that are
-    odd or given twice. Nothing is left behind then.
+    machine, which needs no proxy. seal: clients seal what they send to a key that only the server's rounds hold.
+    Errors: ConfigError for a folder that is not empty, and for names or hosts that are odd or given twice. Nothing is
+    left behind then.
     """
     _check_names(clients)
     public_port = public_port or (port if is_loopback(host) else PUBLIC_PORT)
@@ -165,7 +182,7 @@ def make(folder: Path, host: str, public_port: int | None, clients: Sequence[str
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         unfinished.mkdir(parents=True, mode=0o700)
-        _Maker(unfinished, host, public_port, port, tuple(clients)).make()
+        _Maker(unfinished, host, public_port, port, tuple(clients), seal).make()
         os.rename(unfinished, folder)
     except OSError as error:
         raise ConfigError(f"kits cannot be written to {folder}: {error.strerror}") from error
@@ -215,6 +232,7 @@ class _Maker:
     public_port: int
     port: int
     clients: tuple[str, ...]
+    seal: bool
 
     def make(self) -> None:
         """All kits: the operator's key signs the roster, the authority the server's certificate."""
@@ -222,13 +240,19 @@ class _Maker:
         operator, token = Key.generate("operator", 3650, owner="operator"), secrets.token_urlsafe(32)
         identities = [Key.generate("node", 3650, owner=name) for name in self.clients]
         members = tuple(Member(i, key.public.raw, key.owner, key.expires) for i, key in enumerate(identities))
+        own = {"identity.jwk": Key.generate("node", 3650, owner=SERVER)}
+        own |= {"recipient.jwk": Key.generate("recipient", 3650, owner=RECIPIENT)} if self.seal else {}
+        server = tuple(Member(i, key.public.raw, key.owner, key.expires) for i, key in enumerate(own.values()))
         shared: dict[str, bytes | str] = {
             "ca.crt": pem(authority.certificate),
             "roster.bin": Roster(members).signed(operator.signing),
+            "server.bin": Roster(server).signed(operator.signing),
             "operator.pub": operator.public.raw.hex() + "\n",
         }
         node_keys = [ec.generate_private_key(ec.SECP384R1()) for _ in self.clients]
         self._server(authority, token, shared, node_keys)
+        for file, key in own.items():
+            key.save(self.folder / "server" / file)
         for number, (identity, node_key) in enumerate(zip(identities, node_keys, strict=True)):
             self._client(number, identity, node_key, shared)
         self._operator(authority, operator, token, shared)
@@ -266,6 +290,7 @@ class _Maker:
         kit = self._kit(f"clients/{name}", shared)
         write(kit / "node.key", _ssh_private(node_key), 0o600)
         identity.save(kit / "identity.jwk")
+        Key.generate("storage", 3650, owner=name).save(kit / "storage.jwk")
         write(kit / "runtime.secret", secrets.token_hex(32), 0o600)
         server = joined(self.host, self.public_port)
         values = {"name": name, "number": number, "clients": len(self.clients), "server": server}

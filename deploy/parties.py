@@ -8,12 +8,13 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..clients.policy import POLICY_VARIABLE, Policy
 from ..core.errors import ConfigError, UmbelError
-from ..runtimes.flower.processes import environment, free_ports
+from ..runtimes.flower.identity import KIT_VARIABLE
+from ..runtimes.flower.processes import NOTHING_OF_OTHERS, environment, free_ports
 from ..runtimes.flower.secured import TOKENS_VARIABLE, Operator
 from ..runtimes.flower.server import STORE_VARIABLE
 from . import certificates
@@ -22,14 +23,14 @@ from .supervisor import Say, Supervisor, only_one
 
 START_SECONDS = 90.0  # for the SuperLink to answer; it takes one or two, and longer on a machine that is busy
 DATA_VARIABLE = "UMBEL_CLIENT_DATA"
-# What a process inherits must not hold what is not its own: the database's password, another's policy.
-NOTHING_OF_OTHERS = {STORE_VARIABLE: "", "UMBEL_STORE_KEY": "", "UMBEL_MODEL_KEY": "", TOKENS_VARIABLE: ""}
+Note = Callable[[Sequence[tuple[str, str]]], None]  # (action, about whom), for the audit log
 FLOWER = f"{__name__.partition('.')[0]}.runtimes.flower"
 
 
-def run_server(folder: Path, stop: threading.Event, say: Say) -> None:
+def run_server(folder: Path, stop: threading.Event, say: Say, note: Note) -> None:
     """Run the server of a kit until stop is set: the SuperLink, and what runs the rounds.
 
+    note: puts (action, about whom) on record: that the server is up, and was stopped; who may connect, and no longer.
     The SuperLink listens on loopback: nginx.conf publishes what clients need of it. Nodes whose keys are in the kit's
     folder clients are registered, others are not, or no longer. Errors: ConfigError for a kit that cannot be used, a
     port that is taken, and a kit that runs already.
@@ -47,13 +48,14 @@ def run_server(folder: Path, stop: threading.Event, say: Say) -> None:
                 lambda: _answers(operator), stop, START_SECONDS, "the SuperLink does not answer"
             ):
                 return
-            register(operator, node_keys, say)
-        executor = {STORE_VARIABLE: kit.store, TOKENS_VARIABLE: ""}
+            note([*register(operator, node_keys, say), ("deploy.up", kit.address)])
+        executor = {STORE_VARIABLE: kit.store, TOKENS_VARIABLE: "", KIT_VARIABLE: str(kit.folder)}
         supervisor.start(
             "superexec", _superexec(kit), environment(_flower_home(state), executor), kit.folder / "experiments"
         )
         say(f"the server listens on 127.0.0.1:{kit.port}; {len(node_keys)} clients may connect")
         supervisor.watch(stop)
+    note([("deploy.stopped", kit.address)])
 
 
 def run_client(folder: Path, data: str | None, address: str | None, stop: threading.Event, say: Say) -> None:
@@ -85,21 +87,37 @@ def run_client(folder: Path, data: str | None, address: str | None, stop: thread
 
         words = _supernode(kit, certificates.joined(host, port), runtime)
         supervisor.start("supernode", words, environment(home, own), place, why)
+        own[KIT_VARIABLE] = str(kit.folder)
         supervisor.start("worker", _worker(kit, runtime), environment(home, own), place)
         say(f"client {kit.name} works for {certificates.joined(host, port)}")
         supervisor.watch(stop)
 
 
-def register(operator: Operator, node_keys: Mapping[str, bytes], say: Say) -> None:
-    """Let these nodes connect, and no others."""
-    known = {node.public_key: node for node in operator.nodes()}
-    for name, key in node_keys.items():
-        if key not in known:
-            operator.register(name, key)
-    for key, node in known.items():
+def register(operator: Operator, node_keys: Mapping[str, bytes], say: Say) -> list[tuple[str, str]]:
+    """Let these nodes connect, and no others. Who was added and revoked, for the audit log."""
+    known, changes = {node.public_key: node for node in operator.nodes()}, []
+    for key, node in known.items():  # first: a client with a new key is the old one no longer
         if key not in node_keys.values():
             operator.unregister(node.node)
             say(f"client {node.name} may no longer connect: its key is not in the kit")
+            changes.append(("client.revoked", node.name))
+    for name, key in node_keys.items():
+        if key not in known:
+            _register(operator, name, key)
+            changes.append(("client.added", name))
+    return changes
+
+
+def _register(operator: Operator, name: str, key: bytes) -> None:
+    try:
+        operator.register(name, key)
+    except UmbelError as error:
+        if "412" not in str(error):
+            raise
+        raise ConfigError(
+            f"the key of {name} was revoked before, and is never taken again; make new kits, or take its .pub out of "
+            "KIT/clients"
+        ) from error
 
 
 def _superlink(kit: ServerKit) -> list[str]:

@@ -6,12 +6,11 @@ experiment that has a plan does not import dp_accounting.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
-from ..core.chain import Chain
+from ..core.chain import flattened
 from ..core.errors import BudgetSpent, IncompatibleError
 from ..core.folds import WeightedSum
 from ..core.types import Sampler, UpdateTransform
@@ -19,8 +18,6 @@ from ..core.validation import require, require_count, require_real
 from . import accounting, composition
 from .adaptive import AdaptiveClip
 from .events import Event, Ledger, compose, require_noise_multiplier
-from .homomorphic import Homomorphic
-from .secure_sum import SecureSum
 
 NEAR = 1e-3  # beyond the budget: there ε is computed from scratch, so that no round is lost to a bound's fourth digit
 
@@ -152,15 +149,6 @@ def check(plan: Budgeted, experiment: Any) -> None:
         )
 
 
-def flattened(transforms: UpdateTransform) -> Iterator[UpdateTransform]:
-    """The transforms of a chain, and of the chains in it."""
-    if isinstance(transforms, Chain):
-        for one in transforms.transforms:
-            yield from flattened(one)
-    else:
-        yield transforms
-
-
 def check_metrics(aggregation: Any) -> None:
     """Raise unless no metrics of clients travel in the sum."""
     if aggregation is not None and aggregation.metrics:
@@ -190,10 +178,6 @@ def check_aggregation(aggregation: Any, clip_norm: float | AdaptiveClip, roundin
 
 def step_of(aggregation: Any) -> float:
     """How far the aggregation may move a number by rounding it. Errors: IncompatibleError where it does not say."""
-    if isinstance(aggregation, SecureSum):
-        return aggregation.encoding(aggregation.minimum_clients).step
-    if isinstance(aggregation, Homomorphic):
-        return aggregation.limit / aggregation.parameters.levels
     step = getattr(aggregation, "step", None)
     if step is None:
         raise IncompatibleError(

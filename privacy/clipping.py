@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -58,6 +59,8 @@ class ClipPerLayer:
     """
 
     clip_norm: float
+
+    by_coordinate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_real("clip_norm", self.clip_norm, above=0)

@@ -16,23 +16,27 @@ numbers, https://eprint.iacr.org/2020/1533); they are rounded away before a sum 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..core.errors import ClientError, ConfigError, RunStopped
 from ..core.random import Key
-from ..core.types import ClientUpdate, Failure, Shape, Total
+from ..core.sums import Meeting
+from ..core.types import Shape
 from ..core.validation import require, require_count
+from .encrypted import EncryptedClient, EncryptedServer, HomomorphicSession, keep_contexts, public_in, secret_in
 from .layout import Layout
-from .schemes import BFV, CKKS, SCHEMES, Scheme, chunks, describe, quantize, read_scheme, whole_weight
+from .schemes import BFV, CKKS, SCHEMES, Scheme, chunks, describe, frame, parse
 from .secagg.session import MINIMUM_CLIENTS
 
 SUM, SECRET, PUBLIC = b"umbel-he-sum-01\0", b"umbel-he-key-01\0", b"umbel-he-pub-01\0"
@@ -85,6 +89,11 @@ class Homomorphic:
             return self.scheme
         return _chosen(self.scheme, self.clients, self.max_weight)
 
+    @property
+    def step(self) -> float:
+        """How far rounding may move a number."""
+        return self.limit / self.parameters.levels
+
     @staticmethod
     def prepare() -> None:
         """Load TenSEAL, before TensorFlow, whose C++ symbols it shares. Errors: ConfigError where it is missing."""
@@ -95,67 +104,47 @@ class Homomorphic:
 
         Errors: ConfigError for a cohort of more than `clients`, or without TenSEAL; RunStopped for fewer than 3.
         """
+        self._check_cohort(cohort, round)
+        context = _context_of_this_process(self.parameters)
+        return HomomorphicSession(self, self.layout(shape), cohort, context, is_real)
+
+    def layout(self, shape: Shape) -> Layout:
+        """What the vector summed is made of."""
+        return Layout(shape, self.metrics, self.limit, self.metric_limit)
+
+    def server(self, meeting: Meeting, cohort: Sequence[int], kit: Path) -> EncryptedServer:
+        """The server's half among real devices. kit: has the parameters and the id of the clients' key.
+
+        Errors: as `session`; ConfigError for a kit without them, or with others than this has.
+        """
+        self._check_cohort(cohort, meeting.round)
+        context = ServerContext.from_bytes(public_in(kit))
+        require(context.scheme == self.parameters, f"{kit}: expected {self.parameters!r}, found {context.scheme!r}")
+        return EncryptedServer(self, meeting, cohort, context, encrypted_size)
+
+    def client(self, meeting: Meeting, client: int, kit: Path, home: Path) -> EncryptedClient:
+        """A client's half among real devices. kit: has the secret key that clients share. Errors: as `server`."""
+        return EncryptedClient(self, meeting, client, self._context_in(kit))
+
+    def provision(self, server: Path, clients: Mapping[int, Path]) -> None:
+        """One fresh secret key for all clients, and what the server may know of it, unless kits have them already."""
+        with contextlib.suppress(ConfigError):  # none yet, or for other parameters
+            known = ServerContext.from_bytes(public_in(server))
+            if all(self._context_in(kit).id == known.id for kit in clients.values()):
+                return
+        keep_contexts(ClientContext.create(self.parameters), server, clients)
+
+    def _context_in(self, kit: Path) -> ClientContext:
+        context = ClientContext.from_bytes(secret_in(kit))
+        require(context.scheme == self.parameters, f"{kit}: expected {self.parameters!r}, found {context.scheme!r}")
+        return context
+
+    def _check_cohort(self, cohort: Sequence[int], round: int) -> None:
+        """Errors: RunStopped for fewer clients than hide one another, ConfigError for more than `clients`."""
         if len(cohort) < MINIMUM_CLIENTS:
             raise RunStopped(f"round {round}: a cohort of {len(cohort)}; at least {MINIMUM_CLIENTS} hide one another")
-        too_many = (
-            f"round {round}: a cohort of {len(cohort)}; Homomorphic(clients={self.clients}) is the most, raise it"
-        )
-        require(len(cohort) <= self.clients, too_many)
-        layout = Layout(shape, self.metrics, self.limit, self.metric_limit)
-        return HomomorphicSession(self, layout, cohort, _context_of_this_process(self.parameters), is_real)
-
-
-class HomomorphicSession:
-    """A round's sum. In a real one each contribution is bytes of ciphertext; else integers, which have the same sum."""
-
-    def __init__(
-        self, settings: Homomorphic, layout: Layout, cohort: Sequence[int], context: ClientContext, is_real: bool
-    ):
-        self.bytes_up = 0
-        self._settings, self._layout, self._context, self._is_real = settings, layout, context, is_real
-        self._size = layout.size + (settings.parameters.max_weight > 1)
-        self._missing, self._clients = set(cohort), 0
-        self._integers = np.zeros(0 if is_real else self._size, np.int64)
-        self._encrypted = context.server_context().zero(self._size)
-
-    def contribute(self, client: int, update: ClientUpdate, key: Key) -> Any:
-        """The client's half: its update on the grid, encrypted; a Failure for one that is not finite.
-
-        Errors: ConfigError for a weight that is no integer or above max_weight.
-        """
-        settings = self._settings
-        weight = whole_weight(update.weight, settings.max_weight)
-        try:
-            packed = self._layout.pack(update)
-        except ClientError as error:
-            return Failure(client, "non_finite", str(error))
-        # A key of 128 bits for the cipher, and its counter from 0: no two updates have the same key.
-        seed = key.derive("rounding").digest + bytes(16)
-        integers = quantize(settings.parameters, packed, settings.limit, weight, seed)
-        return self._context.encrypt(integers) if self._is_real else integers
-
-    def add(self, client: int, contribution: Any) -> None:
-        """The server's half. Errors: ClientError for bytes that are no ciphertext of this context, or a second one."""
-        if client not in self._missing:
-            raise ClientError("sent a second contribution, or is not in the cohort", client=client)
-        if self._is_real:
-            self._encrypted.add(contribution, client)
-            self.bytes_up += len(contribution)
-        else:
-            self._integers += contribution
-            self.bytes_up += self._context.encrypted_size(self._size)
-        self._missing.remove(client)
-        self._clients += 1
-
-    def total(self) -> Total:
-        """The sum of what was added. Errors: RunStopped for fewer clients than hide one another."""
-        if self._clients < MINIMUM_CLIENTS:
-            raise RunStopped(f"{self._clients} clients are in the sum; at least {MINIMUM_CLIENTS} hide one another")
-        integers = self._context.decrypt(self._encrypted.to_bytes()) if self._is_real else self._integers
-        scheme, weight = self._settings.parameters, self._clients
-        if scheme.max_weight > 1:
-            integers, weight = integers[:-1], int(integers[-1])
-        return self._layout.unpack(integers * (self._settings.limit / scheme.levels), weight, self._clients)
+        most = f"Homomorphic(clients={self.clients}) is the most, raise it"
+        require(len(cohort) <= self.clients, f"round {round}: a cohort of {len(cohort)}; {most}")
 
 
 class ClientContext:
@@ -184,7 +173,7 @@ class ClientContext:
     @staticmethod
     def from_bytes(blob: bytes) -> ClientContext:
         """What `to_bytes` gave. Errors: ConfigError for anything else."""
-        scheme, identity, secret = _parse(SECRET, blob, "client context")
+        scheme, identity, secret = parse(SECRET, blob, "client context")
         require(identity == _identify(scheme, secret), "the bytes of this client context were cut short or changed")
         try:
             context = _tenseal().Context.load(secret, n_threads=1)
@@ -196,7 +185,7 @@ class ClientContext:
 
     def to_bytes(self) -> bytes:
         """Parameters and secret key, in the open: 62 kB at degree 4096."""
-        return _frame(SECRET, self.scheme, self.id) + self._secret
+        return frame(SECRET, self.scheme, self.id) + self._secret
 
     def server_context(self) -> ServerContext:
         """The part that the server may have."""
@@ -237,7 +226,7 @@ class ClientContext:
 
     def encrypted_size(self, size: int) -> int:
         """Bytes of an encrypted update of `size` integers, to a few: compression makes them vary."""
-        return HEAD.size + len(list(chunks(self.scheme, size))) * (LENGTH.size + _ciphertext_size(self.scheme))
+        return encrypted_size(self.scheme, size)
 
 
 @dataclass(frozen=True)
@@ -250,13 +239,13 @@ class ServerContext:
     @staticmethod
     def from_bytes(blob: bytes) -> ServerContext:
         """What `to_bytes` gave. Errors: ConfigError for anything else."""
-        scheme, identity, checksum = _parse(PUBLIC, blob, "server context")
+        scheme, identity, checksum = parse(PUBLIC, blob, "server context")
         require(checksum == _identify(scheme, identity), "the bytes of this server context were cut short or changed")
         return ServerContext(scheme, identity)
 
     def to_bytes(self) -> bytes:
         """Parameters, id and a checksum."""
-        return _frame(PUBLIC, self.scheme, self.id) + _identify(self.scheme, self.id)
+        return frame(PUBLIC, self.scheme, self.id) + _identify(self.scheme, self.id)
 
     def zero(self, size: int) -> EncryptedSum:
         """The sum of no updates of `size` integers."""
@@ -369,6 +358,11 @@ def _keyless(scheme: Scheme) -> Any:
     return _tenseal().Context.load(_public(scheme), n_threads=1)
 
 
+def encrypted_size(scheme: Scheme, size: int) -> int:
+    """Bytes of an encrypted update of `size` integers, to a few."""
+    return HEAD.size + len(list(chunks(scheme, size))) * (LENGTH.size + _ciphertext_size(scheme))
+
+
 @functools.lru_cache(16)
 def _ciphertext_size(scheme: Scheme) -> int:
     """Bytes of one ciphertext."""
@@ -401,14 +395,3 @@ def _split(encrypted: bytes) -> Iterator[bytes]:
 
 def _identify(scheme: Scheme, secret: bytes) -> bytes:
     return hashlib.sha256(b"umbel homomorphic context 1\0" + describe(scheme) + secret).digest()
-
-
-def _frame(magic: bytes, scheme: Scheme, identity: bytes) -> bytes:
-    return magic + describe(scheme) + identity
-
-
-def _parse(magic: bytes, blob: bytes, what: str) -> tuple[Scheme, bytes, bytes]:
-    """Scheme, id and the rest of a context's bytes. Errors: ConfigError for bytes of something else."""
-    require(blob[: len(magic)] == magic, f"expected the bytes of a {what}; these are cut short, or something else")
-    line, _, rest = blob[len(magic) :].partition(b"\n")
-    return read_scheme(line), rest[:32], rest[32:]

@@ -186,7 +186,7 @@ class Key:
         Errors: ConfigError when there is none, when others than its owner may read or change it, when it belongs to
         another user, and when it does not hold a key. No message holds anything of its content.
         """
-        members = _parse(_read_private(Path(path)), path)
+        members = _parse(read_private(Path(path)), path)
         try:
             key = _from_members(members)
         except (KeyError, TypeError, ValueError, binascii.Error):
@@ -269,8 +269,8 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _read_private(path: Path) -> bytes:
-    """The bytes of a file that only its owner may read. Errors: ConfigError."""
+def read_private(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file that only its owner may read, cut off one after `most`. Errors: ConfigError."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             facts = os.fstat(file.fileno())  # of what was opened: the name may be given to another file meanwhile
@@ -283,7 +283,7 @@ def _read_private(path: Path) -> bytes:
                     f"key file {path} is open to others than its owner (mode {facts.st_mode & 0o777:04o}, "
                     f"{mode:03o} too many); close it, chmod 600 {path}, and consider the key known to them"
                 )
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(most + 1)
     except OSError as error:
         raise ConfigError(f"key file {path} cannot be read: {error.strerror}; make one: umbel keys new") from error
     return content

@@ -262,6 +262,18 @@ def read_scheme(line: bytes) -> Scheme:
         ) from None
 
 
+def frame(magic: bytes, scheme: Scheme, identity: bytes) -> bytes:
+    """The head of a context's bytes."""
+    return magic + describe(scheme) + identity
+
+
+def parse(magic: bytes, blob: bytes, what: str) -> tuple[Scheme, bytes, bytes]:
+    """Scheme, id and the rest of a context's bytes. Errors: ConfigError for bytes of something else."""
+    require(blob[: len(magic)] == magic, f"expected the bytes of a {what}; these are cut short, or something else")
+    line, _, rest = blob[len(magic) :].partition(b"\n")
+    return read_scheme(line), rest[:32], rest[32:]
+
+
 def require_ring(scheme: Scheme) -> None:
     """Raise ConfigError unless degree and modulus_bits give 128 bits of security and bits, max_weight are in bounds."""
     require_numbers(scheme.bits, scheme.max_weight)

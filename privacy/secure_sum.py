@@ -7,17 +7,22 @@ The protocol, and the papers behind it, are in `secagg`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..core.errors import ClientError, ConfigError, RunStopped
+from ..core.errors import RunStopped
 from ..core.random import Key
+from ..core.sums import Meeting
 from ..core.types import AggregationSession, ClientUpdate, Failure, Shape, Total
 from ..core.validation import require_count
+from .credentials import provision
+from .encoder import Encoder, encoded_or_failure
 from .layout import Layout
+from .remote import SecureClient, SecureServer
 from .secagg import BelowThreshold, Client, FixedPoint, Member, Roster, RoundLog, Server, Terms, Topology
 from .secagg.graph import quorum
 from .secagg.messages import client_bytes
@@ -55,6 +60,11 @@ class SecureSum:
         """How numbers become integers, for a sum of at most so many clients."""
         return FixedPoint(self.limit, clients, self.max_weight, self.ring_bits or (32 if self.max_weight == 1 else 64))
 
+    @property
+    def step(self) -> float:
+        """How far rounding may move a number."""
+        return self.encoding(self.minimum_clients).step
+
     def layout(self, shape: Shape) -> Layout:
         """What the vector summed is made of."""
         return Layout(shape, self.metrics, self.limit, self.metric_limit)
@@ -64,44 +74,39 @@ class SecureSum:
 
         Errors: RunStopped for a cohort of fewer than minimum_clients.
         """
+        self._check_cohort(cohort, round)
+        kind = ProtocolSession if is_real else ArithmeticSession
+        return kind(Encoder(self.layout(shape), self.encoding(len(cohort))), cohort, round, self.minimum_clients)
+
+    def server(self, meeting: Meeting, cohort: Sequence[int], kit: Path) -> SecureServer:
+        """The server's half among real devices. kit: has the signed roster of those who may take part.
+
+        Errors: RunStopped for a cohort of fewer than minimum_clients; ConfigError for a kit without a roster.
+        """
+        self._check_cohort(cohort, meeting.round)
+        return SecureServer(self._encoder(meeting), self.minimum_clients, meeting, cohort, kit)
+
+    def client(self, meeting: Meeting, client: int, kit: Path, home: Path) -> SecureClient:
+        """A client's half among real devices. kit: has the roster, and the identity that it lists of this client.
+
+        home: where the client notes what it took part in. Errors: ConfigError for a kit without them, and for a cohort
+        whose sum could overflow.
+        """
+        return SecureClient(self._encoder(meeting), self.minimum_clients, meeting, client, kit, home)
+
+    def provision(self, server: Path, clients: Mapping[int, Path]) -> None:
+        """Identities and a signed roster, where kits have none; the key that signed it is not kept."""
+        provision(server, clients)
+
+    def _encoder(self, meeting: Meeting) -> Encoder:
+        return Encoder(self.layout(meeting.shape), self.encoding(meeting.cohort))
+
+    def _check_cohort(self, cohort: Sequence[int], round: int) -> None:
+        """Errors: RunStopped for a cohort of fewer than minimum_clients."""
         if len(cohort) < self.minimum_clients:
             raise RunStopped(
                 f"round {round}: a cohort of {len(cohort)}; a secure sum is formed of at least {self.minimum_clients}"
             )
-        kind = ProtocolSession if is_real else ArithmeticSession
-        return kind(Encoder(self.layout(shape), self.encoding(len(cohort))), cohort, round, self.minimum_clients)
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Between updates and ring elements."""
-
-    layout: Layout
-    encoding: FixedPoint
-
-    def encode(self, update: ClientUpdate, key: Key) -> np.ndarray:
-        """What a client hands in to be masked. key: that its rounding is drawn from.
-
-        Errors: ConfigError for a weight that is no integer or above max_weight; ClientError where not all is finite.
-        """
-        weight, most = float(update.weight), self.encoding.max_weight
-        if not weight.is_integer():
-            raise ConfigError(f"expected weight={weight!r} of an update to be an integer: secure sums are of integers")
-        if most == 1 and weight != 1:
-            raise ConfigError(
-                f"a client weighs {weight:g}, and max_weight=1 has all weigh 1; "
-                "set weighting='uniform', or the largest client's number of examples as max_weight"
-            )
-        if weight > most:
-            raise ConfigError(f"a client weighs {weight:g}, above max_weight={most}; raise max_weight")
-        # A key of 128 bits for the cipher, and its counter from 0: no two updates have the same key.
-        seed = key.derive("rounding").digest + bytes(16)
-        return self.encoding.encode(self.layout.pack(update), int(weight), seed).values
-
-    def decode(self, total: np.ndarray, clients: int) -> Total:
-        """The Total of the sum of what `clients` clients handed in."""
-        vector, weight = self.encoding.decode(total, clients)
-        return self.layout.unpack(vector, weight, clients)
 
 
 class ArithmeticSession:
@@ -187,11 +192,3 @@ class ProtocolSession:
     def _receive(self, node: int, reply: bytes) -> None:
         self.bytes_up += len(reply)
         self._server.receive(node, reply)
-
-
-def encoded_or_failure(encoder: Encoder, client: int, update: ClientUpdate, key: Key) -> np.ndarray | Failure:
-    """The update in the ring, or why this client's is left out of the round."""
-    try:
-        return encoder.encode(update, key)
-    except ClientError as error:
-        return Failure(client, "non_finite", str(error))

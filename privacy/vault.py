@@ -24,6 +24,7 @@ from .keys import ED25519, Key, PublicKey, is_private, load_public
 from .secagg.roster import is_signed
 
 WRAP_LABEL = b"umbel key wrap 1"
+WRAPPED_BYTES = NONCE_BYTES + KEY_BYTES + frames.TAG_BYTES
 SIGN_LABEL = b"umbel model version 1\n"
 
 
@@ -71,6 +72,23 @@ class StorageVault:
     def _wrapping(self) -> AESGCM:
         derived = HKDF(SHA256(), KEY_BYTES, salt=None, info=WRAP_LABEL).derive(self.key.secret)
         return AESGCM(derived)
+
+
+@dataclass(frozen=True)
+class Sealer:
+    """Seals one object after another under a storage key: 60 bytes more, and 16 per MiB."""
+
+    vault: StorageVault
+
+    def seal(self, content: Buffer, context: bytes) -> bytes:
+        """The content's own key, wrapped, and the content in frames. context: what both must be opened with."""
+        key = frames.fresh_key()
+        return self.vault.wrap(key, context) + self.vault.seal(key, content, context)
+
+    def unseal(self, sealed: Buffer, context: bytes) -> memoryview:
+        """The inverse of `seal`. Errors: StoreError for another key or context, or a change."""
+        view = frames.flat(sealed)
+        return self.vault.open(self.vault.unwrap(bytes(view[:WRAPPED_BYTES]), context), view[WRAPPED_BYTES:], context)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ..core.clusters import fold_of
 from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.experiment import Experiment
@@ -32,8 +33,8 @@ class WithCanaries:
 
     def open(self, experiment: Experiment, memory: Memory, choices: Mapping[str, str] | None = None) -> ModelSpec:
         """Errors: IncompatibleError for a fold that is no sum."""
-        if experiment.fold.needs_individual_updates:
-            raise ConfigError(f"canaries need a fold that sums; {experiment.fold!r} does not")
+        if (fold := fold_of(experiment)).needs_individual_updates:
+            raise ConfigError(f"canaries need a fold that sums; {fold!r} does not")
         self._experiment = experiment
         # Summed in the open: secure aggregation, of whichever clients were sampled beside canaries, could refuse them
         # for being too few, and changes no sum beyond rounding.

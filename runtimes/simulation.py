@@ -8,10 +8,13 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from ..clients.personal import evaluate_client
+from ..core.clusters import fold_of
 from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.experiment import Experiment
@@ -19,7 +22,9 @@ from ..core.faults import crash_point
 from ..core.folds import InTheOpen
 from ..core.random import Key
 from ..core.spec import ModelSpec
+from ..core.split import is_split
 from ..core.types import (
+    NOTHING,
     AggregationSession,
     Assignment,
     Broadcast,
@@ -33,6 +38,7 @@ from ..core.types import (
     add_metrics,
 )
 from ..core.validation import require, require_count
+from .split import collect_split
 
 if TYPE_CHECKING:  # TensorFlow is imported when a simulation opens, not when umbel is
     from ..clients.worker import Worker
@@ -55,6 +61,8 @@ class Simulation:
     whole "protocol", keys and masks and all. Both give the same integers; the run says which it used.
     devices: logical devices ("GPU:0", "CPU:1"), shared out among the workers; by default every GPU, else the CPU.
     debug: run clients eagerly on one thread; errors name client, round and batch.
+    replicas: devices among which each client's batches are divided, every worker having as many to itself where there
+        are enough: for clients too large for one. The result is that of one device, to rounding. Compiled as a graph.
 
     One Simulation can run several experiments in turn; workers are rebuilt only when the experiment changes.
     """
@@ -68,6 +76,7 @@ class Simulation:
         devices: Sequence[str] | None = None,
         debug: bool = False,
         aggregation: Literal["arithmetic", "protocol"] = "arithmetic",
+        replicas: int = 1,
     ):
         if workers is not None:
             require_count("workers", workers)
@@ -75,7 +84,9 @@ class Simulation:
         words = ("arithmetic", "protocol")
         require(aggregation in words, f"expected aggregation={aggregation!r} to be 'arithmetic' or 'protocol'")
         self.workers, self.compile, self.device_names, self.debug = workers, compile, devices, debug
-        self.aggregation = aggregation
+        require_count("replicas", replicas)
+        require(replicas == 1 or compile != "xla", f"replicas={replicas} are compiled as a graph, not with XLA")
+        self.aggregation, self.replicas = aggregation, replicas
         self._hiding: str = aggregation
         self._experiment: Experiment | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -116,6 +127,8 @@ class Simulation:
 
     def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
         """Train the cohort; sum its updates in cohort order as they arrive."""
+        if is_split(self._running.strategy):
+            return self._collect_split(broadcast, cohort, key)
         session, failures = self._session(broadcast, cohort, key), []
         # Such a sampler excludes an aggregation, so that contributions are updates.
         reports, losses = getattr(self._running.sampler, "needs_losses", False), {}
@@ -139,6 +152,17 @@ class Simulation:
             crash_point("mid-training", broadcast.round)
         down = len(cohort) * (broadcast.params.nbytes + broadcast.extra.nbytes)
         return RoundResult(session.total(), failures, session.bytes_up, down, losses if reports else None)
+
+    def _collect_split(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
+        """A round whose clients hold the first half of the model alone."""
+        halves = self._team[0].halves
+        assert halves is not None
+
+        def train(given: Broadcast, client: int) -> tuple[Any, list[np.ndarray]]:
+            return self._borrow(lambda worker: self._train(worker, given, client, key.derive("client", client)))
+
+        memory, on_client = self._memory, halves.on_client
+        return collect_split(self._running, memory, on_client, broadcast, cohort, key, train, self._in_order)
 
     def train_each(self, assignments: Sequence[Assignment]) -> Iterator[ClientUpdate | Failure]:
         """Train distinct clients side by side, each from its own broadcast; their updates, in order."""
@@ -165,8 +189,8 @@ class Simulation:
             total = add_metrics(total, sums)
         return total
 
-    def evaluate_clients(self, params: Vector, clients: Sequence[int]) -> ClientMetrics:
-        """Each client's own validation examples, with what it keeps at home."""
+    def evaluate_clients(self, params: Vector, clients: Sequence[int], extra: Vector = NOTHING) -> ClientMetrics:
+        """Each client's own validation examples, with what it keeps at home, or with the model that it chooses."""
         population = self._running.validation
         if population is None:
             raise ConfigError("the experiment has no validation population to evaluate clients on")
@@ -174,11 +198,14 @@ class Simulation:
         # A fold of other clients has its own numbering: what training clients keep at home is not theirs.
         remembers = not hasattr(population, "members")
         clients = [client for client in clients if sizes[client]]
+        broadcast = Broadcast(0, params, extra, (), None)
 
         def evaluate(client: int) -> dict[str, Any]:
             def with_worker(worker: Worker) -> dict[str, Any]:
-                data, rows = self._examples(worker, population, client)
-                return worker.evaluate(params, data, rows, self._memory.read(client) if remembers else None)
+                held_out = self._examples(worker, population, client)
+                memory = self._memory.read(client) if remembers else None
+                training = partial(self._examples, worker, self._running.population, client)
+                return evaluate_client(worker, broadcast, client, held_out, memory, training)
 
             return self._borrow(with_worker)
 
@@ -207,21 +234,25 @@ class Simulation:
     def _build(self, experiment: Experiment, compiled: str | None) -> None:
         prepare(experiment)
         from ..clients.choice import choose_xla
-        from ..clients.devices import configure_tensorflow, default_workers, pick_devices
+        from ..clients.devices import configure_tensorflow, default_workers, pick_devices, shared_out
         from ..clients.dispatch import Library
         from ..clients.worker import Worker
 
         configure_tensorflow()
         devices = pick_devices(self.device_names)
-        count = 1 if self.debug else self.workers or default_workers(devices)
-        library = Library()
+        groups = shared_out(devices, self.replicas)
+        usual = default_workers(devices) if self.replicas == 1 else len(groups)
+        count = 1 if self.debug else self.workers or usual
+        library, mode = Library(), compiled or self.compile
+        use_xla = mode == "xla"
+        require(self.replicas == 1 or not use_xla, "a run that was compiled with XLA goes on with replicas=1 only")
+        turns = [groups[i % len(groups)] for i in range(count)]
         self._team = [
-            Worker(experiment, devices[i % len(devices)], debug=self.debug, library=library) for i in range(count)
+            Worker(experiment, own[0], debug=self.debug, library=library, replicas=own if self.replicas > 1 else ())
+            for own in turns
         ]
         self._experiment = experiment
-        mode = compiled or self.compile
-        use_xla = mode == "xla"
-        if mode == "auto" and not self.debug:
+        if mode == "auto" and not self.debug and self.replicas == 1:
             data, rows = zip(*(self._examples(worker, experiment.population, 0) for worker in self._team), strict=True)
             use_xla = choose_xla(self._team, data, rows[0])
         for worker in self._team:
@@ -233,7 +264,7 @@ class Simulation:
         experiment = self._running
         if experiment.aggregation is None or not cohort:
             size = experiment.encoded_shape(broadcast).delta
-            return InTheOpen(experiment.fold, size, experiment.codec)
+            return InTheOpen(fold_of(experiment), size, experiment.codec)
         shape, is_real = experiment.encoded_shape(broadcast), self._hiding == "protocol"
         return experiment.aggregation.session(shape, cohort, broadcast.round, key.derive("aggregation"), is_real)
 
@@ -301,5 +332,6 @@ def workers_of(experiment: Experiment) -> tuple:
         local,
         experiment.local.learning_rate is None,
         experiment.client_rule,
+        getattr(experiment.strategy, "cut", None),
         id(experiment.population.resident()),
     )

@@ -22,9 +22,11 @@ from ..core.faults import crash_point
 from ..core.folds import InTheOpen
 from ..core.random import Key, derive
 from ..core.serial import shaped
+from ..core.spec import ModelSpec
 from ..core.types import Assignment, Broadcast, Failure, RoundRecord, RoundResult, Runtime, ServerState, State, Vector
 from .clock import METRIC, VirtualClock, lost, payload
 from .rounds import Spend, check_enough, conclude
+from .statistics import rebased
 
 TRIES = 8  # samples taken, of which those that are at work or out of reach are left out, before some room stays free
 HOPELESS = 1000  # clients lost in a row, or ten times those at work: nobody will ever arrive
@@ -61,7 +63,11 @@ def first_state(experiment: Experiment, params: Vector) -> State:
 
 
 def check_runtime(experiment: Experiment, runtime: Runtime) -> None:
-    """Errors: ConfigError for asynchronous rounds on a runtime that does not train clients one by one."""
+    """Errors: ConfigError for what a runtime cannot do that does not train clients one by one."""
+    if experiment.reweighting is not None and not hasattr(runtime, "train_each"):
+        raise ConfigError(
+            f"{experiment.reweighting!r} needs a runtime that sees clients one by one, Simulation; not {runtime!r}"
+        )
     if is_asynchronous(experiment.strategy) and not hasattr(runtime, "train_each"):
         raise ConfigError(
             f"{experiment.strategy!r} needs a runtime with asynchronous rounds, Simulation; not {runtime!r}"
@@ -74,6 +80,7 @@ def play_asynchronously(
     state: ServerState,
     records: Sequence[RoundRecord] = (),
     spend: Spend = lambda ledger: None,
+    spec: ModelSpec | None = None,
 ) -> tuple[ServerState, RoundRecord, Sequence[Failure]]:
     """The round after `state`: until the strategy's buffer is full. Arguments and errors: see `play_round`.
 
@@ -87,11 +94,11 @@ def play_asynchronously(
     sky = _Sky(experiment, runtime, own, broadcast)
     landed, failures = sky.fill_buffer()
     crash_point("before-training", number)
-    result, ages = _collect(experiment, runtime, sky, landed, failures)
+    result, ages = _collect(experiment, runtime, sky, landed, failures, spec)
     check_enough(experiment, number, result, [flight.client for flight in landed])
     key = derive(experiment.seed, "round", number).derive("decode")
     before = state._replace(strategy=own.strategy)
-    state, record = conclude(experiment, before, broadcast, result, len(runtime.client_ids()), key)
+    state, record = conclude(experiment, before, broadcast, result, len(runtime.client_ids()), key, spec)
     timed = {METRIC: sky.clock.now} if experiment.devices else {}
     metrics = {**record.metrics, **timed, "staleness": float(np.mean(ages))}
     record = record._replace(seconds=time.perf_counter() - started, metrics=metrics)
@@ -100,16 +107,24 @@ def play_asynchronously(
 
 
 def _collect(
-    experiment: Experiment, runtime: Any, sky: _Sky, landed: Sequence[Flight], failures: Sequence[Failure]
+    experiment: Experiment,
+    runtime: Any,
+    sky: _Sky,
+    landed: Sequence[Flight],
+    failures: Sequence[Failure],
+    spec: ModelSpec | None,
 ) -> tuple[RoundResult, list[int]]:
     """The round's sum, and how stale each update in it is. failures: of those who did not land."""
     params, strategy = sky.broadcast.params, experiment.strategy
+    mixes_models = getattr(strategy, "mixes_models", False)
     session, ages, failed = InTheOpen(experiment.fold, len(params)), [], [*failures]
     for flight, update in _train(runtime, experiment.seed, landed, sky.broadcasts):
         if isinstance(update, Failure):
             failed.append(update)
             continue
         age, base = sky.broadcast.round - flight.round, sky.broadcasts[flight.round].params
+        if age and spec is not None and not mixes_models:
+            update = rebased(update, base, params, spec)
         session.add(flight.client, strategy.receive(update, age, base, params))  # type: ignore[attr-defined]
         ages.append(age)
     return RoundResult(session.total(), failed, session.bytes_up, sky.bytes_down), ages

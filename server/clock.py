@@ -11,6 +11,7 @@ import numpy as np
 from ..core.devices import REASONS, Deadline, Fates, Fleet, fleet_of
 from ..core.errors import RunStopped
 from ..core.experiment import Experiment
+from ..core.phases import passes
 from ..core.random import Key
 from ..core.types import Broadcast, Failure, RoundRecord, RoundResult, Runtime
 
@@ -66,15 +67,17 @@ class VirtualClock:
 
     def _seconds(self, clients: np.ndarray, broadcast: Broadcast) -> np.ndarray:
         if self._upload is None:
-            shape = self.experiment.encoded_shape(broadcast)
-            self._upload = 4 * (shape.delta + shape.extra)
-        return self.fleet.seconds(clients, self._examples[clients], payload(broadcast), self._upload)
+            self._upload = self.experiment.upload_bytes(broadcast)
+        epochs = passes(
+            self.experiment, self.experiment.local.epochs_of(clients, broadcast.round, self.experiment.seed)
+        )
+        return self.fleet.seconds(clients, self._sizes[clients] * epochs, payload(broadcast), self._upload)
 
     @functools.cached_property
-    def _examples(self) -> np.ndarray:
-        return self.experiment.population.sizes() * self.experiment.local.epochs
+    def _sizes(self) -> np.ndarray:
+        return self.experiment.population.sizes()
 
-    def collect(self, runtime: Runtime, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
+    def collect(self, runtime: Any, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
         """A round of the cohort, which ends when the last update that counts has arrived, or at the deadline.
 
         Clients that are not counted are not trained: nothing of them remains, neither here nor at home.

@@ -30,6 +30,7 @@ class History:
     model_version: int | None = None  # in the store's registry
     stopped_early: str | None = None  # a callback's reason
     privacy: Mapping[str, Any] = field(default_factory=dict)  # epsilon, delta, noise; aggregation: see `final`
+    models: Sequence[Vector] = ()  # after the last round, of a strategy with a model for each cluster
 
     @property
     def params_sha256(self) -> str:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.clusters import is_clustered
+from ..core.compatible import check_fold, delta_of, spent
 from ..core.devices import fleet_of
 from ..core.errors import ConfigError, RunStopped
 from ..core.experiment import Experiment, is_asynchronous
 from ..core.faults import crash_point
 from ..core.spec import ModelSpec
-from ..core.types import Memory, RoundRecord, Runtime, ServerState, Vector, Watcher
+from ..core.types import Elsewhere, Memory, RoundRecord, Runtime, ServerState, Vector, Watcher
 from .asynchronous import check_runtime, first_state, play_asynchronously
 from .feedback import first_feedback
 from .history import History
@@ -27,13 +29,15 @@ NOISE = "noise"  # among a run's choices: where it comes from
 
 def run(
     experiment: Experiment,
-    runtime: Runtime,
+    runtime: Runtime | Elsewhere,
     *,
     store: str | Store | None = None,
     resume: str | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> History:
     """Train experiment on runtime until its rounds are done or a callback ends it.
+
+    runtime: where rounds run, or a federation that plays the whole run itself, and keeps it in a store of its own.
 
     store: a database URL ("sqlite:///runs.db", "postgresql://…") or an open Store; every round is committed there in
     one transaction. None keeps the run in memory only. resume: the id of a run in the store (or "latest"); it
@@ -43,6 +47,9 @@ def run(
     updates, params not finite, a plan's budget spent; the rounds before are committed, and their model is a version of
     the registry), ClientError (a client's code failed).
     """
+    if isinstance(runtime, Elsewhere):
+        played: History = runtime.play(experiment, store=store, resume=resume, watchers=watchers)
+        return played
     if resume is not None and store is None:
         raise ConfigError(f"cannot resume run {resume!r} without a store; name the one it was kept in")
     with _opened(store) as opened:
@@ -60,7 +67,7 @@ def _run(
         watcher.on_start(experiment, runtime, journal.run, tuple(records))
     try:
         while state.round < experiment.rounds and reason is None:
-            state, record, failures = play(experiment, runtime, state, records, journal.spend)
+            state, record, failures = play(experiment, runtime, state, records, journal.spend, spec)
             reason = _decision(experiment, [*records, record])
             if record.round % experiment.evaluate_every == 0 or record.round == experiment.rounds:
                 record = evaluate(experiment, runtime, state, record)
@@ -85,7 +92,9 @@ def _run(
     version = journal.publish(experiment, params, spec)
     journal.finish("finished", reason)
     privacy = _privacy(experiment, runtime, state)
-    history = History(experiment.name, tuple(records), params, spec, journal.run, version, reason, privacy)
+    strategy: Any = experiment.strategy
+    models = tuple(strategy.models(state.strategy)) if is_clustered(strategy) else ()
+    history = History(experiment.name, tuple(records), params, spec, journal.run, version, reason, privacy, models)
     for watcher in watchers:
         watcher.on_end(history)
     return history
@@ -170,8 +179,7 @@ class _Journal:
         """Register the final params as a version of the experiment's model, with all that was spent to get there."""
         if self.store is None or self.run is None or not self.records:
             return None
-        metrics, plan = dict(self.records[-1].metrics), experiment.plan
-        epsilon = None if plan is None else plan.spent(self._ledger)
+        metrics, epsilon = dict(self.records[-1].metrics), spent(experiment, self._ledger)
         return self.store.models.register(self.run, params, spec, metrics, epsilon=epsilon).version
 
     def finish(self, state: str, reason: str | None) -> None:
@@ -207,6 +215,11 @@ def _first(experiment: Experiment, params: Vector, spec: ModelSpec) -> ServerSta
 def _check(experiment: Experiment, runtime: Runtime) -> None:
     """Raise ConfigError for what does not fit together, before there is a run to fail."""
     check_runtime(experiment, runtime)
+    if getattr(experiment.fold, "min_clients", 1) > 1:
+        check_fold(experiment, len(experiment.population))
+    listed = getattr(experiment.local.epochs, "values", None)
+    if listed is not None and len(listed) != (clients := len(experiment.population)):
+        raise ConfigError(f"expected {clients} numbers in local.epochs, one per client, got {len(listed)}")
     if experiment.devices is not None and not runtime.is_live:
         fleet_of(experiment.devices, len(experiment.population), experiment.seed)
 
@@ -235,9 +248,9 @@ def _choices(experiment: Experiment, runtime: Runtime) -> dict[str, str]:
 def _privacy(experiment: Experiment, runtime: Runtime, state: ServerState) -> dict[str, Any]:
     """What protected the run, and what it cost: see History.final."""
     found: dict[str, Any] = {}
-    if (plan := experiment.plan) is not None:
+    if experiment.plan is not None:
         noise = _choices(experiment, runtime)[NOISE]
-        found = {"epsilon": plan.spent(state.ledger), "delta": plan.delta, "noise": noise}
+        found = {"epsilon": spent(experiment, state.ledger), "delta": delta_of(experiment), "noise": noise}
     if experiment.aggregation is not None:
         found["aggregation"] = runtime.describe().get("aggregation", "protocol")
     return found

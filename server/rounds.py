@@ -5,16 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 
+from ..core.clusters import CLUSTER, is_clustered
+from ..core.compatible import spent
 from ..core.errors import RunStopped
 from ..core.experiment import Experiment
 from ..core.faults import crash_point
 from ..core.random import Key, derive
+from ..core.spec import ModelSpec
 from ..core.types import Broadcast, Failure, RoundRecord, RoundResult, Runtime, ServerState, Total
 from .clock import METRIC, VirtualClock
-from .feedback import sampled, updated
+from .feedback import Reweighing, sampled, updated
+from .statistics import followed
 
 Spend = Callable[[Mapping[str, int]], None]
 
@@ -25,10 +30,13 @@ def play_round(
     state: ServerState,
     records: Sequence[RoundRecord] = (),
     spend: Spend = lambda ledger: None,
+    spec: ModelSpec | None = None,
 ) -> tuple[ServerState, RoundRecord, Sequence[Failure]]:
     """The round after `state`. Returns the new state, what there is to say about the round, and who failed.
 
     spend: puts a plan's ledger on record; called before anything that it pays for is released.
+    spec: of the model, as `runtime.open` returned it: its statistics follow the clients' mean, whatever the strategy.
+    None: it has none.
     Errors: RunStopped with fewer than min_clients valid updates, a total weight of 0, params that are not finite, or a
     round that the plan's budget does not allow; the state passed in is still good then.
     """
@@ -51,12 +59,14 @@ def play_round(
     crash_point("before-training", number)
     if plan is not None and plan.clients_release:
         spend(ledger)
-    collect = runtime.collect if clock is None else partial(clock.collect, runtime)
+    players = runtime if experiment.reweighting is None else Reweighing(experiment, runtime, state)
+    collect = players.collect if clock is None else partial(clock.collect, players)
     result = collect(broadcast, cohort, key)
     check_enough(experiment, number, result, cohort)
     if plan is not None and not plan.clients_release:
         spend(ledger)
-    after, record = conclude(experiment, state._replace(ledger=ledger), broadcast, result, len(clients), decode_key)
+    before = state._replace(ledger=ledger)
+    after, record = conclude(experiment, before, broadcast, result, len(clients), decode_key, spec)
     timed = {} if clock is None else {METRIC: clock.now}
     record = record._replace(seconds=time.perf_counter() - started, metrics={**record.metrics, **timed})
     crash_point("after-aggregation", number)
@@ -64,19 +74,28 @@ def play_round(
 
 
 def conclude(
-    experiment: Experiment, state: ServerState, broadcast: Broadcast, result: RoundResult, clients: int, key: Key
+    experiment: Experiment,
+    state: ServerState,
+    broadcast: Broadcast,
+    result: RoundResult,
+    clients: int,
+    key: Key,
+    spec: ModelSpec | None,
 ) -> tuple[ServerState, RoundRecord]:
     """The state and the record after a round's sum is in; the record's seconds are 0.
 
     state: before the round, its ledger after. clients: of the whole federation. key: for decoding.
     Errors: RunStopped when the new params are not finite.
     """
-    number, plan, rate = broadcast.round, experiment.plan, broadcast.learning_rate
+    number, rate = broadcast.round, broadcast.learning_rate
     total = result.total if result.total.clients else _nothing(experiment, broadcast, result.total)
     transforms, total = experiment.transforms.decode(state.transforms, total, key)
     everyone = float(experiment.population.sizes().sum()) if experiment.weighting == "examples" else float(clients)
     mean = total.mean()._replace(participation=total.weight / everyone)
     strategy, params = experiment.strategy.update(state.strategy, state.params, mean)
+    # A model that is itself mixed from models, FedAsync's, has mixed their statistics too.
+    if spec is not None and not getattr(experiment.strategy, "mixes_models", False):
+        params = followed(params, state.params, mean.delta, spec)
     if not np.isfinite(params).all():
         raise RunStopped(f"round {number}: the new params are not finite; lower the learning rate (it was {rate})")
     record = RoundRecord(
@@ -88,23 +107,28 @@ def conclude(
         eval_seconds=None,
         bytes_up=result.bytes_up,
         bytes_down=result.bytes_down,
-        epsilon=None if plan is None else plan.spent(state.ledger),
+        epsilon=spent(experiment, state.ledger),
     )
     params = params.astype(np.float32, copy=False)
-    feedback = updated(state, result, number)
+    feedback = updated(experiment, state, result, number)
     return ServerState(number, params, strategy, transforms, state.ledger, feedback), record
 
 
 def evaluate(experiment: Experiment, runtime: Runtime, state: ServerState, record: RoundRecord) -> RoundRecord:
     """record with test metrics and the clients' validation metrics (mean, 10th, 50th, 90th percentile) added."""
-    started = time.perf_counter()
+    started, strategy = time.perf_counter(), cast(Any, experiment.strategy)
     metrics = dict(record.metrics)
     examples = experiment.test_examples()
     if examples is not None:
         found = runtime.evaluate(state.params, examples)
         metrics |= {f"test_{name}": value.mean() for name, value in found.items()}
+        if is_clustered(strategy):
+            for number, model in enumerate(strategy.models(state.strategy)):
+                found = runtime.evaluate(model, examples)
+                metrics |= {f"test_{CLUSTER}{number}_{name}": value.mean() for name, value in found.items()}
     if experiment.validation is not None:
-        clients = runtime.evaluate_clients(state.params, range(len(experiment.validation)))
+        extra = [strategy.broadcast(state.strategy)] if is_clustered(strategy) else []
+        clients = runtime.evaluate_clients(state.params, range(len(experiment.validation)), *extra)
         metrics |= {f"validation_{name}": value.mean() for name, value in clients.total.items()}
         for name, values in clients.per_client.items():
             for percent in (10, 50, 90):

@@ -1,6 +1,8 @@
 """One algorithm, one file: server half and client half together, paper cited at the top."""
 
+from .agnostic import Agnostic
 from .codecs import ALL_CODECS, Quantised, RandomK, RandomMask, Sign, TopK
+from .ditto import Ditto
 from .fedadagrad import FedAdagrad
 from .fedadam import FedAdam
 from .fedasync import FedAsync
@@ -10,6 +12,7 @@ from .fedbuff import FedBuff
 from .feddyn import FedDyn
 from .fednova import FedNova
 from .fedprox import FedProx, Proximal
+from .fedrep import FedRep
 from .fedyogi import FedYogi
 from .folds import (
     ALL_FOLDS,
@@ -23,10 +26,26 @@ from .folds import (
     QFair,
     TrimmedMean,
 )
+from .ifca import IFCA, PerCluster
+from .pooled_variance import PooledVariance
 from .scaffold import Scaffold
 from .semisynchronous import SemiSynchronous
+from .splitfed import SplitFed
 
-ALL_STRATEGIES = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedProx, Scaffold, FedNova, FedDyn)
+ALL_STRATEGIES = (
+    FedAvg,
+    FedAvgM,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    FedProx,
+    Scaffold,
+    FedNova,
+    FedDyn,
+    FedRep,
+    Ditto,
+    IFCA,
+)
 ALL_ASYNCHRONOUS = (FedAsync, FedBuff, SemiSynchronous)
 
 __all__ = [
@@ -34,8 +53,11 @@ __all__ = [
     "ALL_CODECS",
     "ALL_FOLDS",
     "ALL_STRATEGIES",
+    "IFCA",
+    "Agnostic",
     "Bulyan",
     "CentredClipping",
+    "Ditto",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",
@@ -45,12 +67,15 @@ __all__ = [
     "FedDyn",
     "FedNova",
     "FedProx",
+    "FedRep",
     "FedYogi",
     "GeometricMedian",
     "Krum",
     "Median",
     "MultiKrum",
     "NormBound",
+    "PerCluster",
+    "PooledVariance",
     "Proximal",
     "QFair",
     "Quantised",
@@ -59,6 +84,7 @@ __all__ = [
     "Scaffold",
     "SemiSynchronous",
     "Sign",
+    "SplitFed",
     "TopK",
     "TrimmedMean",
 ]

@@ -35,16 +35,12 @@ class FedDyn:
     The paper's mean is plain: `weighting="uniform"`. With "examples" the loss is that weighted by n_k/n, participation
     is the cohort's share of all examples, and h is the weighted mean of all λ_k.
 
-    The server's step is for weights that follow a gradient: a model whose vector holds statistics (BatchNorm) is
-    refused; keep them at home with `personal`.
-
     alpha: α > 0, in units of the loss's curvature; the paper tries 0.001 to 0.1.
     """
 
     alpha: float = 0.01
 
     remembers: ClassVar[bool] = True
-    weights_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_real("alpha", self.alpha, above=0)

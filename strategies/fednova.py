@@ -37,8 +37,7 @@ class FedNova:
     server_momentum: β in v ← β·v + step, x ← x + server_lr·v; the paper's slow momentum.
 
     ‖a_i‖₁, often the largest number of an update, counts in its norm: clipping leaves little of the delta beside it.
-    Statistics (BatchNorm) are no sums of gradients: a model whose vector holds them is refused; keep them at home with
-    `personal`.
+    Statistics (BatchNorm) are no sums of gradients: clients send their deltas as they are.
     """
 
     momentum: float = 0.0
@@ -47,7 +46,6 @@ class FedNova:
     server_momentum: float = 0.0
 
     remembers: ClassVar[bool] = False
-    weights_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("momentum", "server_momentum"):

@@ -51,9 +51,10 @@ class RoundLog:
 
     answered: dict[str, tuple[int, int]] = field(default_factory=dict)  # run: last (round, attempt) offered
     unmasked: dict[str, int] = field(default_factory=dict)  # run: last round whose shares left this node
+    keep: Callable[[RoundLog], None] | None = field(default=None, repr=False, compare=False)  # called at every change
 
-    def admit(self, run: str, round: int, attempt: int) -> None:
-        """Enter a session. Errors: Misbehaviour by the server for one entered before, or a round already unmasked.
+    def check(self, run: str, round: int, attempt: int) -> None:
+        """Errors: Misbehaviour by the server for a session entered before, or a round already unmasked.
 
         A second sum of one round would tell the updates in which the two differ.
         """
@@ -61,11 +62,21 @@ class RoundLog:
             raise Misbehaviour("replayed_session", f"attempt {attempt} at round {round} was offered before", SERVER)
         if round <= self.unmasked.get(run, -1):
             raise Misbehaviour("second_unmask", f"round {round} was unmasked before", SERVER)
+
+    def admit(self, run: str, round: int, attempt: int) -> None:
+        """Enter a session. Errors: as `check`."""
+        self.check(run, round, attempt)
         self.answered[run] = (round, attempt)
+        self._changed()
 
     def release(self, run: str, round: int) -> None:
         """Note that shares are about to leave."""
         self.unmasked[run] = max(round, self.unmasked.get(run, -1))
+        self._changed()
+
+    def _changed(self) -> None:
+        if self.keep is not None:
+            self.keep(self)
 
 
 class Client:

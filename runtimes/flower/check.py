@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Message
 
-from ...core.types import ClientUpdate, Failure, Metrics
+from ...core.errors import ClientError
+from ...core.folds import decoded
+from ...core.types import ClientUpdate, Codec, CodedUpdate, Failure, Metrics
 from .wire import MAX_TEXT, Malformed, unpack_failure, unpack_metrics, unpack_update
 
 # Of Flower's error codes, those that are not the client's code: its message expired, its node is gone.
@@ -26,18 +28,20 @@ class Expected(NamedTuple):
     size: int  # of delta as it leaves the client
     extra_size: int
     max_weight: float  # a client's number of examples, or 1
+    codec: Codec | None = None  # that delta travels with
 
     @property
     def bytes(self) -> int:
         """Of its vectors, and a little for one that is of another type and has to be named."""
-        return 4 * (self.size + self.extra_size) + SLACK_BYTES
+        delta = 4 * self.size if self.codec is None else self.codec.payload_bytes(self.size)
+        return delta + 4 * self.extra_size + SLACK_BYTES
 
 
 def check_update(reply: Message, expected: Expected) -> ClientUpdate | Failure:
     """The update in reply; or, for whatever is wrong with it, a Failure with a reason and the value.
 
-    Reasons: "schema", "dtype", "shape", "metrics", "round", "weight", "non_finite"; "client_error" when the client's
-    code raised or its process died, "unreachable" when its node is gone; or the client's own. Guarantees of an
+    Reasons: "schema", "dtype", "shape", "metrics", "round", "weight", "codec", "non_finite"; "client_error" when the
+    client's code raised or its process died, "unreachable" when its node is gone; or the client's own. Guarantees of an
     update: delta and extra are float32 of the expected lengths, and finite with a finite squared norm;
     0 < weight ≤ max_weight; metrics are finite sums over counts ≥ 0.
     """
@@ -46,7 +50,8 @@ def check_update(reply: Message, expected: Expected) -> ClientUpdate | Failure:
         failure = check_content(reply, client) or unpack_failure(reply.content, client)
         if failure is not None:
             return failure
-        round, update = unpack_update(reply.content)
+        round, sent = unpack_update(reply.content, expected.codec is not None)
+        update = _decoded(sent, expected)
         _check_bounds(round, update, expected)
     except Malformed as malformed:
         return Failure(client, malformed.reason, malformed.detail)
@@ -69,6 +74,16 @@ def check_content(reply: Message, client: int) -> Failure | None:
     error = reply.error
     reason = FLOWER_REASONS.get(error.code, "client_error")
     return Failure(client, reason, f"Flower error {error.code}: {(error.reason or 'no reason given')[:MAX_TEXT]}")
+
+
+def _decoded(sent: ClientUpdate | CodedUpdate, expected: Expected) -> ClientUpdate:
+    """What the codec makes of an update that travelled with one. Raise Malformed for a payload that it did not make."""
+    if isinstance(sent, ClientUpdate):
+        return sent
+    try:
+        return decoded(sent, expected.codec, expected.size)
+    except ClientError as error:
+        raise Malformed("codec", str(error)) from error
 
 
 def _check_bounds(round: int, update: ClientUpdate, expected: Expected) -> None:

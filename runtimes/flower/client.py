@@ -5,25 +5,27 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from ...clients.personal import evaluate_client
 from ...clients.policy import Policy, Refused
 from ...core.errors import ClientError, ConfigError, StoreError, UmbelError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
 from ...core.faults import crash_point
 from ...core.types import Broadcast, Failure, Population
-from . import wire
+from . import secure_tasks, wire
 from .memory import Disk, client_home
 
 if TYPE_CHECKING:  # TensorFlow is imported for the first message that needs it
     from ...clients.worker import Worker
 
-Work = Callable[[int, "Worker", Broadcast, wire.Order], "RecordDict | Failure"]
+Work = Callable[[Message, int, "Worker", Broadcast, wire.Order], "RecordDict | Failure"]
 WORKERS = 2  # models kept, of the runs that take turns
 
 app = ClientApp()
@@ -46,6 +48,20 @@ def identify(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """A client's round. A failure of the experiment's is a reply with its reason; any other error is Flower's."""
     return _answer(message, context, _train)
+
+
+@app.train("stage")
+def stage(message: Message, context: Context) -> Message:
+    """A later message of a round's hidden sum, to a client that trained for the first."""
+    client = client_id(context)
+    content: RecordDict | Failure
+    try:
+        content = secure_tasks.go_on(message.metadata.run_id, client, message.content)
+    except UmbelError as error:
+        content = Failure(client, "experiment", str(error))
+    if isinstance(content, Failure):
+        content = wire.pack_failure(0, content)
+    return Message(content, reply_to=message)
 
 
 @app.evaluate()
@@ -80,7 +96,7 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
         broadcast = wire.unpack_broadcast(message.content, worker.experiment.transforms.init(worker.spec))
         round = broadcast.round
         _policy().check_round(worker.experiment, round, worker.spec.size)
-        content = work(client, worker, broadcast, order)
+        content = work(message, client, worker, broadcast, order)
     except ClientError as error:
         content = Failure(client, "client_error", str(error))
     except StoreError as error:
@@ -94,8 +110,14 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     return Message(content, reply_to=message)
 
 
-def _train(client: int, worker: Worker, broadcast: Broadcast, order: wire.Order):
-    disk, round = _home(), broadcast.round
+def _train(message: Message, client: int, worker: Worker, broadcast: Broadcast, order: wire.Order):
+    disk, round, run = _home(), broadcast.round, message.metadata.run_id
+    part = None
+    if worker.experiment.aggregation is not None:
+        begun = secure_tasks.begin(run, client, worker.experiment, broadcast, message.content, disk.folder)
+        if not isinstance(begun, secure_tasks.Part):
+            return begun
+        part = begun
     if order.memory:
         disk.keep_only(order.memory, client, order.since)
     data, rows = _examples(worker.experiment.population, client)
@@ -106,17 +128,19 @@ def _train(client: int, worker: Worker, broadcast: Broadcast, order: wire.Order)
     if order.memory:
         disk.write(order.memory, client, round, kept)
     crash_point("client-trained", round)
-    return wire.pack_update(round, update)
+    return wire.pack_update(round, update) if part is None else secure_tasks.enter(run, part, update)
 
 
-def _evaluate(client: int, worker: Worker, broadcast: Broadcast, order: wire.Order):
+def _evaluate(message: Message, client: int, worker: Worker, broadcast: Broadcast, order: wire.Order):
     population = worker.experiment.validation
+    if worker.experiment.aggregation is not None:
+        raise Refused(f"{worker.experiment.aggregation!r} is to hide what single clients say, their metrics included")
     if population is None:
         raise ConfigError("the experiment has no validation population to evaluate clients on")
-    data, rows = _examples(population, client)
+    held_out, training = _examples(population, client), partial(_examples, worker.experiment.population, client)
     # A fold of other clients has its own numbering: what this client keeps at home is not theirs.
     memory = None if hasattr(population, "members") else _remembered(client, order)
-    metrics = worker.evaluate(broadcast.params, data, rows, memory)
+    metrics = evaluate_client(worker, broadcast, client, held_out, memory, training)
     return RecordDict({"metrics": wire.pack_metrics(metrics)})
 
 

@@ -10,7 +10,8 @@ from flwr.app import Message, RecordDict
 
 from ...core.types import Failure
 from .nodes import Nodes
-from .private_exchange import Envelope, GridMail, SuperLinkMail
+from .private import content_bytes
+from .private_exchange import Envelope, Mail
 from .wire import Malformed
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ CRASHED = 8  # Flower's code for a client whose process died
 class Late:
     """Messages whose round is over. What still arrives for them is refused, unread."""
 
-    def __init__(self, mail: GridMail | SuperLinkMail):
+    def __init__(self, mail: Mail):
         self._mail, self._open = mail, dict[str, tuple[int, str]]()
         self.refused = 0  # replies, so far
 
@@ -44,12 +45,13 @@ class Exchange:
     """What was sent, and what has arrived. A `with` block: what is still out when it ends is late.
 
     kind: "train" or "evaluate". contents: by client. label: what the exchange is for, in words. A client that is
-    started again, or whose process dies, is sent its message once more, while the time lasts.
+    started again, or whose process dies, is sent its message once more, while the time lasts; all are after the
+    SuperLink was gone, and the first reply counts.
     """
 
     def __init__(
         self,
-        mail: GridMail | SuperLinkMail,
+        mail: Mail,
         nodes: Nodes,
         late: Late,
         kind: str,
@@ -112,19 +114,31 @@ class Exchange:
     def _look(self) -> None:
         """Take note of what has arrived, and of who was started again."""
         for envelope in self._mail.look(list(self._waiting)):
-            client = self._waiting.pop(envelope.reply_to)
+            if (client := self._waiting.pop(envelope.reply_to, None)) is None:
+                continue  # another try's reply, after the one that counts
+            if envelope.error is not None and client in self._waiting.values():
+                continue  # another try is on its way
             if envelope.error is not None and envelope.error.code == CRASHED and self._may_repeat(client):
                 self._repeat([client], "its process died")
             else:
                 self._arrived[client] = envelope
+                self._forget(client)
+        if self._mail.was_cut() and (out := list(dict.fromkeys(self._waiting.values()))):
+            log.warning("%s: the SuperLink was gone; clients %s are asked once more", self._label, out)
+            self._send(out)
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + NODES_SECONDS
-            waiting = {client: identifier for identifier, client in self._waiting.items()}
+            waiting = set(self._waiting.values())
             moved = [client for client in self._nodes.refresh() if client in waiting and self._may_repeat(client)]
             for client in moved:
-                del self._waiting[waiting[client]]
-                self._late.add(waiting[client], client, self._label)
+                self._forget(client)
             self._repeat(moved, "its node was started again")
+
+    def _forget(self, client: int) -> None:
+        """What this client was sent so far is not waited for any more."""
+        for identifier in [one for one, of in self._waiting.items() if of == client]:
+            del self._waiting[identifier]
+            self._late.add(identifier, client, self._label)
 
     def _may_repeat(self, client: int) -> bool:
         return client not in self._again and time.monotonic() < self._deadline
@@ -148,3 +162,18 @@ class Exchange:
 
     def _timeout(self, client: int) -> Failure:
         return Failure(client, "timeout", f"no reply within {self._seconds:g} seconds")
+
+
+def bytes_received(reply: Message | Failure) -> int:
+    """Bytes of a reply's content."""
+    return 0 if isinstance(reply, Failure) or not reply.has_content() else content_bytes(reply.content)
+
+
+def bytes_sent(contents: Mapping[int, RecordDict]) -> int:
+    """Bytes of a cohort's messages: what they share is measured once, and counted for every client."""
+    measured: dict[int, int] = {}
+    records = [record for content in contents.values() for record in content.values()]
+    for record in records:
+        if id(record) not in measured:
+            measured[id(record)] = content_bytes(record)
+    return sum(measured[id(record)] for record in records)

@@ -21,14 +21,15 @@ from ...core.loading import load_experiment
 from ...core.overrides import fit_to
 from ...core.types import Failure, RoundRecord
 from ...core.validation import require_count
+from .identity import KIT_VARIABLE
 from .memory import client_home
 from .private import Control
-from .processes import Processes, free_ports, healthy
+from .processes import NOTHING_OF_OTHERS, Processes, free_ports, healthy
+from .secure import LOCAL_KIT_VARIABLE
 from .server import STORE_VARIABLE
 
 START_SECONDS = 90.0  # for the SuperLink to answer; it takes one or two, and longer on a machine that is busy
 WATCH_SECONDS = 0.2  # between two looks at whether all processes still live
-NO_STORE = {STORE_VARIABLE: ""}  # what a client's process inherits must not hold the database's password
 
 Event = tuple[str, dict[str, Any]]
 
@@ -50,7 +51,8 @@ class LocalFederation:
     store: URL of the database that runs are kept in; it never leaves the server's processes. memory: folder for what
     clients keep between rounds; by default `client_home()`. A client whose process dies is started again.
     Leaving the block ends every process, also on Ctrl-C, SIGTERM and errors; if this process is killed, they end
-    themselves. Connections are not encrypted, and reach no further than this machine.
+    themselves. Connections are not encrypted, and reach no further than this machine. What clients
+    of a hidden sum prove themselves by is made up here, for the federation's life: it keeps nobody on this machine out.
     """
 
     def __init__(self, clients: int, *, store: str | None = None, memory: Path | str | None = None):
@@ -93,6 +95,9 @@ class LocalFederation:
         """
         # Children may run in another folder than the one that a path is relative to.
         path = Path(reference).expanduser()
+        provide = getattr(load_experiment(reference, overrides).aggregation, "provision", None)
+        if provide is not None:
+            provide(self._kit("server"), {client: self._kit(f"client-{client}") for client in range(self.clients)})
         config = app_config(
             str(path.resolve()) if path.suffix == ".py" else reference,
             overrides,
@@ -130,17 +135,28 @@ class LocalFederation:
         address = f"127.0.0.1:{link}"
         # With "process" isolation, what runs the ServerApp is ours to start and to end; a SuperLink would detach it.
         options = ["--insecure", "--disable-runtime-dependency-installation", "--isolation", "process"]
-        self._processes.start("SuperLink", ["superlink", *options, "--port", str(link)], NO_STORE)
+        self._processes.start("SuperLink", ["superlink", *options, "--port", str(link)], NOTHING_OF_OTHERS)
         self._processes.wait_until(lambda: healthy(address), START_SECONDS, "the SuperLink does not answer")
-        executor = ["superexec", "--insecure", "--runtime-api-address", address]
-        self._processes.start("SuperExec", executor, {STORE_VARIABLE: self.store or ""})
+        executor, own = ["superexec", "--insecure", "--runtime-api-address", address], self._variables("server")
+        self._processes.start("SuperExec", executor, {STORE_VARIABLE: self.store or ""} | own)
         for client, port in enumerate(nodes):
             config = f"partition-id={client} num-partitions={self.clients}"
             options = ["--isolation", "process", "--superlink", address, "--port", str(port), "--node-config", config]
-            self._processes.start(f"SuperNode {client}", ["supernode", "--insecure", *options], NO_STORE, restart=True)
+            self._processes.start(
+                f"SuperNode {client}", ["supernode", "--insecure", *options], NOTHING_OF_OTHERS, restart=True
+            )
             worker = ["worker", f"127.0.0.1:{port}", "--home", str(self.memory / f"client-{client}")]
-            self._processes.start(f"worker {client}", worker, NO_STORE, restart=True)
+            own = NOTHING_OF_OTHERS | self._variables(f"client-{client}")
+            self._processes.start(f"worker {client}", worker, own, restart=True)
         self._control = Control(address)
+
+    def _kit(self, party: str) -> Path:
+        """Where a party finds what hidden sums need; for as long as this federation lives."""
+        return self._processes.home / "kits" / party
+
+    def _variables(self, party: str) -> dict[str, str]:
+        """A kit in this process's own environment is another federation's."""
+        return {KIT_VARIABLE: "", LOCAL_KIT_VARIABLE: str(self._kit(party))}
 
     def _follow(self, run_id: int) -> Iterator[Event]:
         """A run's events; raises as soon as a process dies instead of waiting for events that cannot come."""
@@ -216,7 +232,10 @@ def outcome_of(
             if on_start:
                 on_start(content["run"], tuple(records))
         elif name == "round":
-            records.append(RoundRecord(**content["record"]))
+            record = RoundRecord(**content["record"])
+            if records and record.round <= records[-1].round:
+                continue  # pushed twice, around an outage
+            records.append(record)
             if on_round:
                 on_round(records[-1], [Failure(*failure) for failure in content["failures"]])
         elif name == "final":
@@ -234,6 +253,7 @@ def app_config(
     over_selection: float = 1.0,
     join_seconds: float = 120.0,
     compile: str = "graph",
+    digest: str = "",
 ) -> dict[str, Any]:
     """A run's configuration, as `server` reads it."""
     return {
@@ -245,6 +265,7 @@ def app_config(
         "over_selection": float(over_selection),
         "join_seconds": float(join_seconds),
         "compile": compile,
+        "digest": digest,
     }
 
 

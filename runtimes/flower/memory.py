@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ...core.errors import StoreError
+from ...core.errors import StoreError, UmbelError
 from ...core.serial import dumps, loads
 
+KEPT_RUNS = 8
+RUN = re.compile("[0-9a-f]{32}")
 HOME_VARIABLE = "UMBEL_CLIENT_HOME"
 Seal = Callable[[bytes, bytes], "bytes | memoryview"]  # (content, context) → sealed, and back
 
@@ -29,7 +32,7 @@ def client_home() -> Path:
 
 
 class Disk:
-    """A folder of versions, one subfolder per run.
+    """A folder of versions, one subfolder per run: those of the KEPT_RUNS runs that were last written to.
 
     seal, unseal: encrypt a version, and decrypt it; both are handed what it is a version of, so that one in another's
     place does not open. None: versions lie there as they are.
@@ -54,7 +57,13 @@ class Disk:
                 f"{self.folder} back, or start a new run"
             ) from None
         if self._unseal is not None:
-            content = self._unseal(bytes(content), _context(run, client, round))
+            try:
+                content = self._unseal(bytes(content), _context(run, client, round))
+            except UmbelError as error:
+                raise StoreError(
+                    f"client {client}'s memory of round {round} does not open ({error}); put the key back that it was "
+                    "sealed with, storage.jwk of this client's kit, or start a new run"
+                ) from error
         return loads(bytes(content))
 
     def write(self, run: str, client: int, round: int, arrays: Sequence[np.ndarray]) -> None:
@@ -67,12 +76,15 @@ class Disk:
             content = self._seal(bytes(content), _context(run, client, round))
         path = self._path(run, client, round)
         try:
+            is_new = not path.parent.exists()
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(path, content)
         except OSError as error:
             raise StoreError(
                 f"cannot keep client {client}'s memory in {path}: {error.strerror}{_free(path)}"
             ) from error
+        if is_new:
+            self._prune()
 
     def keep_only(self, run: str, client: int, round: int) -> None:
         """Delete every version but that of `round`: of others the server has said that they do not count."""
@@ -86,9 +98,16 @@ class Disk:
         names = [path.name.partition(".")[2] for path in self._path(run, client, 0).parent.glob(f"{client}.*")]
         return sorted(int(name) for name in names if name.isdecimal())
 
+    def _prune(self) -> None:
+        """Delete what other runs have left, all but the newest."""
+        runs = [entry for entry in self.folder.iterdir() if RUN.fullmatch(entry.name) and entry.is_dir()]
+        by_age = sorted(runs, key=lambda folder: folder.stat().st_mtime_ns)  # a new version changes its folder
+        for folder in by_age[:-KEPT_RUNS]:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _path(self, run: str, client: int, round: int) -> Path:
         # The name of the run comes from the server: it must not lead elsewhere.
-        if not re.fullmatch("[0-9a-f]{32}", run):
+        if not RUN.fullmatch(run):
             raise StoreError(f"expected run={run[:64]!r} of 32 hexadecimal digits")
         return self.folder / run / f"{int(client)}.{int(round)}"
 

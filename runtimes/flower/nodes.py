@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -12,8 +12,8 @@ from flwr.app import Message, RecordDict
 from ...core.errors import ConfigError, RunStopped
 from .check import check_content
 from .private import nodes_of
-from .private_exchange import Envelope, GridMail, SuperLinkMail
-from .wire import Malformed, unpack_identity
+from .private_exchange import Envelope, Mail
+from .wire import Malformed, pack_identity, unpack_identity, unpack_version
 
 log = logging.getLogger(__name__)
 
@@ -21,17 +21,28 @@ POLL_SECONDS = 0.05
 RETURN_SECONDS = 5.0  # that a client which is not there is given to come back, before a round begins without it
 QUERY_SECONDS = 3600.0  # that a node has to say which client it is; it answers at once, or after what it is at
 MAX_QUERY_BYTES = 4096
+IMPOSTOR, FORGED = "node", ("signature", "replay", "sealed")  # reasons: of identity, and of `signing`
 
 
 class Nodes:
     """The clients of a run and their nodes. Each node is asked once which client it is, by its partition-id.
 
-    A SuperNode without a key of its own is another node whenever it is started; one with a key is the same.
+    A SuperNode without a key of its own is another node whenever it is started; one with a key is the same. bound: the
+    client that a node's key is of: a node that says it is another is refused, and so is a second node of one client.
+    refused: told, in a line, of each.
     """
 
-    def __init__(self, grid: Any, mail: GridMail | SuperLinkMail, clients: int):
+    def __init__(
+        self,
+        grid: Any,
+        mail: Mail,
+        clients: int,
+        bound: Callable[[int], int | None] | None = None,
+        refused: Callable[[str], None] = log.warning,
+    ):
         self.of: dict[int, int] = {}  # {client: node}
         self._grid, self._mail, self._clients = grid, mail, clients
+        self._bound, self._refused = bound, refused
         self._started: dict[int, str] = {}  # {node: when}, of all that were ever online
         self._online: set[int] = set()
         self._asked: dict[str, int] = {}  # {message: node} not yet answered
@@ -82,6 +93,15 @@ class Nodes:
             moved |= self._answer(self._asked.pop(envelope.reply_to), envelope)
         return moved
 
+    def _check_version(self, node: int, reply: Message) -> None:
+        """Errors: Malformed for a node whose Umbel is of another major version than the server's."""
+        theirs, ours = unpack_version(reply.content), unpack_version(pack_identity(0))
+        said = f"it runs Umbel {theirs[0]}.{theirs[1]}, and the server {ours[0]}.{ours[1]}"
+        if theirs[0] != ours[0]:
+            raise Malformed("version", f"{said}; install the same version on both")
+        if theirs != ours:
+            log.warning("node %d: %s; install the same version on both", node, said)
+
     def _are_online(self, cohort: Collection[int]) -> bool:
         return all(self.of.get(client) in self._online for client in cohort)
 
@@ -92,14 +112,21 @@ class Nodes:
             if (failure := check_content(reply, -1)) is not None:
                 raise Malformed(failure.reason, failure.detail)
             client = unpack_identity(reply.content)
+            self._check_version(node, reply)
+            if self._bound is not None and client != (own := self._bound(node)):
+                raise Malformed(IMPOSTOR, f"it says that it is client {client}, and its key is client {own}'s")
             if not 0 <= client < self._clients:
                 raise Malformed("schema", f"expected partition-id={client} in [0, {self._clients})")
         except Malformed as malformed:
-            log.warning("node %d is left out: %s", node, malformed)
+            tell = self._refused if malformed.reason in (IMPOSTOR, *FORGED) else log.warning
+            tell(f"node {node} is left out: {malformed}")
             if malformed.reason in ("timeout", "unreachable"):  # not its own words: it is asked again when it is back
                 self._known.discard(node)
             return set()
         other = self.of.get(client)
+        if self._bound is not None and other not in (None, node) and other in self._online:
+            self._refused(f"node {node} is left out: client {client} is node {other} already, and that is connected")
+            return set()
         if other not in (None, node) and not self._is_settled:
             raise ConfigError(f"nodes {other} and {node} both have partition-id={client}; give each SuperNode its own")
         self.of[client] = node

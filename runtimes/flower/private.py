@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+# httpx: Flower's clients raise its errors.
+import httpx
 from flwr.app import Array, ArrayRecord
 
 # flwr.app: what arrays are cut into.
@@ -50,7 +54,13 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
+# flwr.supercore.retry: whether and when a failed call is tried again.
+from flwr.supercore.retry import RetryInvoker
+
 LOOPBACK = "127.0.0.1"
+RETRY_SECONDS = 1.0  # between two tries to reach a server that is gone, at most
+TOO_MANY = 429  # a proxy's answer to who calls too often; Flower retries 502, 503 and 504
+CUT = ("eof", "reset", "closed", "broken pipe")  # in the words of what a connection is cut with
 WAIT_SECONDS = 0.05  # in place of the SuperNode's own waits of 3 and 0.5 seconds
 
 
@@ -171,9 +181,54 @@ def nodes_of(grid: Any) -> dict[int, str]:
     return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
 
 
+def names_of(grid: Any) -> dict[int, str]:
+    """{node: name}: what each node's key was registered under at the SuperLink, of nodes that are online."""
+    return {node.node_id: node.name for node in grid.get_nodes()}
+
+
 def end_with_parent(parent: int) -> None:
     """From now on this process is interrupted, as by Ctrl-C, when the process `parent` has ended."""
     start_parent_process_monitor(parent)
+
+
+def make_patient(invoker: RetryInvoker, outages: threading.Event | None = None) -> RetryInvoker:
+    """Let Flower's calls wait for a server that is started again, and come back soon after it has.
+
+    Its own give up where a TLS connection is cut, by the words of the error, and wait up to 20 seconds between tries.
+    outages: set whenever the server could not be reached.
+    """
+    gives_up, waits, notes = invoker.should_giveup, invoker.wait_function, invoker.on_backoff
+
+    def is_final(error: Exception) -> bool:
+        is_cut = isinstance(error, httpx.TransportError) and any(word in str(error).lower() for word in CUT)
+        is_busy = isinstance(error, httpx.HTTPStatusError) and error.response.status_code == TOO_MANY
+        return not (is_cut or is_busy) and gives_up is not None and gives_up(error)
+
+    def note(state: Any) -> None:
+        if outages is not None and isinstance(state.exception, httpx.TransportError):
+            outages.set()
+        if notes is not None:
+            notes(state)
+
+    invoker.should_giveup, invoker.on_backoff = is_final, note
+    invoker.wait_function = lambda seconds: waits(min(seconds, RETRY_SECONDS))
+    return invoker
+
+
+def outages_of(grid: Any) -> threading.Event:
+    """What is set whenever the grid's SuperLink could not be reached; from now on, its calls wait for it."""
+    outages = threading.Event()
+    invoker = getattr(grid, "_retry_invoker", None)
+    if invoker is not None:
+        make_patient(invoker, outages)
+    return outages
+
+
+def _wait_for_servers(module: str) -> None:
+    """Make the calls of one of Flower's modules patient."""
+    flower = importlib.import_module(module)
+    make = flower.make_simple_http_retry_invoker
+    flower.make_simple_http_retry_invoker = lambda: make_patient(make())  # type: ignore[attr-defined]
 
 
 def quicken_supernode() -> None:
@@ -219,9 +274,12 @@ def main() -> None:
         from flwr.superlink.cli import flower_superlink as run
     elif command == "superexec":
         from flwr.supercore.cli import flower_superexec as run
+
+        _wait_for_servers("flwr.supercore.superexec.run_superexec")
     else:
         from flwr.supernode.cli import flower_supernode as run
 
+        _wait_for_servers("flwr.supernode.fleet_http_connection")
         quicken_supernode()
     run()
 

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message
@@ -34,7 +34,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 )
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, inflatable_class_registry
 
-from .private import array_record, raw_array
+from .private import array_record, outages_of, raw_array
 from .wire import Malformed
 
 UPLOADS = 2  # chunks on their way at a time
@@ -47,6 +47,15 @@ class Envelope(NamedTuple):
     reply_to: str
     error: Error | None  # Flower's, in place of content
     open: Callable[[int, float], Message]  # (most bytes of an array, until when) → the reply. Errors: Malformed
+
+
+class Mail(Protocol):
+    """How a server's messages reach nodes, and their replies come back."""
+
+    def push(self, messages: Sequence[Message]) -> list[str]: ...
+    def look(self, identifiers: Collection[str]) -> list[Envelope]: ...
+    def was_cut(self) -> bool: ...
+    def refuse(self, identifiers: Collection[str]) -> list[str]: ...
 
 
 class GridMail:
@@ -63,6 +72,10 @@ class GridMail:
         """The replies that have arrived since the last look."""
         return [_opened(message) for message in self._grid.pull_messages(set(identifiers))] if identifiers else []
 
+    def was_cut(self) -> bool:
+        """Nothing gets lost on the way to nodes of this process."""
+        return False
+
     def refuse(self, identifiers: Collection[str]) -> list[str]:
         """Throw away what has arrived for these; which it was."""
         return [envelope.reply_to for envelope in self.look(identifiers)]
@@ -73,6 +86,7 @@ class SuperLinkMail:
 
     def __init__(self, grid: Any):
         self._client, self._node, self._run = grid._runtime_client, grid.node, grid.run.run_id
+        self._outages = outages_of(grid)
 
     def push(self, messages: Sequence[Message]) -> list[str]:
         """Their ids; empty for one that was not taken. What messages share is sent once, and never copied whole."""
@@ -109,6 +123,12 @@ class SuperLinkMail:
             if error:
                 self._confirm(tree)
         return envelopes
+
+    def was_cut(self) -> bool:
+        """Whether the SuperLink was out of reach since the last question: what it was handing over may be lost."""
+        was_cut = self._outages.is_set()
+        self._outages.clear()
+        return was_cut
 
     def refuse(self, identifiers: Collection[str]) -> list[str]:
         """Throw away what has arrived for these, unread; which it was."""
@@ -195,7 +215,7 @@ class _Reader:
                 time.sleep(WAIT_SECONDS)
 
 
-def mail_of(grid: Any) -> GridMail | SuperLinkMail:
+def mail_of(grid: Any) -> Mail:
     """How to send and receive over grid."""
     return SuperLinkMail(grid) if hasattr(grid, "_runtime_client") else GridMail(grid)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ...core.errors import UmbelError
+from .identity import KIT_VARIABLE
 from .private import without_proxy
 
 GRACE_SECONDS = 3.0  # between asking a process to end and ending it
@@ -31,6 +32,12 @@ SWITCHES = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; 1 otherwise, before a run begins
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
+
+
+# What a process inherits must not hold what is not its own: the database's password, another party's keys.
+NOTHING_OF_OTHERS = dict.fromkeys(
+    ("UMBEL_STORE", "UMBEL_STORE_KEY", "UMBEL_MODEL_KEY", "UMBEL_CONTROL_TOKENS", KIT_VARIABLE), ""
+)
 
 
 class Processes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...core.errors import UmbelError
 from ...core.loading import load_experiment
-from ...core.overrides import fit_to
+from ...core.overrides import fit_to, override
 from ...core.types import Failure, RoundRecord
 from .local import Event, Outcome, app_config, error_of, outcome_of, pyproject
 from .secured import Operator
@@ -29,15 +29,20 @@ class RemoteFederation:
     def __exit__(self, *_: object) -> None:
         self._operator.control.close()
 
-    def submit(self, reference: str, overrides: Sequence[str] = (), *, resume: str | None = None) -> Iterator[Event]:
+    def submit(
+        self, reference: str, overrides: Sequence[str] = (), *, resume: str | None = None, digest: str = ""
+    ) -> Iterator[Event]:
         """Start a run and yield its events, as `LocalFederation.submit` does. A caller that leaves ends the run.
 
-        Of a file only the name is sent: each party has its own copy, and its own say in what it runs. Errors: those of
+        Of a file only the name is sent: each party has its own copy, and its own say in what it runs. digest: of the
+        experiment that is meant; a server whose copy is another refuses. Errors: those of
         `umbel.run`; ConfigError when the token is refused; UmbelError when the server is lost or the run fails.
         """
         self._operator.nodes()  # a refused token, or no server, in words
         control, path = self._operator.control, Path(reference)
-        config = app_config(path.name if ".py" in path.name else reference, overrides, self.clients, resume)
+        config = app_config(
+            path.name if ".py" in path.name else reference, overrides, self.clients, resume, digest=digest
+        )
         run_id, done = control.start_run(pyproject(config)), False
         try:
             for name, content in self._operator.events(run_id):
@@ -74,5 +79,8 @@ def run_remote(
     on_round: Callable[[RoundRecord, Sequence[Failure]], None] | None = None,
 ) -> Outcome:
     """Run an experiment on a federation. As `run_local`, on the clients that the federation has."""
-    overrides = [*overrides, *fit_to(load_experiment(reference, overrides), federation.clients)]
-    return outcome_of(federation.submit(reference, overrides, resume=resume), on_start, on_round)
+    experiment = load_experiment(reference, overrides)
+    fitted = fit_to(experiment, federation.clients)
+    digest = override(experiment, fitted).digest
+    events = federation.submit(reference, [*overrides, *fitted], resume=resume, digest=digest)
+    return outcome_of(events, on_start, on_round)

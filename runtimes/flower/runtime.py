@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
+from ...core.clusters import is_clustered
 from ...core.errors import ConfigError, IncompatibleError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
 from ...core.random import Key
 from ...core.spec import ModelSpec
+from ...core.split import is_split
+from ...core.sums import Meeting, RemoteAggregation
 from ...core.types import (
     NOTHING,
     Broadcast,
@@ -32,15 +36,21 @@ from ...core.validation import require_count, require_real
 from ..simulation import Simulation
 from . import wire
 from .check import SLACK_BYTES, Expected, check_metrics, check_update
-from .exchange import Exchange, Late
-from .nodes import Nodes
-from .private import content_bytes
-from .private_exchange import GridMail, SuperLinkMail, mail_of
+from .exchange import Exchange, Late, bytes_received, bytes_sent
+from .identity import Identity
+from .nodes import FORGED, Nodes
+from .private_exchange import Mail, mail_of
+from .secure import STAGE_SECONDS, check_hidden, collect_hidden, kit_folder
+from .signing import SignedMail
 
 log = logging.getLogger(__name__)
 
 NO_KEY = Key(bytes(16))  # evaluation draws no random numbers
 MEMORY = "memory"  # among a run's choices: the name that its clients keep their memory under
+
+
+def _log_refusal(action: str, about: str) -> None:
+    log.warning("%s: %s", action, about)
 
 
 class FlowerRuntime:
@@ -49,7 +59,7 @@ class FlowerRuntime:
     Replies are checked one by one (see `check`) and folded in cohort order: a run gives the bits of a Simulation that
     compiles alike. A client that fails, or answers wrongly, is a Failure, and the round goes on. What clients keep
     between rounds stays on their disks (see `memory`); what the server keeps, and commits with each round, is which
-    round each of them last counted in.
+    round each of them last counted in. Hidden sums are of the cohort's live clients, each with a kit (see `secure`).
 
     clients: nodes to wait for; by default as many as the experiment's population has clients.
     timeout_seconds: a round's deadline, from its broadcast; who has not answered by then is a Failure, and what it
@@ -58,6 +68,10 @@ class FlowerRuntime:
         over_selection valid updates, folded as they arrive; the other clients keep nothing of it.
     join_seconds: for the nodes to appear.
     compile: as for Simulation. Graph by default: XLA's compilation takes longer than a short run does.
+    identity: of the server, where the federation has kits: messages are signed, both ways, and a node is the client
+        that its key is of. None: nodes are believed.
+    refused: told of each node and update that is refused for whom it is from, and of each client's policy that refuses
+        this server: an action of the audit log ("node.refused", "policy.refused"), and about whom.
     """
 
     is_live = True
@@ -71,6 +85,8 @@ class FlowerRuntime:
         over_selection: float = 1.0,
         join_seconds: float = 120.0,
         compile: Literal["auto", "xla", "graph"] = "graph",
+        identity: Identity | None = None,
+        refused: Callable[[str, str], None] = _log_refusal,
     ):
         if clients is not None:
             require_count("clients", clients)
@@ -79,6 +95,7 @@ class FlowerRuntime:
         require_real("join_seconds", join_seconds, above=0)
         self.grid, self.clients, self.over_selection = grid, clients, over_selection
         self.timeout_seconds, self.join_seconds = timeout_seconds, join_seconds
+        self._identity, self._refused = identity, refused
         self._server = Simulation(workers=1, compile=compile)  # the server's own model: initial params, evaluation
         self._experiment: Experiment | None = None
         self._connection: Connection | None = None
@@ -93,10 +110,9 @@ class FlowerRuntime:
         memory: what is written there is a round's number, by client. Errors: RunStopped when too few clients appear in
         time; ConfigError for a run to resume whose clients' memory has no name.
         """
-        if experiment.codec is not None:
-            raise ConfigError(f"{experiment.codec!r} runs in simulation only; drop it, or --runtime flower")
-        if experiment.aggregation is not None:
-            raise ConfigError(f"{experiment.aggregation!r} runs in simulation only; drop it, or --runtime flower")
+        check_hidden(experiment, self.over_selection)
+        if is_split(experiment.strategy) or is_clustered(experiment.strategy):
+            raise ConfigError(f"{experiment.strategy!r} runs in simulation only; drop it, or --runtime flower")
         if self.over_selection > 1 and experiment.plan is not None:
             raise IncompatibleError(
                 f"over_selection={self.over_selection:g} counts the fastest, so that one client decides whether "
@@ -104,6 +120,7 @@ class FlowerRuntime:
             )
         spec, rule = self._server.open(experiment, memory, choices), experiment.client_rule
         keeps = any(variable.offset is None for variable in spec.variables) or (rule is not None and rule.remembers)
+        keeps = keeps or (experiment.codec is not None and experiment.codec.error_feedback)
         if keeps and choices is not None and MEMORY not in choices:
             raise ConfigError(
                 "cannot resume over Flower a run that began elsewhere, and whose clients keep something between "
@@ -111,15 +128,17 @@ class FlowerRuntime:
             )
         self._keeps, self._memory = keeps, memory
         self._name = (choices or {}).get(MEMORY) or secrets.token_hex(16)
-        clients, mail = len(experiment.population), mail_of(self.grid)
-        self._connection = Connection(mail, Nodes(self.grid, mail, clients), Late(mail))
+        # Not the memory's: a server that was started again plays a round anew, which clients refuse under one name.
+        self._session = secrets.token_hex(16)
+        self._connection = self._connect(clients := len(experiment.population))
         self._connection.nodes.wait(self.clients or clients, self.join_seconds)
         self._experiment, self._digest = experiment, experiment.digest
         return spec
 
     def describe(self) -> Mapping[str, str]:
         """The model's digests, how it is compiled, here and by every client, and what clients' memory goes by."""
-        return {**self._server.describe(), MEMORY: self._name}
+        hides = {} if self._running.aggregation is None else {"aggregation": "protocol"}
+        return {**self._server.describe(), MEMORY: self._name, **hides}
 
     def initial_params(self) -> Vector:
         """The model's own initial weights, drawn from the experiment's seed."""
@@ -130,21 +149,26 @@ class FlowerRuntime:
         return sorted(self._connected.nodes.of)
 
     def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
-        """Send the cohort the broadcast; check each reply, and fold it as soon as its turn comes."""
+        """Send the cohort the broadcast; check each reply, and fold it as soon as its turn comes.
+
+        With an aggregation, its stages instead: see `secure`. Errors: RunStopped when it reveals no sum.
+        """
         experiment = self._running
+        if experiment.aggregation is not None and cohort:
+            return self._collect_hidden(broadcast, cohort, key)
         goal = max(1, round(len(cohort) / self.over_selection)) if self.over_selection > 1 else len(cohort)
         keys = {client: key.derive("client", client) for client in cohort}
         contents = self._contents(broadcast, keys)
-        bytes_up, bytes_down = 0, _bytes_of(contents)
+        bytes_up, bytes_down = 0, bytes_sent(contents)
         expect = self._expectations(broadcast)
         total, counted, failures = experiment.fold.zero(expect(0).size), set[int](), []
         with self._exchange("train", contents, f"round {broadcast.round}", expect(0).bytes) as exchange:
             for client, reply in exchange.replies(in_order=goal == len(cohort)):
-                bytes_up += _bytes(reply)
+                bytes_up += bytes_received(reply)
                 update = reply if isinstance(reply, Failure) else check_update(reply, expect(client))
                 del reply  # one in memory at a time
                 if isinstance(update, Failure):
-                    log.warning("round %d: client %d failed, %s: %s", broadcast.round, *update)
+                    self._note(broadcast.round, update)
                     failures.append(update)
                     continue
                 total = experiment.fold.add(total, update)
@@ -157,6 +181,18 @@ class FlowerRuntime:
         for client in sorted(counted) if self._keeps else ():
             self._memory.write(client, [np.array([broadcast.round], np.int64)])
         return RoundResult(experiment.fold.total(total), failures, bytes_up, bytes_down)
+
+    def _collect_hidden(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
+        """As collect, by the stages of the experiment's aggregation."""
+        experiment, aggregation = self._running, cast(RemoteAggregation, self._running.aggregation)
+        shape, model = experiment.encoded_shape(broadcast), wire.digest_of(broadcast, self._digest)
+        meeting = Meeting(self._session, broadcast.round, len(cohort), shape, model)
+        session = aggregation.server(meeting, cohort, kit_folder())
+        contents = self._contents(broadcast, {client: key.derive("client", client) for client in cohort})
+        found = collect_hidden(meeting, session, contents, self._exchange, self._note)
+        for client in session.counted if self._keeps else ():
+            self._memory.write(client, [np.array([broadcast.round], np.int64)])
+        return RoundResult(found.total, found.failures, found.bytes_up, found.bytes_down)
 
     def evaluate(self, params: Vector, examples: Examples) -> Metrics:
         """Central evaluation, by the server's own model."""
@@ -200,6 +236,22 @@ class FlowerRuntime:
             raise ConfigError("this FlowerRuntime is not open; hand it to run(experiment, runtime)")
         return self._connection
 
+    def _connect(self, clients: int) -> Connection:
+        """What this run talks through; signed, where the federation has kits."""
+        mail, refused = mail_of(self.grid), partial(self._refused, "node.refused")
+        if self._identity is None:
+            return Connection(mail, Nodes(self.grid, mail, clients, refused=refused), Late(mail))
+        signed = SignedMail(mail, self._identity, self.grid, refused)
+        return Connection(signed, Nodes(self.grid, signed, clients, signed.client_of, refused), Late(signed))
+
+    def _note(self, round: int, failure: Failure) -> None:
+        """Why a client is not in a round's sum: in the log, and on record where somebody refused somebody."""
+        log.warning("round %d: client %d failed, %s: %s", round, *failure)
+        if failure.reason == "policy":
+            self._refused("policy.refused", f"client {failure.client}: {failure.detail}")
+        elif failure.reason in FORGED:
+            self._refused("node.refused", f"client {failure.client}: {failure.reason}: {failure.detail}")
+
     def _contents(self, broadcast: Broadcast, keys: Mapping[int, Key]) -> dict[int, RecordDict]:
         """Each client's message: the same broadcast, its own key, and which of its memories counts."""
         shared, choice = wire.pack_broadcast(broadcast), self._server.describe()["compile"]
@@ -217,37 +269,26 @@ class FlowerRuntime:
     def _expectations(self, broadcast: Broadcast) -> Callable[[int], Expected]:
         """What a valid reply of each client looks like."""
         shape, sizes = self._running.encoded_shape(broadcast), self._running.population.sizes()
-        is_by_size = self._running.weighting == "examples"
+        is_by_size, codec = self._running.weighting == "examples", self._running.codec
 
         def expected(client: int) -> Expected:
             weight = float(sizes[client]) if is_by_size else 1.0
-            return Expected(client, broadcast.round, shape.delta, shape.extra, weight)
+            return Expected(client, broadcast.round, shape.delta, shape.extra, weight, codec)
 
         return expected
 
-    def _exchange(self, kind: str, contents: Mapping[int, RecordDict], label: str, max_bytes: int) -> Exchange:
+    def _exchange(
+        self, kind: str, contents: Mapping[int, RecordDict], label: str, max_bytes: int, is_short: bool = False
+    ) -> Exchange:
+        """is_short: nobody trains for it."""
         mail, nodes, late = self._connected
-        return Exchange(mail, nodes, late, kind, contents, self.timeout_seconds, max_bytes, label)
+        seconds = min(self.timeout_seconds, STAGE_SECONDS) if is_short else self.timeout_seconds
+        return Exchange(mail, nodes, late, kind, contents, seconds, max_bytes, label)
 
 
 class Connection(NamedTuple):
     """What a run talks through."""
 
-    mail: GridMail | SuperLinkMail
+    mail: Mail
     nodes: Nodes
     late: Late
-
-
-def _bytes(reply: Message | Failure) -> int:
-    """Bytes of a reply's content."""
-    return 0 if isinstance(reply, Failure) or not reply.has_content() else content_bytes(reply.content)
-
-
-def _bytes_of(contents: Mapping[int, RecordDict]) -> int:
-    """Bytes of a cohort's messages: what they share is measured once, and counted for every client."""
-    measured: dict[int, int] = {}
-    records = [record for content in contents.values() for record in content.values()]
-    for record in records:
-        if id(record) not in measured:
-            measured[id(record)] = content_bytes(record)
-    return sum(measured[id(record)] for record in records)

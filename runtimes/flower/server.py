@@ -6,26 +6,40 @@ Events, each one JSON object: "start" {run, records}, "round" {record, failures}
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-from collections.abc import Sequence
-from typing import Any
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ...core.errors import UmbelError
+from ...core.errors import ConfigError, UmbelError
+from ...core.experiment import Experiment
 from ...core.loading import load_experiment
+from ...core.printable import printable
 from ...core.types import Failure, RoundRecord
 from ...server import History, run
 from ...server.monitoring import relayed
+from .identity import identity_of_this_process
 from .private import push_event
 from .runtime import FlowerRuntime
+
+if TYPE_CHECKING:  # SQLAlchemy is imported where there is a store
+    from ...server.store import Store
 
 # The store's URL may hold a password. A run's configuration is sent to every client; this process's environment is not.
 STORE_VARIABLE = "UMBEL_STORE"
 
+MOST_REFUSALS = 1000  # that a run puts on record
+LONGEST_SUBJECT = 500  # characters that the audit log takes
+
 app = ServerApp()
+log = logging.getLogger(__name__)
 
 
 @app.main()
@@ -33,12 +47,12 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run's configuration names.
 
     Keys: experiment (name or path), overrides (JSON list of key=value), clients (to wait for), timeout_seconds,
-    over_selection, join_seconds, compile, resume (a run's id, or ""). The store's URL is read from the variable
-    UMBEL_STORE.
+    over_selection, join_seconds, compile, resume (a run's id, or ""), digest (of the submitter's experiment, or "").
+    The store's URL is read from the variable UMBEL_STORE.
     """
     config = context.run_config
     try:
-        experiment = load_experiment(str(config["experiment"]), json.loads(str(config["overrides"])))
+        experiment = named_experiment(config)
         runtime = FlowerRuntime(
             grid,
             clients=int(config["clients"]),
@@ -46,11 +60,13 @@ def main(grid: Grid, context: Context) -> None:
             over_selection=float(config["over_selection"]),
             join_seconds=float(config["join_seconds"]),
             compile=str(config["compile"]),  # type: ignore[arg-type]
+            identity=identity_of_this_process(),
+            refused=(refusals := Refusals()),
         )
-        store, resume = os.environ.get(STORE_VARIABLE), str(config["resume"]) or None
+        resume = str(config["resume"]) or None
         try:
-            with relayed() as monitors:
-                run(experiment, runtime, store=store or None, resume=resume, watchers=[Reporter(grid), *monitors])
+            with interrupted_by_signals(), opened_store() as refusals.store, relayed() as monitors:
+                run(experiment, runtime, store=refusals.store, resume=resume, watchers=[Reporter(grid), *monitors])
         finally:
             runtime.close()
     except Exception as error:
@@ -58,6 +74,80 @@ def main(grid: Grid, context: Context) -> None:
         message = str(error) if isinstance(error, UmbelError) else f"{kind}: {error}"
         push_event(grid, "error", {"kind": kind, "message": message})
         raise  # Flower must not list this run as completed
+
+
+def named_experiment(config: Mapping[str, Any]) -> Experiment:
+    """The experiment that a run's configuration names, as it is on the server.
+
+    Errors: ConfigError where there is none, and where it is not the submitter's.
+    """
+    try:
+        experiment = load_experiment(str(config["experiment"]), json.loads(str(config["overrides"])))
+    except ConfigError as error:
+        raise ConfigError(f"the server cannot load the experiment: {error}") from error
+    submitted = str(config["digest"])
+    if submitted and submitted != experiment.digest:
+        raise ConfigError(
+            f"experiment {experiment.name!r} is {submitted[:12]} where the run was submitted, and "
+            f"{experiment.digest[:12]} at the server; copy the same file into the folder experiments of every kit"
+        )
+    return experiment
+
+
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Inside, what Flower ends this process on pauses the run first: SIGTERM; SIGINT for a run that was stopped."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        received.append(number)
+        for other, handler in before.items():
+            signal.signal(other, handler)
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if signal.SIGTERM in received:
+            os._exit(0)  # all is said; Flower's own way out would wait for a SuperLink that was asked to end, too
+        if received:
+            signal.raise_signal(received[0])
+
+
+@contextlib.contextmanager
+def opened_store() -> Iterator[Store | None]:
+    """The store that this process's environment names; None where it names none."""
+    url = os.environ.get(STORE_VARIABLE)
+    if not url:
+        yield None
+        return
+    from ...server.store import Store
+
+    with Store.open(url) as store:
+        yield store
+
+
+class Refusals:
+    """Puts on record whom a run refused, and who refused it: in the log, and in the store's audit log. Once each."""
+
+    def __init__(self) -> None:
+        self.store: Store | None = None
+        self._known: set[tuple[str, str]] = set()
+
+    def __call__(self, action: str, about: str) -> None:
+        """Take note. Whoever is refused in every round fills no log, nor does one who is refused in ever new words."""
+        if (action, about) in self._known or len(self._known) >= MOST_REFUSALS:
+            return
+        self._known.add((action, about))
+        log.warning("%s: %s", action, about)
+        if self.store is not None:
+            self.store.audit.append("server", action, printable(about, LONGEST_SUBJECT))
 
 
 class Reporter:

@@ -3,7 +3,9 @@
     to a client      "vectors": params, extra           "broadcast": round, rate, transforms
                                                      "order": digest, compile, key, memory, since
     from a client    "vectors": delta, extra            "update": round, weight          "metrics": name → [sum, count]
+                     with a codec: payload, extra
                  or  "failure": round, reason, detail
+    of a hidden sum  "message": message                 "stage": run, round, number, cohort      either way
 
 A vector is its raw little-endian float32: no header to parse, and a length that either fits its shape or does not.
 Unpacking trusts nothing: whatever does not have this form raises Malformed. Nothing is ever unpickled.
@@ -11,9 +13,11 @@ Unpacking trusts nothing: whatever does not have this form raises Malformed. Not
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +25,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ...core.random import Key
 from ...core.serial import dumps, loads
-from ...core.types import Broadcast, ClientUpdate, Failure, Metrics, State, Vector, Weighted
+from ...core.types import Broadcast, ClientUpdate, CodedUpdate, Failure, Metrics, State, Weighted
 from .private import array_record, raw_array
 
 RAW = "umbel.raw"  # how an Array's bytes are meant: C order, little-endian, nothing else
@@ -29,6 +33,7 @@ NAMES = frozenset(
     ["bool", "float16", "float32", "float64", "bfloat16"] + [f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64)]
 )
 FORMAT = 2  # of all that is described here
+VERSION = version("umbel")
 MAX_METRICS = 256
 MAX_TEXT = 500  # characters of a client's own words that the server keeps
 
@@ -55,7 +60,20 @@ class Reply(NamedTuple):
     """A client's update, and the round it says it is for."""
 
     round: int
-    update: ClientUpdate
+    update: ClientUpdate | CodedUpdate
+
+
+class Stage(NamedTuple):
+    """A message of a round's hidden sum, or the reply to it."""
+
+    run: str  # the server's name for the rounds that it plays without a restart
+    round: int
+    number: int  # of the stage, from 0
+    cohort: int  # how many clients were asked
+    message: bytes  # of the aggregation's: nothing else reads it
+
+    def __repr__(self) -> str:
+        return f"Stage(round={self.round}, number={self.number}, message={len(self.message)} bytes hidden)"
 
 
 def pack_broadcast(broadcast: Broadcast) -> RecordDict:
@@ -94,27 +112,63 @@ def unpack_broadcast(content: RecordDict, like: State = None) -> Broadcast:
     record = _record(content, "broadcast", ConfigRecord)
     if record.get("format") != FORMAT:
         raise Malformed("schema", f"expected format {FORMAT}, got {record.get('format')!r}: another version of Umbel")
-    params, extra = _vectors(content, "params", "extra")
+    params, extra = _vectors(content, params="float32", extra="float32")
     rate = _field(record, "learning_rate", float) if "learning_rate" in record else None
     transforms = loads(_field(record, "transforms", bytes), like)
     return Broadcast(_field(record, "round", int), params, extra, transforms, rate)
 
 
-def pack_update(round: int, update: ClientUpdate) -> RecordDict:
+def pack_update(round: int, update: ClientUpdate | CodedUpdate) -> RecordDict:
     """A client's update, as its reply."""
-    vectors = array_record({"delta": pack_array(update.delta), "extra": pack_array(update.extra)})
+    if isinstance(update, CodedUpdate):
+        first = {"payload": pack_array(np.frombuffer(update.payload, np.uint8))}
+    else:
+        first = {"delta": pack_array(update.delta)}
+    vectors = array_record({**first, "extra": pack_array(update.extra)})
     about = ConfigRecord({"round": round, "weight": update.weight})
     return RecordDict({"vectors": vectors, "update": about, "metrics": pack_metrics(update.metrics)})
 
 
-def unpack_update(content: RecordDict) -> Reply:
-    """The inverse of `pack_update`; values are of the right kind, but not yet within any bounds. Errors: Malformed."""
+def unpack_update(content: RecordDict, is_coded: bool = False) -> Reply:
+    """The inverse of `pack_update`; values are of the right kind, but not yet within any bounds. Errors: Malformed.
+
+    is_coded: whether an update through a codec is expected, and no other.
+    """
     about = _record(content, "update", ConfigRecord)
-    delta, extra = _vectors(content, "delta", "extra")
+    kinds = {"payload": "uint8"} if is_coded else {"delta": "float32"}
+    first, extra = _vectors(content, **kinds, extra="float32")
     weight = about.get("weight")
     if not isinstance(weight, (int, float)) or isinstance(weight, bool):
         raise Malformed("weight", f"expected weight={weight!r} to be a number")
-    return Reply(_field(about, "round", int), ClientUpdate(delta, extra, weight, unpack_metrics(content)))
+    rest = extra, weight, unpack_metrics(content)
+    update = CodedUpdate(first.tobytes(), *rest) if is_coded else ClientUpdate(first, *rest)
+    return Reply(_field(about, "round", int), update)
+
+
+def pack_stage(stage: Stage) -> RecordDict:
+    """A message of a hidden sum."""
+    about = {name: value for name, value in stage._asdict().items() if name != "message"}
+    message = pack_array(np.frombuffer(stage.message, np.uint8))
+    return RecordDict({"stage": ConfigRecord(about), "message": array_record({"message": message})})
+
+
+def unpack_stage(content: RecordDict) -> Stage:
+    """The inverse of `pack_stage`. Errors: Malformed."""
+    about = _record(content, "stage", ConfigRecord)
+    round, number, cohort = (_field(about, name, int) for name in ("round", "number", "cohort"))
+    (message,) = _vectors(content, "message", message="uint8")
+    return Stage(_field(about, "run", str), round, number, cohort, message.tobytes())
+
+
+def digest_of(broadcast: Broadcast, experiment: str) -> bytes:
+    """SHA-256 of all that a client receives, and of its experiment's digest: what a cohort has to have in common."""
+    rate = None if broadcast.learning_rate is None else float(broadcast.learning_rate)
+    shared = dumps(("umbel broadcast", experiment, broadcast.round, rate, broadcast.transforms))
+    hasher = hashlib.sha256(len(shared).to_bytes(8, "little") + shared)
+    for vector in (broadcast.params, broadcast.extra):
+        hasher.update(len(vector).to_bytes(8, "little"))
+        hasher.update(np.ascontiguousarray(vector, "<f4").view(np.uint8).data)
+    return hasher.digest()
 
 
 def pack_failure(round: int, failure: Failure) -> RecordDict:
@@ -155,13 +209,21 @@ def unpack_metrics(content: RecordDict) -> dict[str, Weighted]:
 
 
 def pack_identity(client: int) -> RecordDict:
-    """Which client a node is."""
-    return RecordDict({"identity": ConfigRecord({"client": client})})
+    """Which client a node is, and which version of Umbel it runs."""
+    return RecordDict({"identity": ConfigRecord({"client": client, "version": VERSION})})
 
 
 def unpack_identity(content: RecordDict) -> int:
     """The inverse of `pack_identity`. Errors: Malformed."""
     return _field(_record(content, "identity", ConfigRecord), "client", int)
+
+
+def unpack_version(content: RecordDict) -> tuple[int, int]:
+    """The major and minor number of the version that a node runs. Errors: Malformed."""
+    text = _field(_record(content, "identity", ConfigRecord), "version", str)
+    if not (found := re.match(r"(\d{1,6})\.(\d{1,6})", text)):
+        raise Malformed("schema", f"expected version={text[:80]!r} as in {VERSION}")
+    return int(found[1]), int(found[2])
 
 
 def pack_array(array: np.ndarray) -> Array:
@@ -184,17 +246,17 @@ def unpack_array(array: Array) -> np.ndarray:
     return unpacked
 
 
-def _vectors(content: RecordDict, *names: str) -> list[Vector]:
-    """The named float32 vectors of a message, which must hold these and no others."""
-    record = _record(content, "vectors", ArrayRecord)
-    if set(record) != set(names):
-        raise Malformed("schema", f"expected the vectors {', '.join(names)}, got {', '.join(sorted(record))[:80]}")
-    for name in names:
-        if record[name].dtype != "float32":
-            raise Malformed("dtype", f"expected {name} to be float32, got {record[name].dtype[:80]!r}")
-        if len(record[name].shape) != 1:
-            raise Malformed("shape", f"expected {name} to be a vector, got {len(record[name].shape)} axes")
-    return [unpack_array(record[name]) for name in names]
+def _vectors(content: RecordDict, name: str = "vectors", /, **dtypes: str) -> list[np.ndarray]:
+    """The vectors of a message's record, which must hold these, of these dtypes, and no others."""
+    record = _record(content, name, ArrayRecord)
+    if set(record) != set(dtypes):
+        raise Malformed("schema", f"expected the vectors {', '.join(dtypes)}, got {', '.join(sorted(record))[:80]}")
+    for vector, dtype in dtypes.items():
+        if record[vector].dtype != dtype:
+            raise Malformed("dtype", f"expected {vector} to be {dtype}, got {record[vector].dtype[:80]!r}")
+        if len(record[vector].shape) != 1:
+            raise Malformed("shape", f"expected {vector} to be a vector, got {len(record[vector].shape)} axes")
+    return [unpack_array(record[vector]) for vector in dtypes]
 
 
 def _record(content: RecordDict, name: str, kind: type) -> Any:

@@ -19,9 +19,11 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from . import client
+from .identity import identity_of_this_process, sealer_of_this_process
 from .memory import Disk
 from .private import end_with_parent
 from .private_tasks import CRASHED, RAISED, Task, Tasks
+from .signing import SignedApp
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +110,14 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request
     end_with_parent(options.parent)
     options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    client.keep_in(Disk(options.home))
+    identity, sealer = identity_of_this_process(), sealer_of_this_process()
+    client.keep_in(Disk(options.home, *((sealer.seal, sealer.unseal) if sealer is not None else ())))
+    app = client.app if identity is None else SignedApp(client.app, identity)
     secret = None if options.secret_file is None else options.secret_file.read_bytes()
     tasks = Tasks(options.address, options.home, secret)
     threading.Thread(target=import_tensorflow, name="umbel-imports", daemon=True).start()
     try:
-        serve(tasks)
+        serve(tasks, app)
     except KeyboardInterrupt:  # the parent has ended
         pass
     finally:

@@ -21,7 +21,13 @@ REASONS: Mapping[str, str] = {
     **dict.fromkeys(("timeout", "unreachable", "deadline", "dropped_out", "unavailable", "round_closed"), "lost"),
     **dict.fromkeys(("client_error", "experiment", "memory", "policy", "version"), "lost"),
     **dict.fromkeys(("schema", "dtype", "shape", "metrics", "round", "weight", "non_finite", "norm"), "rejected"),
-    **dict.fromkeys(("stale", "signature", "replay", "sealed", "too_large"), "rejected"),
+    **dict.fromkeys(("stale", "signature", "replay", "sealed", "too_large", "codec", "ciphertext"), "rejected"),
+    # Of hidden sums: what a client has lost or refuses, and what is refused of it.
+    **dict.fromkeys(("no_session", "abandoned", "below_threshold", "out_of_order", "replayed_session"), "lost"),
+    **dict.fromkeys(("second_unmask", "other_roster", "other_model", "other_parameters", "other_key"), "lost"),
+    **dict.fromkeys(("not_in_roster", "expired", "forged_survivors", "lowered_threshold"), "lost"),
+    **dict.fromkeys(("malformed", "other_session", "other_node", "unexpected", "repeated_key", "weak_key"), "rejected"),
+    **dict.fromkeys(("wrong_signature", "wrong_receivers", "wrong_shares", "bad_share", "bad_ciphertext"), "rejected"),
     OTHER: "rejected",
 }
 AWAY = ("timeout", "unreachable", "unavailable")  # of these reasons, those of a client that may be gone

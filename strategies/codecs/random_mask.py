@@ -42,6 +42,7 @@ class RandomMask:
     seed: int = 0
 
     same_round_only: ClassVar[bool] = True
+    by_coordinate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_real("fraction", self.fraction, above=0, at_most=1)

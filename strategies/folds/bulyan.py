@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class Bulyan(RobustFold):
     """
 
     byzantine: int
+
+    by_coordinate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_count("byzantine", self.byzantine, at_least=0)

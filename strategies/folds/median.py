@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class Median(RobustFold):
     Each client has one vote, whatever weight it reports. Guarantees: with fewer than half of the clients attacking,
     every coordinate lies between two honest ones. Equal sets of updates give equal bits, in any order.
     """
+
+    by_coordinate: ClassVar[bool] = True
 
     @property
     def min_clients(self) -> int:
@@ -48,6 +51,8 @@ class TrimmedMean(RobustFold):
     """
 
     trim: float
+
+    by_coordinate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_real("trim", self.trim, at_least=0)

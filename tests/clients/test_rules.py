@@ -78,7 +78,7 @@ def test_how_to_compile_is_measured_with_the_rule_in_place(strategy, monkeypatch
     simulation = Simulation(workers=2)
     history = run(federation(strategy=strategy), simulation)
     kinds = {kind for worker in simulation._team for kind in worker._train}
-    assert {has_offset for _, has_offset, _ in kinds} == {strategy.remembers}
+    assert {has_offset for _, has_offset, *_ in kinds} == {strategy.remembers}
     assert np.isfinite(history.params).all()
 
 

@@ -8,8 +8,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from deployments import CLIENTS, EXPERIMENT, children, wait_for, write_kits
 
-from umbel.deploy import kits
+from umbel.deploy import federation, kits
+from umbel.deploy.supervisor import process_of
 from umbel.runtimes.flower.processes import free_ports
 
 COMMAND = [sys.executable, "-c", "from umbel.cli import main; main()"]
@@ -36,13 +38,22 @@ def _run(folder, *words, **variables):
 @pytest.fixture
 def fed(tmp_path):
     """Kits of a server, two clients and the operator; nothing runs."""
-    kits.make(tmp_path / "fed", "127.0.0.1", None, ["north", "south"], free_ports(1)[0])
+    kits.make(tmp_path / "fed", "127.0.0.1", None, ["north", "south"], free_ports(1)[0], seal=True)
     return tmp_path / "fed"
 
 
-@pytest.fixture(scope="module")
-def folder():
-    """A folder for a module's federation."""
-    path = Path(tempfile.mkdtemp(prefix="umbel-deploy-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+@pytest.fixture(scope="session")
+def running():
+    """A federation that runs: three clients, each with its own data, and west with a narrow policy. Ended afterwards,
+    nothing left."""
+    folder = Path(tempfile.mkdtemp(prefix="umbel-deploy-"))
+    kits.make(folder / "fed", "127.0.0.1", None, CLIENTS, free_ports(1)[0])
+    write_kits(folder / "fed", {"mine.py": EXPERIMENT})
+    federation.up(folder / "fed", lambda text: None)
+    processes = [process_of(party.state) for party in federation.parties(folder / "fed")]
+    assert None not in processes
+    yield folder / "fed"
+    assert federation.stop(folder / "fed") == ["server", "north", "south", "west"]
+    wait_for(lambda: not any(children(process) for process in processes))
+    assert federation.stop(folder / "fed") == []
+    shutil.rmtree(folder, ignore_errors=True)

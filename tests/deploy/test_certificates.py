@@ -88,6 +88,22 @@ def test_plaintext_is_refused(ca, tmp_path):
         probe("127.0.0.1", port, ca)
 
 
+def test_a_forwarder_whose_server_is_not_there_yet_is_no_stranger(ca):
+    """It takes the connection and hangs up: the client goes on trying, as with nobody there."""
+
+    def hang_up():
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises(OSError, match="cut in the TLS handshake"):
+            probe("127.0.0.1", listener.getsockname()[1], ca)
+    thread.join()
+
+
 def test_a_server_with_an_expired_certificate_does_not_start(authority, tmp_path):
     path = tmp_path / "server.crt"
     path.write_bytes(authority.issue(["a.org"], 1, begins=datetime.now(UTC) - timedelta(days=2)).certificate)

@@ -1,4 +1,4 @@
-"""A federation of real processes with TLS and node authentication, started once: runs, refusals, strangers, deaths."""
+"""A federation of real processes with TLS and node authentication: runs, refusals, strangers, deaths."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,80 +15,32 @@ import urllib.request
 from pathlib import Path
 from ssl import create_default_context
 
-import numpy as np
 import pytest
+from deployments import CLIENTS, EXPERIMENT, children, connection, wait_for
 
-from umbel import ConfigError, UmbelError
+import umbel
+from umbel import ConfigError, UmbelError, override
+from umbel.core.loading import load_experiment
 from umbel.deploy import federation, kits
 from umbel.deploy.kits import OperatorKit, ServerKit
 from umbel.deploy.supervisor import process_of
+from umbel.federated import Flower
 from umbel.runtimes.flower.processes import free_ports
 from umbel.runtimes.flower.remote import RemoteFederation
 from umbel.runtimes.flower.secured import Operator, TokenAuthenticator
+from umbel.server.store import Store
 
 pytestmark = pytest.mark.deployment
 
-CLIENTS = ("north", "south", "west")
-SIZES = (40, 60, 50)
-EXPERIMENT = """
-import numpy as np
-from umbel import Experiment, FedAvg, FixedCohort, Local
-from umbel.data import OnDevice
 
-def build_model():
-    import keras
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return model
-
-experiment = Experiment(
-    name="mine", model=build_model, population=OnDevice(3, (np.zeros((1, 4), "f4"), np.zeros(1, "i8")), most=60),
-    strategy=FedAvg(), sampler=FixedCohort(3), local=Local(epochs=1, batch_size=10), rounds=1,
-)
-"""
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
-
-
-def children(process):
-    """{command line: process} of what a process started."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == process:
-                found[(entry / "cmdline").read_text().replace("\0", " ")] = int(entry.name)
-    return found
+@pytest.fixture(scope="module")
+def fed(running):
+    return running
 
 
 @pytest.fixture(scope="module")
-def fed(folder):
-    """Three clients, each with its own data and west with a narrow policy; ended afterwards, nothing left."""
-    fed = folder / "fed"
-    kits.make(fed, "127.0.0.1", None, CLIENTS, free_ports(1)[0])
-    random = np.random.default_rng(0)
-    for name, size in zip(CLIENTS, SIZES, strict=True):
-        kit = fed / "clients" / name
-        np.savez(kit / "data.npz", x=random.normal(size=(size, 4)).astype("f4"), y=random.integers(0, 2, size))
-        (kit / "experiments/mine.py").write_text(EXPERIMENT)
-        policy = (kit / "policy.toml").read_text()
-        policy = policy.replace('# source = "/data/patients.npz"', f'source = "{kit}/data.npz"')
-        if name == "west":
-            policy = policy.replace("max_rounds = 10000", "max_rounds = 1")
-        (kit / "policy.toml").write_text(policy)
-    (fed / "server/experiments/mine.py").write_text(EXPERIMENT)
-    (folder / "mine.py").write_text(EXPERIMENT)
-    federation.up(fed, lambda text: None)
-    processes = [process_of(party.state) for party in federation.parties(fed)]
-    assert None not in processes
-    yield fed
-    assert federation.stop(fed) == ["west", "south", "north", "server"]
-    wait_for(lambda: not any(children(process) for process in processes))
-    assert federation.stop(fed) == []
+def folder(running):
+    return running.parent
 
 
 @pytest.fixture(scope="module")
@@ -122,17 +75,45 @@ def test_a_run_on_own_data_shows_what_a_simulation_shows_and_is_kept(fed, folder
     run = json.loads(stored.stdout)
     assert (run["run"], run["state"], run["rounds"]) == (lines[-1]["final"]["run"], "finished", 1)
     assert not (folder / "umbel.db").exists()
-    # Two rounds are one more than west agrees to: the others go on, and the operator reads why.
+    # From Python it is the same run: by the folder of all kits, and by the operator's.
+    seen, experiment = Seen(), load_experiment(str(folder / "mine.py"))
+    history = umbel.run(experiment, Flower(fed, quiet=True), watchers=[seen])
+    assert history.params_sha256 == lines[-1]["final"]["params_sha256"]
+    assert history.run != run["run"]
+    assert (seen.started, seen.records, seen.ended) == (history.run, list(history.rounds), history)
+    with Store.open(OperatorKit.load(fed / "operator").store, create=False) as store:
+        assert store.load_run(history.run).state == "finished"
+        assert store.models.get("mine", history.model_version)[0].run == history.run
+    more = umbel.run(override(experiment, ["rounds=1"]), Flower(fed / "operator", quiet=True), resume=history.run)
+    assert (more.run, more.params_sha256) == (history.run, history.params_sha256)
+    (fed / "server/experiments/mine.py").write_text(EXPERIMENT.replace("batch_size=10", "batch_size=20"))
+    with pytest.raises(ConfigError, match="copy the same file into the folder experiments of every kit"):
+        umbel.run(experiment, Flower(fed, quiet=True))
+    (fed / "server/experiments/mine.py").write_text(EXPERIMENT)
+    # Six rounds are one more than west agrees to: the others go on, and the operator reads why.
     with RemoteFederation(*connection(fed)) as remote:
-        events = list(remote.submit("mine.py", ["rounds=2"]))
+        events = list(remote.submit("mine.py", ["rounds=6"]))
     failures = [content["failures"] for name, content in events if name == "round"]
-    assert failures == [[[2, "policy", "rounds=2 is above 1"]]] * 2
-    assert [content["record"]["clients"] for name, content in events if name == "round"] == [2, 2]
+    assert failures == [[[2, "policy", "rounds=6 is above 5"]]] * 6
+    assert [content["record"]["clients"] for name, content in events if name == "round"] == [2] * 6
+    with Store.open(OperatorKit.load(fed / "operator").store, create=False) as store:
+        entries = [(entry.action, entry.subject) for entry in store.audit.entries()]
+    assert [name for action, name in entries if action == "client.added"] == list(CLIENTS)
+    assert [about for action, about in entries if action == "deploy.up"] == [ServerKit.load(fed / "server").address]
+    assert [about for action, about in entries if action == "policy.refused"] == ["client 2: rounds=6 is above 5"]
 
 
-def connection(fed):
-    kit = OperatorKit.load(fed / "operator")
-    return kit.address, kit.authority.read_bytes(), kit.token, len(kit.clients)
+class Seen:
+    """A watcher that keeps what it sees."""
+
+    def on_start(self, experiment, runtime, run, records):
+        self.started, self.records = run, list(records)
+
+    def on_round(self, record, failures):
+        self.records.append(record)
+
+    def on_end(self, history):
+        self.ended = history
 
 
 def test_status_says_who_is_connected_and_until_when(fed, command):
@@ -227,8 +208,12 @@ def test_a_kit_runs_once(fed, command):
 
 def test_secrets_are_not_on_command_lines_nor_in_logs(fed, operator):
     secrets = [operator.token, *(path.read_text() for path in fed.rglob("runtime.secret"))]
-    lines = [line for party in federation.parties(fed) for line in children(process_of(party.state))]
-    assert len(lines) == 2 * (1 + len(CLIENTS))
+
+    def processes():
+        return [line for party in federation.parties(fed) for line in children(process_of(party.state))]
+
+    wait_for(lambda: len(processes()) == 2 * (1 + len(CLIENTS)))  # one may be on its way back
+    lines = processes()
     logs = [party.log.read_text() for party in federation.parties(fed)]
     assert not [secret for secret in secrets for text in (*lines, *logs) if secret in text]
 
@@ -263,31 +248,67 @@ def test_a_server_that_is_not_there_is_named(fed, tmp_path):
         operator.nodes()
 
 
-def test_the_proxy_publishes_what_clients_need_and_nothing_else(fed, operator, tmp_path):
-    """The nginx.conf of the kit before the real SuperLink, and a node of the federation through it."""
+@pytest.fixture(scope="module")
+def proxy(fed, tmp_path_factory):
+    """The nginx.conf of the kit before the real SuperLink: its address, and the file of the authority."""
     if shutil.which("nginx") is None:
         pytest.skip("no nginx on this machine: apt-get install nginx-light")
     (port,) = free_ports(1)
-    kit, server = tmp_path / "kit", ServerKit.load(fed / "server")
+    kit, server = tmp_path_factory.mktemp("proxy") / "kit", ServerKit.load(fed / "server")
     shutil.copytree(fed / "server", kit, ignore=shutil.ignore_patterns("state"))
     (kit / "state").mkdir()
     conf = (kit / "nginx.conf").read_text()
     (kit / "nginx.conf").write_text(conf.replace(f"listen {server.public_port} ssl", f"listen {port} ssl"))
     words = ["nginx", "-e", "stderr", "-c", kit / "nginx.conf", "-p", kit / "state", "-g", "daemon off;"]
-    proxy = subprocess.Popen(words, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE)
     address, authority = f"127.0.0.1:{port}", kit / "ca.crt"
     try:
         wait_for(lambda: _health(address, authority) == 200, 20)
-        for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/v1/fleet/register-node", "/openapi.json"):
-            assert post(address, authority, path) == 404, path
-        assert post(address, authority, "/v1/fleet/%2e%2e/control/list-runs") == 404
-        assert post(address, authority, "/v1/fleet/push-object", body=bytes(9 << 20)) == 413
-        assert post(address, authority, "/v1/fleet/pull-messages") == 401  # the SuperLink's own: who is it?
-        statuses = {post(address, authority, "/health", body=None) for _ in range(3)}
-        assert statuses == {403}  # only GET
+        yield address, authority
     finally:
-        proxy.terminate()
-        proxy.communicate(timeout=20)
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def test_the_proxy_publishes_what_clients_need_and_nothing_else(proxy):
+    for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/v1/fleet/register-node", "/openapi.json"):
+        assert post(*proxy, path) == 404, path
+    assert post(*proxy, "/v1/fleet/%2e%2e/control/list-runs") == 404
+    assert post(*proxy, "/v1/fleet/push-object", body=bytes(9 << 20)) == 413
+    assert post(*proxy, "/v1/fleet/pull-messages") == 401  # the SuperLink's own: who is it?
+    statuses = {post(*proxy, "/health", body=None) for _ in range(3)}
+    assert statuses == {403}  # only GET
+
+
+def test_slow_connections_delay_nobody_and_are_cut(proxy):
+    """Fifty that send a byte a second, from one address: another's calls are answered at once."""
+    host, port = proxy[0].split(":")
+    source, slow = ("127.0.0.2", 0), []
+    try:
+        for _ in range(50):
+            slow.append(socket.create_connection((host, int(port)), 5, source))
+        for _ in range(3):
+            for one in slow:
+                with contextlib.suppress(OSError):
+                    one.send(b"\x16")
+            began = time.monotonic()
+            assert _health(*proxy) == 200
+            assert time.monotonic() - began < 1
+            time.sleep(1)
+        wait_for(lambda: all(map(_is_cut, slow)), 30)
+    finally:
+        for one in slow:
+            one.close()
+
+
+def _is_cut(one):
+    one.setblocking(False)
+    try:
+        return one.recv(64) == b"" or _is_cut(one)  # what TLS says before it hangs up
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _health(address, authority):

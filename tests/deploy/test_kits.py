@@ -14,7 +14,17 @@ from umbel import ConfigError
 from umbel.deploy import kits, texts
 from umbel.deploy.kits import ClientKit, OperatorKit, ServerKit
 
-SECRETS = ("ca.key", "server.key", "node.key", "identity.jwk", "operator.jwk", "control.token", "runtime.secret")
+SECRETS = (
+    "ca.key",
+    "server.key",
+    "node.key",
+    "identity.jwk",
+    "storage.jwk",
+    "recipient.jwk",
+    "operator.jwk",
+    "control.token",
+    "runtime.secret",
+)
 
 
 def files(folder):

@@ -39,7 +39,7 @@ def test_the_page_works_as_it_is_written(commands, tmp_path, command):
     assert "all clients are connected" in said["deploy up"]
     assert re.findall(r"^(\w+) +online", said["deploy status"], re.M) == ["north", "south", "west"]
     assert "finished" in said["runs --store"]
-    assert said["deploy stop"] == "ended: west, south, north, server\n"
+    assert said["deploy stop"] == "ended: server, north, south, west\n"
 
 
 def test_every_command_and_setting_of_the_page_exists(command, tmp_path):

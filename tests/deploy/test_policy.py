@@ -85,6 +85,18 @@ def test_a_digest_allows_one_experiment_and_no_variation_of_it(policy):
         exactly.load("digits_fedavg", ["local.epochs=2"])
 
 
+def test_every_phase_of_a_clients_round_counts_as_epochs(policy, tmp_path):
+    """FedRep's head and Ditto's own model are trained on the client's processor, too."""
+    text = "import dataclasses\nfrom umbel.core.loading import load_experiment\n"
+    text += "from umbel.strategies import Ditto, FedRep\n"
+    text += "experiment = dataclasses.replace(load_experiment('digits_fedavg'), {})\n"
+    for changes, most in (("strategy=FedRep(3), personal=('dense_1',)", 4), ("strategy=Ditto()", 2)):
+        (tmp_path / "experiments" / "mine.py").write_text(text.format(changes))
+        replace(policy, max_epochs=most).load("mine.py", ["local.epochs=1"])
+        with pytest.raises(Refused, match=f"all phases' epochs={most} is above {most - 1}"):
+            replace(policy, max_epochs=most - 1).load("mine.py", ["local.epochs=1"])
+
+
 def test_a_server_that_goes_on_is_stopped(policy):
     experiment = load_experiment("digits_fedavg", ["rounds=2"])
     bound = replace(policy, max_rounds=2, max_parameters=100)

@@ -13,7 +13,7 @@ from umbel.core.loading import load_experiments
 from umbel.data import PerClient
 from umbel.experiments import fashion_cnn_bn
 
-COUNTS = {"optimizers_compared": 16, "strategies_compared": 27, "byzantine": 36, "regularisation": 4}
+COUNTS = {"optimizers_compared": 16, "strategies_compared": 27, "byzantine": 36, "regularisation": 4, "digits_split": 3}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -31,6 +31,7 @@ def test_every_variant_differs_from_every_other(name):
         *(f"strategies_compared:shards/{kind}" for kind in ("FedYogi", "Scaffold", "FedNova", "FedDyn")),
         *(f"byzantine:{kind}" for kind in ("SignFlip/Bulyan", "Alie/Krum", "Backdoor/NormBound")),
         *(f"regularisation:{kind}" for kind in ("weight decay", "dropout", "label smoothing")),
+        "digits_split:SplitFed, version 2",
     ],
 )
 def test_a_round_trains(reference):
@@ -68,5 +69,19 @@ def test_the_page_on_algorithms_runs_and_names_them_all():
     found = {}
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(snippet, found)
-    for name in ("composed", "falling"):
+    found |= found["apart"]
+    for name in (
+        "composed",
+        "falling",
+        "tuned",
+        "own",
+        "heads",
+        "kinds",
+        "fair",
+        "cluster_0",
+        "standardised",
+        "unequal",
+        "halves",
+        "in_turn",
+    ):
         assert np.isfinite(run(found[name], Simulation(workers=1, compile="graph")).params).all()

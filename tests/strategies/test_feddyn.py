@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from federations import federation, normalised
+from federations import federation
 from quadratics import Quadratics, close, cohorts
 from umbel import ConfigError, FixedCohort, Simulation, run
 from umbel.strategies.feddyn import FedDyn
@@ -64,14 +64,6 @@ def test_as_alpha_vanishes_clients_do_what_fedavgs_do():
     np.testing.assert_allclose(other.params - start, mean * (1 + 4 / 8), rtol=1e-4, atol=1e-6)
     for name in ("train_loss", "train_accuracy"):
         assert other.rounds[0].metrics[name] == pytest.approx(fedavg.rounds[0].metrics[name], rel=1e-6)
-
-
-def test_statistics_are_refused_in_the_vector_and_welcome_at_home():
-    with pytest.raises(ConfigError, match=r"moving_mean.*personal=\('moving_mean', 'moving_variance'\)"):
-        run(federation(model=normalised, strategy=FedDyn()), Simulation(workers=1))
-    personal = ("moving_mean", "moving_variance")
-    history = run(federation(model=normalised, strategy=FedDyn(), personal=personal, test=None), Simulation(workers=1))
-    assert np.isfinite(history.params).all()
 
 
 @pytest.mark.parametrize("alpha", [0, -1, float("inf")])

@@ -7,8 +7,20 @@ import pickle
 import numpy as np
 import pytest
 
-from federations import federation
-from umbel import AllClients, ConfigError, FixedCohort, IncompatibleError, RunStopped, Simulation, run
+from federations import blobs, federation
+from umbel import (
+    AllClients,
+    ConfigError,
+    FedBuff,
+    FixedCohort,
+    IncompatibleError,
+    InTime,
+    PoissonCohort,
+    RunStopped,
+    Simulation,
+    data,
+    run,
+)
 from umbel.core.folds import WeightedSum
 from umbel.core.types import NOTHING, ClientUpdate, Weighted
 from umbel.privacy.secure_sum import SecureSum
@@ -353,9 +365,11 @@ class TestRefusals:
             on_start = on_end = staticmethod(lambda *arguments: None)
             on_round = staticmethod(lambda record, failures: seen.append(record.round))
 
-        with pytest.raises(RunStopped, match="Krum"):
+        x, y = blobs(6)
+        clients = data.PerClient([(x, y)] * 4 + [(np.full_like(x, np.nan), y)])  # the fifth's update is not finite
+        with pytest.raises(RunStopped, match=r"Krum.* needs 5 updates, got 4"):
             run(
-                federation(fold=Krum(1), sampler=FixedCohort(4)),
+                federation(fold=Krum(1), sampler=AllClients(), population=clients),
                 Simulation(workers=1, compile="graph"),
                 watchers=[Watch()],
             )
@@ -374,3 +388,41 @@ def test_a_run_with_nothing_trimmed_equals_fedavg():
         for fold in (WeightedSum(), TrimmedMean(0.0))
     )
     np.testing.assert_allclose(trimmed.params, plain.params, rtol=1e-4, atol=1e-6)
+
+
+class TestCohortsThatCanNeverSuffice:
+    """Refused when the experiment is built where its cohort is known then, else before a run begins."""
+
+    @pytest.mark.parametrize(
+        ("fold", "size", "needed"), [(Krum(1), 4, 5), (MultiKrum(0, keep=5), 4, 5), (Bulyan(1), 6, 7)]
+    )
+    def test_by_the_samplers_size(self, fold, size, needed):
+        with pytest.raises(ConfigError, match=rf"needs {needed} updates.*FixedCohort\(size={size}\) gives {size}"):
+            federation(fold=fold, sampler=FixedCohort(size))
+        assert federation(fold=fold, sampler=FixedCohort(size + 1)).fold == fold
+        with pytest.raises(ConfigError, match=rf"needs {needed} updates"):
+            federation(fold=fold, sampler=InTime(60.0, FixedCohort(size)))
+
+    def test_by_the_population(self):
+        for sampler in (AllClients(), PoissonCohort(0.9), InTime(60.0, AllClients()), FixedCohort(100)):
+            with pytest.raises(ConfigError, match=r"needs 9 updates.* gives 8"):
+                federation(fold=Krum(3), sampler=sampler)
+
+    def test_by_the_buffer(self):
+        with pytest.raises(ConfigError, match=r"needs 5 updates.*FedBuff.* gives 4"):
+            federation(fold=Krum(1), strategy=FedBuff(4), sampler=FixedCohort(8))
+        federation(fold=Krum(1), strategy=FedBuff(5), sampler=FixedCohort(2))
+
+    def test_a_population_that_is_counted_by_loading_is_not_loaded(self):
+        class Unread:
+            """A source that must not be read."""
+
+            def load(self):
+                raise AssertionError("loaded")
+
+        keyed = data.Partitioned(Unread(), by=data.ByKey(np.arange(6)))
+        assert federation(fold=Krum(3), sampler=AllClients(), population=keyed, test=None).fold == Krum(3)
+        counted = data.Partitioned(data.Arrays(*blobs(6)), by=data.ByKey(np.arange(6)))
+        experiment = federation(fold=Krum(3), sampler=AllClients(), population=counted, test=None)
+        with pytest.raises(ConfigError, match=r"needs 9 updates.* gives 6"):
+            run(experiment, Simulation(workers=1))

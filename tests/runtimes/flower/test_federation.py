@@ -100,6 +100,25 @@ def test_flower_equals_simulation(federation, path, fitted):
         assert CLIENTS * vector < record.bytes_down < CLIENTS * (vector + 4096)
 
 
+def test_a_secure_sum_on_this_machine(federation, path, fitted):
+    """The parent makes up roster and identities; the rest is the protocol, between processes that share no secret."""
+    hidden = path.with_name("hidden.py")
+    hidden.write_text(
+        path.read_text()
+        + "from dataclasses import replace\nfrom umbel.privacy import SecureSum\n"
+        + "experiment = replace(experiment, weighting='uniform', aggregation=SecureSum(2.0))\n"
+    )
+    simulated = run(load_experiment(str(hidden), fitted), Simulation(workers=1, compile="graph"))
+    events = list(federation.submit(str(hidden), fitted))
+    records = [RoundRecord(**content["record"]) for name, content in events if name == "round"]
+    assert [(record.clients, record.failures) for record in records] == [(CLIENTS, 0)] * 2
+    for mine, theirs in zip(records, simulated.rounds, strict=True):
+        assert mine.metrics["test_loss"] == pytest.approx(theirs.metrics["test_loss"], abs=1e-3)
+        assert mine.metrics["train_loss"] == pytest.approx(theirs.metrics["train_loss"], abs=1e-3)
+        assert mine.metrics["train_saturated"] == 0
+    assert events[-1][1]["privacy"] == {"aggregation": "protocol"}
+
+
 def test_an_error_at_the_server_is_raised_here(federation, path, fitted):
     """As the class it was there; and Flower does not list the run as completed."""
     with pytest.raises(ConfigError, match="cannot resume run 'r1' without a store"):

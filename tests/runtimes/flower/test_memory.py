@@ -10,7 +10,7 @@ import pytest
 
 from umbel import StoreError
 from umbel.privacy import frames
-from umbel.runtimes.flower.memory import HOME_VARIABLE, Disk, client_home
+from umbel.runtimes.flower.memory import HOME_VARIABLE, KEPT_RUNS, Disk, client_home
 
 RUN, OTHER = "0123456789abcdef" * 2, "f" * 32
 ARRAYS = [np.array([0.1, -0.0, np.nan, np.inf], np.float32), np.arange(6, dtype=np.int64).reshape(2, 3), np.zeros(0)]
@@ -61,10 +61,51 @@ def test_nothing_of_a_sealed_version_can_be_read_or_moved(tmp_path):
     assert marked[0].tobytes()[:16] not in of[3].read_bytes()
     assert (of[3].stat().st_mode & 0o777, of[3].parent.stat().st_mode & 0o777) == (0o600, 0o700)
     os.replace(of[4], of[3])
-    with pytest.raises(frames.SealBroken):
+    with pytest.raises(StoreError, match=r"memory of round 1 does not open .* put the key back .*storage\.jwk"):
         disk.read(RUN, 3, 1)
     with pytest.raises(StoreError, match="both seal and unseal"):
         Disk(tmp_path, seal=lambda content, context: content)
+
+
+def test_a_kits_key_opens_what_it_sealed_and_no_other_does(tmp_path, monkeypatch):
+    """The same text, twice, gives other bytes; another key, and a version that lay there in the clear, are refused."""
+    from umbel.privacy.keys import Key
+    from umbel.runtimes.flower.identity import KIT_VARIABLE, sealer_of_this_process
+
+    def disk_of(kit):
+        monkeypatch.setenv(KIT_VARIABLE, str(kit))
+        sealer = sealer_of_this_process()
+        return Disk(tmp_path / "memory", sealer.seal, sealer.unseal)
+
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        Key.generate("storage", 3650).save(tmp_path / name / "storage.jwk")
+    disk = disk_of(tmp_path / "one")
+    for client in (3, 4):
+        disk.write(RUN, client, 1, ARRAYS)
+        assert_same(disk.read(RUN, client, 1))
+    sealed_versions = [path.read_bytes() for path in sorted((tmp_path / "memory" / RUN).iterdir())]
+    assert sealed_versions[0] != sealed_versions[1]
+    assert not [one for one in sealed_versions if ARRAYS[1].tobytes()[:24] in one]
+    with pytest.raises(StoreError, match=r"client 3's memory of round 1 does not open .*put the key back"):
+        disk_of(tmp_path / "other").read(RUN, 3, 1)
+    Disk(tmp_path / "memory").write(RUN, 5, 1, ARRAYS)
+    with pytest.raises(StoreError, match="does not open"):
+        disk.read(RUN, 5, 1)
+    assert_same(disk.read(RUN, 4, 1))
+
+
+def test_old_runs_are_forgotten_and_the_newest_are_not(tmp_path):
+    """By when they were last written to: a run that goes on stays, however early it began."""
+    disk, runs = Disk(tmp_path), [f"{number:032x}" for number in range(KEPT_RUNS + 3)]
+    (tmp_path / "task-9094.json").write_text("{}")
+    for number, run in enumerate(runs):
+        disk.write(run, 0, 1, ARRAYS)
+        os.utime(tmp_path / run, (number, number))
+        disk.write(runs[0], 0, number + 2, ARRAYS)
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {"task-9094.json", runs[0], *runs[-KEPT_RUNS + 1 :]}
+    assert_same(disk.read(runs[0], 0, 2))
 
 
 def test_a_version_that_was_cut_short_is_refused(tmp_path):

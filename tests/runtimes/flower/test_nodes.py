@@ -86,6 +86,37 @@ def test_a_node_that_was_gone_when_it_was_asked_is_asked_again():
     assert nodes.of == {0: 11, 1: 12}
 
 
+def test_a_node_is_the_client_that_its_key_is_of():
+    """Whatever it says. Nor is there a second node of one client, while the first is connected."""
+    link, refused, keys = Link({11: 0, 12: 0, 13: 2}), [], {11: 0, 12: 1, 13: 2}
+    nodes = Nodes(link, link, 3, keys.get, refused.append)
+    nodes.wait(2, 1)
+    assert nodes.of == {0: 11, 2: 13}
+    assert refused == ["node 12 is left out: it says that it is client 0, and its key is client 1's"]
+    link.online[14], link.clients[14], keys[14] = "08:01", 2, 2
+    assert nodes.refresh() == set()
+    assert nodes.of == {0: 11, 2: 13}
+    assert refused[1:] == ["node 14 is left out: client 2 is node 13 already, and that is connected"]
+    del link.online[13]
+    link.online[15], link.clients[15], keys[15] = "08:02", 2, 2
+    assert nodes.refresh() == {2}
+    assert nodes.of == {0: 11, 2: 15}
+
+
+@pytest.mark.parametrize(("version", "is_taken"), [("0.2.0", True), ("1.1.0", False), ("2.0", False), ("", False)])
+def test_a_client_of_another_version_is_warned_of_or_refused(monkeypatch, caplog, version, is_taken):
+    """By its minor number; by its major one it is refused."""
+    link = Link({11: 0, 12: 1})
+    ours = wire.pack_identity
+    other = ours(1)
+    other["identity"]["version"] = version
+    monkeypatch.setattr(wire, "pack_identity", lambda client: other if client == 1 else ours(client))
+    nodes = Nodes(link, link, 2)
+    nodes.wait(1 + is_taken, 1)
+    assert sorted(nodes.of) == [0, 1][: 1 + is_taken]
+    assert "install the same version on both" in caplog.text or version == ""
+
+
 def test_two_nodes_of_one_client_and_too_few_are_refused():
     link = Link({11: 0, 12: 0})
     with pytest.raises(ConfigError, match="nodes 11 and 12 both have partition-id=0"):

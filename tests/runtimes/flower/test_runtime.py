@@ -1,14 +1,12 @@
 """FlowerRuntime over a grid inside this process: parity with the simulation, and what the edge keeps out."""
 
-import itertools
 import math
 import re
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, MetricRecord, RecordDict
+from grids import FIRST_NODE, ProcessGrid
 
 from federations import Nowhere, federation
 from umbel import AllClients, ConfigError, IncompatibleError, RunStopped, Simulation, derive, run
@@ -16,75 +14,8 @@ from umbel.core.loading import load_experiment
 from umbel.core.types import NOTHING, Broadcast
 from umbel.privacy.plan import PrivacyPlan
 from umbel.runtimes.flower import wire
-from umbel.runtimes.flower.client import app
 from umbel.runtimes.flower.memory import Disk
 from umbel.runtimes.flower.runtime import FlowerRuntime
-
-FIRST_NODE = 1000
-
-
-class ProcessGrid(Grid):
-    """A Grid whose nodes are calls of the ClientApp, one Context each.
-
-    tamper: {client: content → content}, done to replies to "train". answers: {client: Error}, instead of them; once:
-    the same, for the first. silent: clients that do not answer, until `answer` makes them.
-    """
-
-    def __init__(self, path, clients, tamper=None, answers=None, silent=(), once=None, partition=lambda node: node):
-        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-        self.tamper, self.answers, self.silent, self.once = tamper or {}, answers or {}, silent, once or {}
-        self.late = {}
-        config = {"experiment": str(path), "overrides": "[]"}
-        self.contexts = {
-            FIRST_NODE + node: Context(1, FIRST_NODE + node, {"partition-id": partition(node)}, RecordDict(), config)
-            for node in range(clients)
-        }
-        self._numbers, self._replies, self.sent = itertools.count(1), {}, []
-
-    def push_messages(self, messages):
-        return [self._push(message) for message in messages]
-
-    def pull_messages(self, message_ids):
-        # Last first: the order of arrival must not matter.
-        return [self._replies.pop(one) for one in sorted(message_ids, key=int, reverse=True) if one in self._replies]
-
-    def _push(self, message):
-        identifier = message.metadata.__dict__["_message_id"] = str(next(self._numbers))
-        self.sent.append(message)
-        client = message.metadata.dst_node_id - FIRST_NODE
-        is_training = message.metadata.message_type == "train"
-        if is_training and client in self.silent:
-            self.late[identifier] = message
-            return identifier
-        self._answer(identifier, message, is_training, client)
-        return identifier
-
-    def answer(self, identifier):
-        """What a silent client should have said."""
-        self._answer(identifier, self.late[identifier], False, None)
-
-    def _answer(self, identifier, message, is_training, client):
-        try:
-            reply = app(message, self.contexts[message.metadata.dst_node_id])
-            if is_training and client in self.once:
-                reply = Message(self.once.pop(client), reply_to=message)
-            elif is_training and client in self.answers:
-                reply = Message(self.answers[client], reply_to=message)
-            elif is_training and client in self.tamper:
-                reply = Message(self.tamper[client](reply.content), reply_to=message)
-        except Exception as error:  # as flwr-clientapp does
-            reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
-        self._replies[identifier] = reply
-
-    def get_node_ids(self):
-        return list(self.contexts)
-
-    def set_run(self, run): ...
-    def create_message(self, *arguments): ...
-    def send_and_receive(self, messages, *, timeout=None): ...
-
-    @property
-    def run(self): ...
 
 
 @pytest.fixture(autouse=True)
@@ -101,8 +32,10 @@ def written(tmp_path):
     def write(arguments="", name="small.py"):
         path = tmp_path / name
         path.write_text(
-            "import federations\nfrom federations import federation\nfrom umbel import data\n"
-            "from umbel.strategies.scaffold import Scaffold\n"
+            "import federations\nfrom federations import federation\nfrom umbel import Local, data\n"
+            "from umbel.core.epochs import Epochs\n"
+            "from umbel.core.phases import FineTune\n"
+            "from umbel.strategies import IFCA, Agnostic, Ditto, FedAdam, FedRep, PooledVariance, Scaffold\n"
             f"experiment = federation({arguments})\n"
         )
         return path
@@ -119,7 +52,19 @@ PERSONAL = (
 SCAFFOLD = "strategy=Scaffold(), weighting='uniform'"
 
 
-@pytest.mark.parametrize("arguments", ["", PERSONAL, SCAFFOLD, "weighting='uniform', model=federations.adam"])
+HELD_OUT = "validation=data.Partitioned(data.Arrays(*federations.blobs(80, 3)), clients=8)"
+FEDREP = "strategy=FedRep(2), personal=('dense_1',), fine_tune=FineTune(2), " + HELD_OUT
+DITTO = "strategy=Ditto(0.5), " + HELD_OUT
+
+
+EPOCHS = "local=Local(epochs=Epochs(1, 3), batch_size=5, learning_rate=0.1)"
+
+
+POOLED = "model=federations.normalised, strategy=FedAdam(), transforms=PooledVariance()"
+UNIFORM = "weighting='uniform', model=federations.adam"
+
+
+@pytest.mark.parametrize("arguments", ["", PERSONAL, SCAFFOLD, EPOCHS, POOLED, UNIFORM, FEDREP, DITTO])
 def test_flower_equals_simulation(written, arguments):
     """Bit for bit: weights, metrics, and what clients keep at home between rounds."""
     path = written(arguments)
@@ -128,6 +73,13 @@ def test_flower_equals_simulation(written, arguments):
     assert history.params_sha256 == simulated.params_sha256
     assert [record.metrics for record in history.rounds] == [record.metrics for record in simulated.rounds]
     assert [record.clients for record in history.rounds] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("arguments", ["strategy=IFCA(2)", "reweighting=Agnostic()"])
+def test_what_only_a_simulation_does_is_refused(written, arguments):
+    path = written(arguments)
+    with pytest.raises(ConfigError, match=r"simulation|Simulation"):
+        run(load_experiment(str(path)), FlowerRuntime(ProcessGrid(path, 8)))
 
 
 class Noted(Nowhere):

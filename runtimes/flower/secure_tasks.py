@@ -1,0 +1,132 @@
+"""A client's side of a hidden sum: what it trained waits here, in its process, between one stage and the next.
+
+Nothing of it is on disk: with the process a client's part in the round is over. A message that comes a second time,
+since a reply was lost on its way, is given the same reply, and a state machine sees each but once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import RecordDict
+
+from ...core.experiment import Experiment
+from ...core.random import Key
+from ...core.sums import ClientSum, Meeting
+from ...core.types import Broadcast, ClientUpdate, Failure
+from . import wire
+from .secure import kit_folder
+
+RUNS = 2  # whose sums are under way in a process: of runs that take turns
+
+
+@dataclass
+class Part:
+    """A client's part in a round's sum."""
+
+    client: int
+    meeting: Meeting
+    half: ClientSum
+    seen: wire.Stage  # the last message
+    reply: RecordDict | None = None  # to it
+
+    def __repr__(self) -> str:
+        return f"Part(client={self.client}, round={self.meeting.round})"
+
+    def before(self, stage: wire.Stage) -> RecordDict | Failure | None:
+        """The reply that was given, to the last message again; a Failure for one before it; None for any other.
+
+        After an outage, a message may come twice, and the second time after those that followed it.
+        """
+        if (stage.run, stage.round) != (self.meeting.run, self.meeting.round):
+            return None
+        if stage.number < self.seen.number:
+            return Failure(self.client, "stale", f"stage {stage.number} of round {stage.round} is over")
+        return self.reply if stage == self.seen else None
+
+    def answer(self, stage: wire.Stage) -> RecordDict | Failure:
+        """The reply to the server's next message."""
+        found = self.half.answer(stage.message)
+        if isinstance(found, Failure):
+            return found
+        self.seen, self.reply = stage, wire.pack_stage(stage._replace(message=found))
+        return self.reply
+
+
+_parts: dict[tuple[int, int], Part] = {}  # (run, client)
+
+
+def begin(
+    run: int, client: int, experiment: Experiment, broadcast: Broadcast, content: RecordDict, home: Path
+) -> Part | RecordDict | Failure:
+    """The client's part in a sum that begins; before it trains, and with what the server proposes looked at.
+
+    What it replied, where the client has its part already and this is its first message again; a Failure where it
+    refuses.
+    run: Flower's number. home: where the client keeps what outlives its process. Errors: Malformed; ConfigError for a
+    kit that lacks something.
+    """
+    stage = wire.unpack_stage(content)
+    known = _parts.get((run, client))
+    if known is not None and (given := known.before(stage)) is not None:
+        return given
+    _drop(run, client)
+    model = wire.digest_of(broadcast, experiment.digest)
+    meeting = Meeting(stage.run, broadcast.round, stage.cohort, experiment.encoded_shape(broadcast), model)
+    aggregation: Any = experiment.aggregation
+    part = Part(client, meeting, aggregation.client(meeting, client, kit_folder(), home), stage)
+    refused = part.half.check(stage.message)
+    return part if refused is None else refused
+
+
+def enter(run: int, part: Part, update: ClientUpdate) -> RecordDict | Failure:
+    """Hand in what was trained, and answer the first message."""
+    # Not the key that the server gave: whoever knows how a number was rounded knows it a little better.
+    refused = part.half.provide(update, Key.fresh())
+    if refused is not None:
+        return refused
+    _make_room(run)
+    _parts[run, part.client] = part
+    return _finished(run, part, part.answer(part.seen))
+
+
+def go_on(run: int, client: int, content: RecordDict) -> RecordDict | Failure:
+    """The reply to a later message of a sum that this process has a part in."""
+    try:
+        stage = wire.unpack_stage(content)
+    except wire.Malformed as malformed:
+        return Failure(client, malformed.reason, malformed.detail)
+    part = _parts.get((run, client))
+    if part is None or (part.meeting.run, part.meeting.round) != (stage.run, stage.round):
+        return Failure(
+            client,
+            "no_session",
+            f"this process has no part in the sum of round {stage.round}: it was started since, or dropped it; its "
+            "worker has to outlive a round, as Umbel's does",
+        )
+    given = part.before(stage)
+    return _finished(run, part, part.answer(stage)) if given is None else given
+
+
+def _finished(run: int, part: Part, reply: RecordDict | Failure) -> RecordDict | Failure:
+    """The reply; with a Failure the client's part is over."""
+    if isinstance(reply, Failure):
+        _drop(run, part.client)
+    return reply
+
+
+def _make_room(run: int) -> None:
+    """Drop the parts in the runs that began first, where there are too many."""
+    others = list(dict.fromkeys(of for of, _ in _parts if of != run))
+    for other in others[: max(0, len(others) + 1 - RUNS)]:
+        for one in [one for one in _parts if one[0] == other]:
+            _drop(*one)
+
+
+def _drop(run: int, client: int) -> None:
+    """Erase a part."""
+    part = _parts.pop((run, client), None)
+    if part is not None:
+        part.half.abandon()

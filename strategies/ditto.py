@@ -1,0 +1,77 @@
+"""Ditto: beside the model that all train, each client trains one of its own, held near it.
+
+Li, Hu, Beirami, Smith 2021: Ditto: Fair and Robust Federated Learning Through Personalization, Algorithm 1.
+https://arxiv.org/abs/2012.04221
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..core.phases import OwnModel
+from ..core.types import NOTHING, Broadcast, Mean, State, Vector
+from ..core.validation import require_count, require_real
+from .fedavg import FedAvg
+from .server_rate import Rate, require_rate
+
+
+@dataclass(frozen=True)
+class Ditto:
+    """FedAvg for w; and in each of its rounds a client steps on v_k along ∇F_k(v_k) + λ·(v_k − w_t).
+
+    w is what it would be without: FedAvg's, bit for bit. v_k, d numbers, is the client's memory and never leaves it; it
+    begins as the w_t of the client's first round. Federated evaluation has both: validation_… is of w,
+    validation_personal_… of v_k, or of w for clients that have not taken part yet. λ = 0 is local training alone; as λ
+    grows, v_k tends to w. With η the clients' learning rate, keep η·λ well below 1.
+
+    With another strategy it is its client half alone: `strategy=FedAdam(), rule=Ditto()`. A round costs a client as
+    many passes again as v_k has epochs.
+
+    lam: λ ≥ 0; the paper tries 0.05 to 2. epochs: for v_k; None: as many as for w. server_lr: a number or a schedule
+    over rounds.
+    """
+
+    lam: float = 0.1
+    epochs: int | None = None
+    server_lr: Rate = 1.0
+
+    proximal: ClassVar[float] = 0.0
+    remembers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_real("lam", self.lam, at_least=0)
+        if self.epochs is not None:
+            require_count("epochs", self.epochs)
+        require_rate("server_lr", self.server_lr)
+
+    @property
+    def own(self) -> OwnModel:
+        """v_k."""
+        return OwnModel(self.epochs, self.lam)
+
+    def extra_size(self, size: int) -> int:
+        """Nothing besides delta."""
+        return 0
+
+    def offset(self, broadcast: Broadcast, memory: Vector | None) -> Vector | None:
+        """Nothing, for w."""
+        return None
+
+    def finish(
+        self, broadcast: Broadcast, memory: Vector | None, delta: Vector, steps: int, learning_rate: float
+    ) -> tuple[Vector, Vector, Vector | None]:
+        """delta of w as it is; v_k, before its training."""
+        return delta, NOTHING, memory
+
+    def init(self, params: Vector) -> State:
+        """FedAvg's."""
+        return FedAvg(self.server_lr).init(params)
+
+    def broadcast(self, state: State) -> Vector:
+        """Nothing besides params."""
+        return NOTHING
+
+    def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
+        """FedAvg's."""
+        return FedAvg(self.server_lr).update(state, params, mean)

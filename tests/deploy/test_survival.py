@@ -1,0 +1,178 @@
+"""Runs over a federation of real processes that go on as if nothing had happened, and are the simulation's."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+
+import pytest
+from deployments import CLIENTS, PARITY, children, connection, wait_for, write_kits
+
+import umbel
+from umbel import ConfigError, Simulation, UmbelError
+from umbel.core.loading import load_experiment
+from umbel.deploy import federation, kits
+from umbel.deploy.kits import OperatorKit, ServerKit
+from umbel.deploy.parties import register
+from umbel.deploy.supervisor import process_of
+from umbel.federated import Flower
+from umbel.runtimes.flower.processes import free_ports
+from umbel.runtimes.flower.remote import RemoteFederation
+from umbel.runtimes.flower.secured import Operator
+from umbel.server.store import Store
+
+pytestmark = pytest.mark.deployment
+
+
+@pytest.fixture(scope="module")
+def fed(running):
+    return running
+
+
+def test_a_run_survives_its_superlink(fed):
+    """It is killed between two rounds, and again while clients train: nobody is left out, and nothing is lost."""
+    overrides = ["rounds=4", "local.epochs=80"]
+
+    def kill_superlink():
+        (victim,) = (
+            pid for line, pid in children(process_of(fed / "server/state")).items() if "flower.secured" in line
+        )
+        os.kill(victim, signal.SIGKILL)
+
+    def at_work():
+        journals = (fed / "clients/north/state/memory").glob("task-*.json")
+        return any('"message"' in journal.read_text() for journal in journals if journal.stat().st_mtime > armed)
+
+    began, records, killer = time.monotonic(), [], None
+    with RemoteFederation(*connection(fed)) as remote:
+        for name, content in remote.submit("mine.py", overrides):
+            if name == "round":
+                records.append(content["record"])
+            if name == "round" and len(records) == 1:
+                kill_superlink()
+            if name == "round" and len(records) == 2:
+                armed = time.time()
+                killer = threading.Thread(target=lambda: (wait_for(at_work), kill_superlink()))
+                killer.start()
+        seconds = time.monotonic() - began
+        killer.join(1)
+        undisturbed = list(remote.submit("mine.py", overrides))
+    assert [(record["round"], record["clients"], record["failures"]) for record in records] == [
+        (number, 3, 0) for number in (1, 2, 3, 4)
+    ]
+    assert content["params_sha256"] == undisturbed[-1][1]["params_sha256"]
+    assert seconds < 90
+
+
+def test_over_tls_two_runs_at_once_are_the_simulations_bit_for_bit(fed):
+    """SCAFFOLD and FedBN, what clients keep between rounds included, which is sealed on their disks."""
+    for place in (fed.parent, fed / "server/experiments", *(fed / "clients" / one / "experiments" for one in CLIENTS)):
+        (place / "parity.py").write_text(PARITY)
+    names, histories = ("scaffold", "fedbn"), {}
+
+    def play(name):
+        histories[name] = umbel.run(load_experiment(f"{fed.parent}/parity.py:{name}"), Flower(fed, quiet=True))
+
+    threads = [threading.Thread(target=play, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for name in names:
+        experiment = load_experiment(f"{fed.parent}/parity.py:{name}")
+        simulated = umbel.run(experiment, Simulation(workers=1, compile="graph"))
+        threads[names.index(name)].join(240)
+        assert histories[name].params_sha256 == simulated.params_sha256
+        assert [record.clients for record in histories[name].rounds] == [3] * 3
+    kept = list((fed / "clients").glob("*/state/memory/*/*.3"))
+    assert len(kept) == len(names) * len(CLIENTS)
+    assert not [path for path in kept if b"UMBEL1" in path.read_bytes()]
+
+
+@pytest.fixture(scope="module")
+def movable(tmp_path_factory):
+    """A federation of its own, which may be stopped, killed, moved and cut down; ended afterwards. Where it was."""
+    folder = tmp_path_factory.mktemp("movable") / "here"
+    folder.mkdir()
+    kits.make(folder / "fed", "127.0.0.1", None, CLIENTS, free_ports(1)[0])
+    write_kits(folder / "fed", {"parity.py": PARITY.replace("rounds=3", "rounds=5").replace("epochs=2", "epochs=40")})
+    places = [folder]
+    yield places
+    with contextlib.suppress(ConfigError):
+        federation.stop(places[-1] / "fed")
+
+
+def play(folder, resume=None):
+    """Submit the run, and follow it; its last event."""
+    with RemoteFederation(*connection(folder / "fed")) as remote:
+        return list(remote.submit("parity.py:scaffold", resume=resume))[-1][1]
+
+
+def begin(folder, resume=None):
+    """The same in the background, whatever comes of it. Returns once a round more is committed: the run."""
+
+    def follow():
+        with contextlib.suppress(UmbelError):
+            play(folder, resume)
+
+    store = Store.open(OperatorKit.load(folder / "fed/operator").store)
+    done = store.runs()[0].rounds_done if resume else 0
+    threading.Thread(target=follow, daemon=True).start()
+    wait_for(lambda: store.runs() and store.runs()[0].rounds_done > done, 180)
+    return store
+
+
+def test_a_run_survives_that_all_is_stopped_and_all_is_killed_and_moved(movable):
+    """Stopped by SIGTERM it is paused; killed, it goes on in another folder, with what clients kept, to its bits."""
+    here = movable[0]
+    simulated = umbel.run(load_experiment(f"{here}/parity.py:scaffold"), Simulation(workers=1, compile="graph"))
+    federation.up(here / "fed", lambda text: None)
+    with begin(here) as store:
+        began = time.monotonic()
+        assert federation.stop(here / "fed") == ["server", "north", "south", "west"]
+        assert time.monotonic() - began < 30
+        (run,) = store.runs()
+    assert (run.state, run.rounds_done < 5) == ("paused", True)
+    federation.up(here / "fed", lambda text: None)
+    with begin(here, run.run) as store:
+        for party in federation.parties(here / "fed"):
+            parent = process_of(party.state)
+            for process in (*children(parent).values(), parent):
+                os.kill(process, signal.SIGKILL)
+        assert store.runs()[0].rounds_done < 5
+    wait_for(lambda: not any(process_of(party.state) for party in federation.parties(here / "fed")))
+    there = here.rename(here.with_name("there"))
+    movable.append(there)
+    for policy in there.glob("fed/clients/*/policy.toml"):
+        policy.write_text(policy.read_text().replace(str(here), str(there)))
+    federation.up(there / "fed", lambda text: None)
+    final = play(there, run.run)
+    with Store.open(OperatorKit.load(there / "fed/operator").store) as store:
+        assert [(one.clients, one.failures) for one in store.load_run(run.run).records] == [(3, 0)] * 5
+    assert (final["run"], final["params_sha256"]) == (run.run, simulated.params_sha256)
+
+
+def test_a_client_that_is_let_go_in_mid_run_is_left_out(movable):
+    """South's key is revoked while it trains: the round ends without it, soon, and so does the run."""
+    fed = movable[-1] / "fed"
+    federation.up(fed, lambda text: None)
+    kit, rounds = OperatorKit.load(fed / "operator"), []
+
+    def at_work():
+        journals = list((fed / "clients/south/state/memory").glob("task-*.json"))
+        return any('"message"' in one.read_text() for one in journals if one.stat().st_mtime > armed)
+
+    with Operator(kit.address, kit.authority.read_bytes(), kit.token) as operator:
+        (south,) = (node for node in operator.nodes() if node.name == "south")
+        revoke = threading.Thread(target=lambda: (wait_for(at_work, 120), operator.unregister(south.node)))
+        with RemoteFederation(*connection(fed)) as remote:
+            for name, content in remote.submit("parity.py:fedbn", ["rounds=4"]):
+                if name == "round":
+                    rounds.append((content["record"]["clients"], [one[:2] for one in content["failures"]]))
+                    armed = time.time()
+                if len(rounds) == 1 and name == "round":
+                    revoke.start()
+        revoke.join(1)
+        with pytest.raises(ConfigError, match="the key of south was revoked before, and is never taken again"):
+            register(operator, ServerKit.load(fed / "server").node_keys, lambda text: None)
+    assert rounds[0] == (3, [])
+    assert rounds[-2:] == [(2, [[1, "unreachable"]])] * 2
