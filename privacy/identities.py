@@ -35,8 +35,11 @@ class Identity:
 
     @staticmethod
     def load(folder: Path) -> Identity:
-        """The identity of a kit. Errors: ConfigError for a key file that is refused, for rosters that the pinned operator
-        did not sign, and for a key that is in neither."""
+        """The identity of a kit.
+
+        Errors: ConfigError for a key file that is refused, for rosters that the pinned operator did not sign, and for a
+        key that is in neither.
+        """
         operator = operator_key(folder)
         clients, server = (open_roster(folder / name, operator) for name in ("roster.bin", "server.bin"))
         key = Key.load(folder / "identity.jwk").check("node")
