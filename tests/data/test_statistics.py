@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
-from optional import needs_tenseal
 
 from federations import FEATURES, blobs, federation
+from optional import needs_tenseal
 from simulations import play
 from umbel import ConfigError, Homomorphic, IncompatibleError, PerExamplePlan, PrivacyPlan, RunStopped, SecureSum
 from umbel.core.types import Population, Source

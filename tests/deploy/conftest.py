@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from deployments import CLIENTS, EXPERIMENT, children, wait_for, write_kits
 
+from deployments import CLIENTS, EXPERIMENT, children, wait_for, write_kits
 from umbel.deploy import federation, kits
 from umbel.deploy.supervisor import process_of
 from umbel.runtimes.flower.processes import free_ports

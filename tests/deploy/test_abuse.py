@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deployments import children
 
+from deployments import children
 from umbel.deploy import federation
 from umbel.deploy.kits import OperatorKit
 from umbel.deploy.supervisor import process_of

@@ -16,9 +16,9 @@ from pathlib import Path
 from ssl import create_default_context
 
 import pytest
-from deployments import CLIENTS, EXPERIMENT, children, connection, wait_for
 
 import umbel
+from deployments import CLIENTS, EXPERIMENT, children, connection, wait_for
 from umbel import ConfigError, UmbelError, override
 from umbel.core.loading import load_experiment
 from umbel.deploy import federation, kits

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from deployments import children
 from optional import needs_tenseal
-
 from umbel import RunStopped, Simulation, run
 from umbel.core.loading import load_experiment
 from umbel.core.types import RoundRecord

@@ -13,8 +13,8 @@ import threading
 import time
 
 import pytest
-from deployments import EXPERIMENT, wait_for
 
+from deployments import EXPERIMENT, wait_for
 from umbel.deploy import kits
 from umbel.deploy.federation import COMMAND
 

@@ -7,9 +7,9 @@ import threading
 import time
 
 import pytest
-from deployments import CLIENTS, PARITY, children, connection, wait_for, write_kits
 
 import umbel
+from deployments import CLIENTS, PARITY, children, connection, wait_for, write_kits
 from umbel import ConfigError, Simulation, UmbelError
 from umbel.core.loading import load_experiment
 from umbel.deploy import federation, kits

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optional import HAS_TENSEAL
 
+from optional import HAS_TENSEAL
 from umbel import Simulation, data, run
 
 ROOT = Path(__file__).parents[2]

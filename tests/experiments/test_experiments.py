@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optional import needs_tenseal
 
 import umbel
+from optional import needs_tenseal
 from umbel import Simulation, run
 from umbel.core.loading import experiment_names, load_experiment
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import nbclient
 import nbformat
-from optional import needs_tenseal
 
 import umbel
+from optional import needs_tenseal
 
 FOLDER = Path(umbel.__file__).parent / "experiments" / "notebooks"
 MODES = ("arithmetic", "protocol")

@@ -4,8 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
-from optional import needs_tenseal
 
+from optional import needs_tenseal
 from umbel.core.errors import ClientError, ConfigError
 from umbel.privacy.homomorphic import HEAD, ClientContext, ServerContext
 from umbel.privacy.schemes import BFV, CKKS, batching_prime

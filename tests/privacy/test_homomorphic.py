@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from optional import needs_tenseal
 
 from federations import federation
+from optional import needs_tenseal
 from umbel import Simulation, run
 from umbel.core.errors import ClientError, ConfigError, RunStopped
 from umbel.core.random import derive

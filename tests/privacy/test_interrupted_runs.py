@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from interruptions import CRASH_POINTS, Killed, Live, kill_at
 
 from federations import federation
+from interruptions import CRASH_POINTS, Killed, Live, kill_at
 from simulations import play, simulation
 from umbel import AdaptiveClip, ConfigError, KeepBest, PrivacyPlan, RunStopped, SecureSum, Simulation, override, run
 from umbel.core.errors import BudgetSpent

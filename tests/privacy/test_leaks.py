@@ -11,9 +11,9 @@ import logging
 
 import numpy as np
 import pytest
-from optional import HAS_TENSEAL
 
 from federations import federation
+from optional import HAS_TENSEAL
 from umbel import Chain, Homomorphic, PrivacyPlan, SecureSum, Simulation, run
 from umbel.clients.worker import Worker
 from umbel.privacy import LocalPlan, noise, secure_sum

@@ -5,9 +5,9 @@ import functools
 
 import numpy as np
 import pytest
-from interruptions import CRASH_POINTS, Killed, kill_at
 
 from federations import dense, federation
+from interruptions import CRASH_POINTS, Killed, kill_at
 from quadratics import EPOCHS, RATE, ROWS, close, linear
 from simulations import play
 from umbel import (

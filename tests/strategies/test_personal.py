@@ -5,9 +5,9 @@ import functools
 
 import numpy as np
 import pytest
-from interruptions import CRASH_POINTS, Killed, kill_at
 
 from federations import blobs, dense, dropped_and_normalised, federation
+from interruptions import CRASH_POINTS, Killed, kill_at
 from quadratics import EPOCHS, RATE, ROWS, Quadratics, close
 from umbel import (
     AllClients,

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from normalised import far_apart, normalised, statistics_of
 
 from federations import dense, federation
+from normalised import far_apart, normalised, statistics_of
 from simulations import play
 from umbel import (
     AllClients,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord
-from grids import ProcessGrid
 
 from federations import Nowhere
+from grids import ProcessGrid
 from umbel import Simulation, derive, run
 from umbel.core.loading import load_experiment
 from umbel.core.types import NOTHING, Broadcast

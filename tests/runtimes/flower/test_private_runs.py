@@ -1,9 +1,9 @@
 """Plans over a grid inside this process: noise of real devices, what is paid for it, what a killed run still owes."""
 
 import pytest
+
 from grids import ProcessGrid
 from interruptions import Killed, kill_at
-
 from umbel import Simulation, run
 from umbel.core.loading import load_experiment
 from umbel.privacy.secure_sum import SecureSum

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, MetricRecord, RecordDict
-from grids import FIRST_NODE, ProcessGrid
 
 from federations import Nowhere, federation
+from grids import FIRST_NODE, ProcessGrid
 from umbel import AllClients, ConfigError, IncompatibleError, RunStopped, Simulation, derive, run
 from umbel.core.loading import load_experiment
 from umbel.core.types import NOTHING, Broadcast

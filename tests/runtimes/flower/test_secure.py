@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from grids import FIRST_NODE, ProcessGrid
-from optional import HAS_TENSEAL, needs_tenseal
 
 from federations import Nowhere
+from grids import FIRST_NODE, ProcessGrid
+from optional import HAS_TENSEAL, needs_tenseal
 from umbel import ConfigError, IncompatibleError, RunStopped, Simulation, derive, run
 from umbel.core.loading import load_experiment
 from umbel.core.types import NOTHING, Broadcast
