@@ -117,6 +117,7 @@ class _Journal:
         if resume is not None:
             return self._resume(experiment, runtime, resume)
         spec = runtime.open(experiment, self.memory, None)
+        experiment.test_examples()  # that they are missing is said now, and not after a round
         params = runtime.initial_params()
         state = _first(experiment, params, spec)
         if self.store is not None:

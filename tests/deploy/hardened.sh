@@ -10,6 +10,7 @@ shift
 mount --make-rprivate /
 mount -t tmpfs -o mode=0755 tmpfs "$root"
 mkdir "$root/proc" "$root/kit" "$root/tmp" "$root/dev"
+mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/tmp" # first: what is named may lie in it
 for path in /usr /lib /lib64 /bin /sbin /etc $1; do
     if [ -L "$path" ]; then
         ln -sn "$(readlink "$path")" "$root$path"
@@ -26,7 +27,6 @@ for device in null zero random urandom; do
 done
 mkdir "$root/dev/shm"
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/dev/shm"
-mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/tmp"
 mkdir "$root/kit/state"
 if [ -n "$KIT" ]; then # as the manifests' first container unpacks it
     cp -r "$KIT/." "$root/kit"
