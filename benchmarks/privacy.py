@@ -135,7 +135,8 @@ NOTES = """## Notes
   serialisation of its state between messages. It signs nothing.
 - *Server unmasks*: secrets rebuilt from shares and checked against the adverts, masks taken off.
 - *A simulated round*: 600 examples a client, XLA, two workers; with the whole protocol, all hundred clients and the
-  server share the two cores, which on real devices each have their own.
+  server share the two cores, which on real devices each have their own. With distributed DP each of them draws noise
+  for all its numbers: a hundred times what central DP draws.
 - *DP-SGD*: one worker, noise included, a private and a plain client each as it compiles best, the fastest of five. In
   small batches the noise alone, a number for each parameter, takes longer than a plain step."""
 
