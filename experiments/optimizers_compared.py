@@ -47,7 +47,7 @@ def delta_sgd():
 
 
 experiment = dataclasses.replace(digits, name="optimizers_compared", rounds=ROUNDS)
-rates = {"SGD": (build_model, 0.5), "momentum": (momentum, 0.1), "Adam": (adam, 0.001), "Nadam": (nadam, 0.001)}
+rates = {"SGD": (build_model, 0.5), "momentum": (momentum, 0.1), "Adam": (adam, 0.01), "Nadam": (nadam, 0.01)}
 experiments = {"SGD, self-tuned": dataclasses.replace(experiment, model=delta_sgd, local=Local(5, 8, 0.2))}
 for name, (model, rate) in rates.items():
     for kind, schedule in (
