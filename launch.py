@@ -112,7 +112,9 @@ def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
                 # Before the store: a misspelt name, or missing data, should not leave an empty one behind.
                 reference, overrides = request.reference or DEFAULT_EXPERIMENT, request.overrides
                 experiment = load_experiment(reference, overrides)
-                experiment.population.sizes()  # loads the data
+                if request.federation is None:  # whose data are its clients', and its server's
+                    experiment.population.sizes()
+                    experiment.test_examples()
                 store = stack.enter_context(Store.open(request.store))
             else:
                 store = stack.enter_context(Store.open(request.store, create=False))

@@ -32,7 +32,11 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, inflatable_class_registry
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
+    ObjectUnavailableError,
+    inflatable_class_registry,
+)
 
 from .private import array_record, outages_of, raw_array
 from .wire import Malformed
@@ -102,10 +106,18 @@ class SuperLinkMail:
                 message_object_trees=[get_object_tree(one) for one in messages],
             )
         reply = self._client.PushMessages(request)
-        put = make_push_object_fn_protobuf(self._client.PushObject, self._node, self._run, reply.session_id)
+        store = make_push_object_fn_protobuf(self._client.PushObject, self._node, self._run, reply.session_id)
+
+        def put(identifier: str) -> None:
+            try:
+                store(identifier, objects[identifier].deflate())
+            except ObjectPushError:
+                # It was stored, and the SuperLink died before it said so; or it came too late. The two look alike.
+                self._outages.set()
+
         wanted = [identifier for identifier in objects if identifier in set(reply.objects_to_push)]
         with ThreadPoolExecutor(UPLOADS) as pool:
-            list(pool.map(lambda identifier: put(identifier, objects[identifier].deflate()), wanted))
+            list(pool.map(put, wanted))
         return_memory()
         return list(reply.message_ids)
 

@@ -98,6 +98,21 @@ def test_what_a_cohort_shares_is_sent_once(link):
     assert 4 * SIZE < total < 4 * SIZE + 20_000
 
 
+def test_what_was_stored_and_not_acknowledged_is_sent_again_with_the_rest(link):
+    """A SuperLink takes an object once: asked again by a caller that heard no answer, it says it did not store it."""
+    store = link.PushObject
+
+    def killed_after_the_second(request):
+        store(request)
+        return PushObjectResponse(stored=len(link.uploads) != 2)
+
+    link.PushObject = killed_after_the_second
+    mail = mail_of(link)
+    assert len(mail.push([Message(update(np.arange(SIZE, dtype=np.float32)), 7, "train", ttl=60)])) == 1
+    assert set(link.uploads) == {part.object_id for tree in link.trees for part in iterate_object_tree(tree)}
+    assert (mail.was_cut(), mail.was_cut()) == (True, False)
+
+
 @pytest.mark.parametrize("bytes_short", [1, 4 * SIZE])
 def test_no_more_is_read_than_was_agreed(link, bytes_short):
     envelope = pushed(link, update(np.zeros(SIZE, np.float32)))
