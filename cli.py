@@ -19,6 +19,7 @@ from .commands_audit import audit
 from .commands_compare import compare_command
 from .commands_deploy import client, deploy, server
 from .commands_keys import app as keys
+from .commands_models import app as models
 from .commands_privacy import app as privacy
 from .console import (
     JsonLines,
@@ -221,7 +222,7 @@ def runs(store: StoreOption = DEFAULT_STORE, store_key: StoreKeyOption = None, a
             print(to_json(row | {"rounds_planned": one.rounds_planned, "created": one.created, "metrics": one.metrics}))
         return
     print_table(
-        ["run", "experiment", "state", "rounds", "accuracy", "begun"],
+        ["run", "experiment", "state", "rounds", "accuracy", "begun (UTC)"],
         [
             (
                 one.run,
@@ -260,6 +261,7 @@ def plot(
 
 app.command("compare")(compare_command)
 app.command()(audit)
+app.add_typer(models, name="models")
 app.add_typer(deploy, name="deploy")
 app.add_typer(server, name="server")
 app.add_typer(client, name="client")
@@ -269,6 +271,8 @@ app.add_typer(privacy, name="privacy")
 
 def main() -> None:
     """The entry point: runs the command line, says in one line what went wrong, exits with the contract's status."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ε should not end a run
     sys.exit(execute(sys.argv[1:]))
 
 

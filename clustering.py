@@ -75,12 +75,7 @@ class Begun:
     def __call__(self) -> Any:
         """The model. Errors: ConfigError for one of other variables, or with none until it sees an example."""
         model = self.model()
-        spec = ModelSpec.of(model, self.personal)
-        arrays = spec.unflatten(self.params)
-        for weight, variable in zip(model.weights, spec.variables, strict=True):
-            if variable.offset is not None:
-                weight.assign(arrays[variable.path])
-        return model
+        return ModelSpec.of(model, self.personal).load_into(model, self.params)
 
 
 def cluster_clients(

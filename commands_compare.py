@@ -14,9 +14,10 @@ from .console import check_plot_path, exclusive_output, figures, print_table, pr
 from .core.errors import ConfigError
 from .core.experiment import Experiment
 from .core.loading import load_experiments
-from .core.types import Failure, RoundRecord, Runtime, Watcher
+from .core.protocols import Runtime, Watcher
+from .core.types import Failure, RoundRecord
 from .launch import DEFAULT_STORE
-from .server.comparison import Comparison, Row, compare
+from .server.comparison import Comparison, Row, compare, measured
 from .server.history import History
 
 
@@ -52,13 +53,17 @@ def compare_command(
     with without_native_logs():
         found = gathered(experiments, settings or [])
         for one in found.values():
-            one.population.sizes()  # a missing data set should not be found after an hour
+            one.population.sizes(), one.test_examples()  # a missing data set should not be found after an hour
     with contextlib.closing(Simulation(workers)) as runtime, Store.open(store) as opened, watching(quiet) as shown:
         with without_native_logs():
             for one in found.values():
                 prepare(one)
             from .clients import worker  # noqa: F401  imports TensorFlow
-        comparison = compare(found, runtime, seeds=seeds, store=opened, watchers=shown)
+
+        def watchers(name: str, seed: int) -> Sequence[Watcher]:
+            return [Measured(metric), *shown(name, seed)]
+
+        comparison = compare(found, runtime, seeds=seeds, store=opened, watchers=watchers)
     rows = comparison.rows(metric, target)
     if plot:
         save(comparison, plot, metric, over)
@@ -85,6 +90,25 @@ def watching(quiet: bool) -> Iterator[Callable[[str, int], Sequence[Watcher]]]:
     """What shows the progress of many runs: a bar on a terminal, in a log a line per run."""
     with progress(quiet or not sys.stderr.isatty()) as bars:
         yield lambda name, seed: bars if bars or quiet else [RunLine(name, seed)]
+
+
+class Measured:
+    """Ends a comparison with its first run that did not measure the metric, and not after all of them."""
+
+    def __init__(self, metric: str):
+        self._metric = metric
+
+    def on_start(
+        self, experiment: Experiment, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]
+    ) -> None:
+        """Nothing yet."""
+
+    def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
+        """Nothing yet."""
+
+    def on_end(self, history: History) -> None:
+        """Errors: ConfigError with the metrics that there are."""
+        measured(history, self._metric)
 
 
 class RunLine:

@@ -187,7 +187,7 @@ def start_client(
 
 @client.command()
 def digest(experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", show_default=False)]) -> None:
-    """Print the digest of an experiment as it is here, for [experiments.digests] of policy.toml."""
+    """Print the digest of an experiment as it is here, for the table experiments.digests of policy.toml."""
     from .core.loading import load_experiment
 
     print(load_experiment(experiment).digest)

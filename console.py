@@ -12,31 +12,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
+from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .core.errors import ConfigError
 from .core.experiment import Experiment
-from .core.printable import printable
-from .core.types import Failure, RoundRecord, Runtime, Watcher
+from .core.protocols import Runtime, Watcher
+from .core.types import Failure, RoundRecord
 from .server.history import History
-
-SHOWN_FAILURES = 3  # per round; a round of a thousand failures says no more with a thousand lines
-
+from .server.progress import GROUPS, Progress, failure_lines, figures
 
 # What TensorFlow's C++ libraries print before they can be told not to.
 NATIVE_LOG = re.compile(
     rb"WARNING: All log messages before absl|[IW]\d{4} [\d:.]+ +\d+ \S+\.(cc|h):\d+\]|To enable the foll"
 )
 
+NARROWEST = 16  # characters of a table's last column
 COMPILED = {"xla": "with XLA", "graph": "as TensorFlow graphs, without XLA"}
 HIDDEN = {
     "arithmetic": "updates summed as integers, without the protocol that hides them",
     "protocol": "updates hidden by the whole protocol",
 }
-GROUPS = ("test", "validation", "train")  # of metrics, the most telling first
 
 
 class Ended(NamedTuple):
@@ -60,12 +58,12 @@ class Bar:
     """A progress bar with the last round's figures, for a terminal. A context manager."""
 
     def __init__(self, console: Console):
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
+        self._progress = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=None),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[figures]}"),
+            bars.TimeRemainingColumn(),
             console=console,
             transient=True,
         )
@@ -94,38 +92,6 @@ class Bar:
 
     def on_end(self, history: History) -> None:
         """The bar goes; the summary says the rest."""
-
-
-class Lines:
-    """A line per round, for a log."""
-
-    def __init__(self, stream: IO[str]):
-        self._stream, self._planned = stream, 0
-
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to undo."""
-
-    def on_start(
-        self, experiment: Experiment, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]
-    ) -> None:
-        """What starts, or goes on after which round."""
-        self._planned = experiment.rounds
-        named = f" as run {run}" if run else ""
-        print(f"{experiment.name}{named}, round {len(records)} of {experiment.rounds} done", file=self._stream)
-
-    def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
-        """The round and its figures."""
-        seconds = record.seconds + (record.eval_seconds or 0.0)
-        for line in failure_lines(record, failures):
-            print(line, file=self._stream)
-        text = f"round {record.round}/{self._planned}  {figures(record)}  {record.clients} clients  {seconds:.2f} s"
-        print(text, file=self._stream, flush=True)
-
-    def on_end(self, history: History) -> None:
-        """The summary says the rest."""
 
 
 class JsonLines:
@@ -163,22 +129,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def figures(record: RoundRecord) -> str:
-    """A round's accuracy and loss, each of the most telling examples it was measured on."""
-    found = []
-    for name in ("accuracy", "loss"):
-        group = next((group for group in GROUPS if f"{group}_{name}" in record.metrics), None)
-        if group:
-            found.append(f"{group} {name} {record.metrics[f'{group}_{name}']:.4f}")
-    return "  ".join(found)
-
-
-def failure_lines(record: RoundRecord, failures: Sequence[Failure]) -> list[str]:
-    """Who was left out of a round, and why; the first few."""
-    lines = [f"round {record.round}: client {f.client} left out ({f.reason}): {printable(f.detail)}" for f in failures]
-    return lines[:SHOWN_FAILURES] + [f"… and {len(lines) - SHOWN_FAILURES} more"] * (len(lines) > SHOWN_FAILURES)
 
 
 def accuracy(metrics: Mapping[str, float]) -> str:
@@ -220,10 +170,12 @@ def privacy_text(privacy: Mapping[str, Any]) -> str:
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output: within the terminal's width, or in a pipe a row a line, however wide."""
+    """A table on standard output, the last column wrapped; in a pipe, or in a narrow terminal, whole lines."""
     console = Console(highlight=False)
-    if not console.is_terminal:
-        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    # Half of a run's id would be of no use: what does not fit is left to the terminal to wrap.
+    fits = sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], NARROWEST) <= console.width
+    if not console.is_terminal or not fits:
         for row in [titles, *rows]:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
         return
@@ -241,7 +193,7 @@ def progress(quiet: bool) -> Iterator[list[Watcher]]:
     if quiet:
         yield []
     elif not sys.stderr.isatty():
-        yield [Lines(sys.stderr)]
+        yield [Progress(sys.stderr)]
     else:
         # A descriptor of its own: descriptor 2 is elsewhere while TensorFlow is imported.
         with open(os.dup(2), "w", buffering=1) as stream, Bar(Console(file=stream)) as bar:

@@ -17,7 +17,8 @@ from .core.errors import ConfigError
 from .core.experiment import Experiment
 from .core.loading import PACKAGE, experiment_names, load_experiment, load_experiments
 from .core.overrides import fit_to, override, paths
-from .core.types import Failure, RoundRecord, Watcher
+from .core.protocols import Watcher
+from .core.types import Failure, RoundRecord
 from .server.history import History
 
 if TYPE_CHECKING:  # SQLAlchemy and Flower are imported when a run begins
@@ -70,7 +71,7 @@ def player(kit: OperatorKit) -> Callable[..., Outcome]:
     from .runtimes.flower.remote import RemoteFederation, run_remote
 
     federation = RemoteFederation(kit.address, kit.authority.read_bytes(), kit.token, len(kit.clients))
-    return partial(run_remote, federation)
+    return partial(run_remote, federation, timeout_seconds=float(kit.timeout_seconds))
 
 
 def follow(

@@ -17,7 +17,8 @@ from .core.errors import BudgetSpent, ConfigError, RunStopped, UmbelError
 from .core.experiment import Experiment
 from .core.loading import experiment_names, load_experiment
 from .core.overrides import fit_to, override
-from .core.types import Failure, RoundRecord, Runtime, Watcher
+from .core.protocols import Runtime, Watcher
+from .core.types import Failure, RoundRecord
 from .core.validation import require
 from .federated import follow, player, settings_of
 from .server import History, run

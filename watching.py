@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from .core.errors import UmbelError
-from .core.types import Watcher
+from .core.protocols import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ def logged(form: Form | None, stream: IO[str] | None = None) -> Iterator[list[Wa
         return
     from .server.monitoring import RoundLog, configure_logs
 
-    rounds = RoundLog()
-    handler = configure_logs(form, stream or sys.stderr, rounds)
+    logger, rounds = logging.getLogger("umbel"), RoundLog()
+    level, handler = logger.level, configure_logs(form, stream or sys.stderr, rounds)
     try:
         with rounds:
             yield [rounds]
@@ -45,7 +45,8 @@ def logged(form: Form | None, stream: IO[str] | None = None) -> Iterator[list[Wa
         error.add_note(LOGGED)
         raise
     finally:
-        logging.getLogger("umbel").removeHandler(handler)
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def was_logged(error: BaseException) -> bool:

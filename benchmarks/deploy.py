@@ -1,6 +1,7 @@
 """Stock Flower against Umbel over Flower, as real processes on loopback, in one run.
 
     python benchmarks/deploy.py [--rounds 6] [--json]        (make bench-deploy)
+    python benchmarks/deploy.py --only large                 (Umbel's alone; nothing is written)
 
 Three clients train and evaluate a tiny Keras MLP; two exchange a model of 100 MB. Seconds are per round, from one
 broadcast to the next. The server's memory is the peak of the process that the ServerApp runs in, over what it had when
@@ -227,6 +228,10 @@ of the process that the ServerApp runs in, over what it had when the first round
 TensorFlow, so that its process as a whole begins smaller. Stock: `flower-superlink` and `flower-supernode` with their
 defaults, telemetry, update checks and installations at run time off.
 
+Of Umbel's models above the start, one is the round's sum and one the update that is being read; afterwards one is the
+mean, and one the next model. What a cohort is sent is the model's own memory, and goes out in pieces of 5 MiB, two at a
+time; what comes in is read the same way, into its place. A strategy that remembers (FedAdam) keeps that besides.
+
 Machine: {machine}. {date}."""
 
 
@@ -251,11 +256,16 @@ def main() -> int:
     """0 when every goal was met, 1 otherwise."""
     parser = argparse.ArgumentParser(description="Stock Flower against Umbel over Flower.")
     parser.add_argument("--rounds", type=int, default=6, help="of Umbel's; the first is left out")
+    parser.add_argument("--only", choices=("tiny", "large"), help="this one of Umbel's; no page is written")
     parser.add_argument("--json", action="store_true", help="results as JSON on standard output")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error(f"expected --rounds {options.rounds} > 1, the round of warm-up")
     console = Console(stderr=True)
+    if options.only:
+        one = ours(options.only, work.CLIENTS if options.only == "tiny" else work.LARGE_CLIENTS, options.rounds)
+        print(json.dumps({**one._asdict(), "models": one.memory / work.LARGE_BYTES}))
+        return 0
     results: dict[str, Measured] = {}
     for name, clients in (("tiny", work.CLIENTS), ("large", work.LARGE_CLIENTS)):
         for contender, play, rounds in ((f"{name}, stock", stock, STOCK_ROUNDS), (name, ours, options.rounds)):

@@ -6,7 +6,8 @@ import collections
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,8 +44,9 @@ def build_model(make: Callable[[], Any], sample: Examples, key: Key) -> keras.Mo
         try:
             create_variables(model, one)
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ConfigError(f"model={name}() does not train on an example of {shapes(one)}: {reason}") from error
+            raise ConfigError(
+                f"model={name}() does not train on an example of {shapes(one)}: {reason(error)}"
+            ) from error
     if getattr(model.optimizer, "use_ema", False):
         raise ConfigError(
             f"model={name}() uses an optimizer with use_ema=True, whose averages outlive a client's round"
@@ -57,12 +59,40 @@ def create_variables(model: keras.Model, one: Examples) -> None:
     if not model.built:
         model(one.x)
     model.optimizer.build(model.trainable_variables)
-    variables = [*model.weights, *model.optimizer.variables]
+    with kept([*model.weights, *model.optimizer.variables]):
+        model.train_step(batch_of(one))
+    model.reset_metrics()
+
+
+def check_test(model: keras.Model, examples: Examples) -> None:
+    """Evaluate the first test example; every value is put back. Errors: ConfigError, before a round is spent."""
+    try:
+        check_labels(model, examples)
+        one = examples.take(slice(0, 1))
+        with kept(model.non_trainable_variables):
+            model.test_step(batch_of(one))
+            model.reset_metrics()
+    except ConfigError as error:
+        raise ConfigError(f"test: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"the model does not fit a test example of {shapes(one)}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """The line of a Keras error that says what is wrong: not the first, which says in which layer's call."""
+    plain = re.sub(r"\x1b\[\d*m|\{\{.*?\}\}", "", str(error))  # without colours and the names of TensorFlow's nodes
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    inner = lines[1:] if lines and lines[0].startswith("Exception encountered when calling") else lines
+    return inner[0] if inner else type(error).__name__
+
+
+@contextmanager
+def kept(variables: Sequence[Any]) -> Iterator[None]:
+    """Put the variables' values back after."""
     before = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    model.train_step(batch_of(one))
+    yield
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
-    model.reset_metrics()
 
 
 def batch_of(examples: Examples) -> tuple:
@@ -100,9 +130,17 @@ def check_labels(model: keras.Model, examples: Examples) -> None:
         or not examples.count
     ):
         return
+    labels = examples.y
+    if labels.dtype.kind not in "iufb":
+        raise ConfigError(
+            f"labels are of type {labels.dtype}, and sparse_categorical_crossentropy takes the numbers of classes: "
+            "y = np.unique(y, return_inverse=True)[1]"
+        )
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ConfigError("labels are not all finite: NaN is no class; drop those examples")
     classes = outputs[0].shape[-1]
     ignored = getattr(loss, "ignore_class", None)
-    low, high = int(examples.y.min()), int(examples.y.max())
+    low, high = int(labels.min()), int(labels.max())
     if classes is not None and ignored is None and (low < 0 or high >= classes):
         worst = low if low < 0 else high
         raise ConfigError(

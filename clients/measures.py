@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from ..core.errors import ConfigError
 from ..core.types import Weighted
 
 
@@ -29,12 +30,21 @@ def metric_sums(model: keras.Model, examples: tf.Tensor) -> tuple[list[str], tf.
 
 
 def flat_results(results: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Metric results without nesting: {"a": {"b": 1}} is ("a_b", 1)."""
+    """Metric results without nesting: {"a": {"b": 1}} is ("a_b", 1); a vector of n > 1 numbers is "a_0" to "a_(n-1)".
+
+    Errors: ConfigError for a matrix.
+    """
     for name, value in results.items():
         if isinstance(value, dict):
             yield from flat_results(value, f"{prefix}{name}_")
-        else:
+            continue
+        shape = tuple(getattr(value, "shape", ()))
+        if len(shape) > 1:
+            raise ConfigError(f"metric {prefix + name!r} has the shape {shape}; make it a number or a vector")
+        if not shape:
             yield prefix + name, value
+        for position in range(shape[0] if shape else 0):  # F1Score: a number per class
+            yield prefix + name + (f"_{position}" if shape[0] > 1 else ""), value[position]
 
 
 def walk_metrics(metrics: Sequence[Any]) -> Iterator[Any]:

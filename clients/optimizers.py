@@ -6,7 +6,7 @@ https://arxiv.org/abs/2306.11201
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,15 +21,18 @@ class DeltaSGD(keras.optimizers.Optimizer):
 
     η_k = min{ γ·‖x_k − x_(k−1)‖ / (2·‖g_k − g_(k−1)‖), √(1 + δ·θ_(k−1))·η_(k−1) },  θ_k = η_k / η_(k−1)
 
-    x_k, g_k: all trained variables, and their gradient, at a client's step k; each step's gradient is of its own batch.
+    x_k, g_k: all trained variables, and their gradient, at a client's step k. g_k and g_(k−1) are of the same batch, as
+    in the authors' code (https://github.com/jlylekim/auto-tuned-FL): gradients of two batches differ by more than the
+    way between them explains, and rates would fall to 0 within an epoch. So a client's step costs two gradients.
     Where the last step moved nothing, or the gradient did not change, the second term is taken. Like every optimizer
     it begins afresh with each client's round. A round of one step is SGD at the initial rate.
 
     learning_rate: η_0; `Local(learning_rate=…)` sets it per round. gamma: γ, above 1 bolder. delta: δ, how fast the
     rate may grow. theta: θ_0. The defaults are the paper's for all its experiments.
 
-    It keeps one gradient per variable: ‖x_k − x_(k−1)‖ is η_(k−1)·‖g_(k−1)‖. For one device; it takes no clipping or
-    weight decay, which would come between the gradient and the step. Errors: ConfigError for values out of bounds.
+    It keeps one gradient per variable, of the last step: x_(k−1) is x_k + η_(k−1)·g_(k−1). For one device; it takes no
+    clipping or weight decay, which would come between the gradient and the step. Where each batch is met but once, in
+    `model.fit` and in DP-SGD, g_(k−1) is of the batch before. Errors: ConfigError for values out of bounds.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class DeltaSGD(keras.optimizers.Optimizer):
         require_real("theta", theta, above=0)
         super().__init__(learning_rate=learning_rate, name=name)
         self.gamma, self.delta, self.theta = gamma, delta, theta
+        self._is_looking_back = False
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the state for variables."""
@@ -67,6 +71,10 @@ class DeltaSGD(keras.optimizers.Optimizer):
             for gradient, variable in zip(grads, variables, strict=True)
             if gradient is not None
         ]
+        if self._is_looking_back:
+            for gradient, variable in pairs:
+                self.assign(self._gradients[self._get_variable_index(variable)], gradient)
+            return
         if pairs:
             self._adapt(pairs)
         super().apply(grads, variables)
@@ -76,6 +84,32 @@ class DeltaSGD(keras.optimizers.Optimizer):
         gradient = ops.cast(ops.convert_to_tensor(gradient), variable.dtype)
         self.assign(self._gradients[self._get_variable_index(variable)], gradient)
         self.assign_sub(variable, ops.cast(self._rate, variable.dtype) * gradient)
+
+    def looking_back(self, model: keras.Model) -> Callable[[tuple], dict[str, Any]]:
+        """model's train_step, where g_(k−1) is of the batch at hand: it takes that gradient first, at x_(k−1).
+
+        model: compiled with this optimizer, built. Of the first of the two passes nothing else is left: statistics,
+        metrics, seeds and a loss scale are put back, so that Dropout, too, is the same in both.
+        """
+        own = {id(variable) for variable in self.variables}
+        metrics = [variable for metric in model.metrics for variable in metric.variables]
+        found = {id(one): one for one in [*model.variables, *metrics, *model.optimizer.variables]}
+        others = [variable for key, variable in found.items() if key not in own]
+
+        def train_step(batch: tuple) -> dict[str, Any]:
+            values = [ops.copy(variable) for variable in others]
+            for variable, gradient in zip(self._trainable_variables, self._gradients, strict=True):
+                self.assign_add(variable, ops.cast(self._rate, variable.dtype) * gradient)
+            self._is_looking_back = True
+            try:
+                model.train_step(batch)
+            finally:
+                self._is_looking_back = False
+            for variable, value in zip(others, values, strict=True):
+                variable.assign(value)
+            return model.train_step(batch)
+
+        return train_step
 
     def get_config(self) -> dict[str, Any]:
         """Keras's, and only what __init__ takes."""

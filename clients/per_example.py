@@ -26,8 +26,8 @@ import tensorflow as tf
 from ..core.errors import ClientError, IncompatibleError
 from ..core.examples import Examples
 from ..core.experiment import Local
+from ..core.protocols import PerExamplePrivacy
 from ..core.random import Key
-from ..core.types import PerExamplePrivacy
 from .building import batch_of
 from .clipped import Rule, ghost_sum, is_seed, looped_sum, penalised, penalty_gradients
 from .dispatch import FlatCall

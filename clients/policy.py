@@ -14,7 +14,7 @@ from ..core.errors import ConfigError
 from ..core.experiment import Experiment
 from ..core.loading import experiment_names, load_experiment
 from ..core.phases import passes
-from ..core.types import Plan
+from ..core.protocols import Plan
 from ..core.validation import require, require_count, require_real, suggest
 
 POLICY_VARIABLE = "UMBEL_CLIENT_POLICY"

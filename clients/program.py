@@ -37,6 +37,9 @@ class ModelState:
         self.model, self.spec = model, spec
         self.optimizers = [model.optimizer] if parts is None else parts.optimizers
         self.train_step = model.train_step if parts is None else parts.train_step
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        if parts is None and hasattr(optimizer, "looking_back"):  # it needs each batch's gradient at two places
+            self.train_step = optimizer.looking_back(model)
         pairs = list(zip((model if parts is None else parts).weights, spec.variables, strict=True))
         self.shared = [weight for weight, variable in pairs if variable.offset is not None]
         self.personal = [weight for weight, variable in pairs if variable.offset is None]

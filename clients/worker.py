@@ -10,26 +10,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ..core.errors import ClientError, ConfigError
+from ..core.errors import ClientError
 from ..core.examples import Examples, map_arrays
-from ..core.experiment import Experiment
+from ..core.experiment import Experiment, is_correction
 from ..core.phases import Course, course_of, own_course
+from ..core.protocols import Codec, Population
 from ..core.random import Key, derive
 from ..core.spec import ModelSpec
 from ..core.split import is_split
-from ..core.types import (
-    NOTHING,
-    Broadcast,
-    ClientUpdate,
-    Codec,
-    CodedUpdate,
-    Failure,
-    LocalRule,
-    Population,
-    Vector,
-    Weighted,
-)
+from ..core.types import NOTHING, Broadcast, ClientUpdate, CodedUpdate, Failure, Vector, Weighted
 from .building import build_model, describe_model
+from .checks import check_rates, check_rule
 from .debug import train_eagerly
 from .dispatch import Library
 from .mirrored import Mirrored, check_replicas
@@ -64,41 +55,47 @@ class Worker:
         Errors: ConfigError for a model that is not compiled or does not fit the clients' examples.
         """
         self.experiment, self.device, self.xla, self.debug, self.is_live = experiment, device, xla, debug, is_live
-        population = experiment.population
-        resident = population.resident()
-        # Where examples are on devices alone, the population says what one is like.
-        sample_of = getattr(population, "sample", lambda: population.examples(0))
-        sample = resident if resident is not None else sample_of()
+        sample, key = sample_of(experiment.population), derive(experiment.seed, "model")
         with tf.device(device):
-            self.model = build_model(experiment.model, sample, derive(experiment.seed, "model"))
+            self.model = build_model(experiment.model, sample, key)
             self.spec = ModelSpec.of(self.model, experiment.personal)
             cut = experiment.strategy.cut if is_split(experiment.strategy) else None  # type: ignore[attr-defined]
             self.halves = None if cut is None else Halves(self.model, self.spec, cut)
             self.state = self.training = ModelState(self.model, self.spec, self.halves)
             if len(replicas) > 1:
                 check_replicas(experiment)
-                one, key = sample.take(slice(0, 1)), derive(experiment.seed, "model")
-                copies = Mirrored(self.model, experiment.model, one, key, replicas)
+                copies = Mirrored(self.model, experiment.model, sample.take(slice(0, 1)), key, replicas)
                 self.training, library = ModelState(self.model, self.spec, copies), None  # such traces are not shared
             if experiment.local.per_example is not None:
                 check_model(self.model, sample.take(slice(0, 1)))
-        for name, part in (("local", experiment.local), ("fine_tune", experiment.fine_tune)):
-            if self.state.has_own_schedule and part is not None and part.learning_rate is not None:
-                raise ConfigError(
-                    f"the model's optimizer has a learning rate schedule of its own; drop it, or {name}.learning_rate"
-                )
+        check_rates(experiment, self.state)
         if experiment.client_rule is not None:
             check_rule(experiment.client_rule, self.state)
-        self.initial_params = self.spec.flatten(self.model.get_weights())
+        self._initial_params: Vector | None = self.spec.flatten(self.model.get_weights())
         self.initial_memory = [keras.ops.convert_to_numpy(weight) for weight in self.state.personal]
         self.default_rate = math.nan if self.state.has_own_schedule else float(self.model.optimizer.learning_rate)
-        # With XLA or not, with an offset or not, for how many examples where all clients hold as many; which course.
-        self._train: dict[tuple[bool, bool, int | None, Course], TrainProgram] = {}
+        # With XLA or not, with an offset or not, for how many examples where all clients hold as many; course; batch.
+        self._train: dict[tuple[bool, bool, int | None, Course, int | None], TrainProgram] = {}
         self._private: dict[tuple[bool, bool], PrivateProgram] = {}
         self._evaluate: dict[Any, EvaluateProgram] = {}
         self._library = library or Library()
         self._measured: tuple[Population, tuple[int, int]] | None = None
         self._sent: tuple[Vector, tf.Tensor] | None = None
+
+    @property
+    def initial_params(self) -> Vector:
+        """The model's own initial weights, drawn from the experiment's seed."""
+        if self._initial_params is None:
+            experiment = self.experiment
+            with tf.device(self.device):
+                sample, key = sample_of(experiment.population), derive(experiment.seed, "model")
+                model = build_model(experiment.model, sample, key)
+            self._initial_params = self.spec.flatten(model.get_weights())
+        return self._initial_params
+
+    def forget_initial_params(self) -> None:
+        """Keep them no longer: as much memory as the model. Whoever asks for them again waits for another model."""
+        self._initial_params = None
 
     def describe(self) -> dict[str, str]:
         """What identifies the model: a digest of its variables, and one of its architecture and settings."""
@@ -116,18 +113,18 @@ class Worker:
         memory = self.initial_memory if memory is None else memory
         personal, remembered, residual = self._split(memory)
         broadcast, member = chosen(self, broadcast, (data, rows), memory)
-        rule = self.experiment.client_rule
-        offset = None if rule is None else rule.offset(broadcast, remembered)
+        rule, own = self.experiment.client_rule, own_course(self.experiment)
+        offset = rule.offset(broadcast, remembered) if is_correction(rule) else None
         epochs = int(self.experiment.local.epochs_of(np.array([client]), broadcast.round, self.experiment.seed)[0])
-        course, own = course_of(self.experiment), own_course(self.experiment)
+        course = course_of(self.experiment)
         task = self.task(broadcast, key, rows, course.passes(epochs), personal, offset)
         delta, kept, metrics = self.run(broadcast, client, data, task, key, course)
         # One pass: NaN and infinity reach the sum. Not a dot product, whose BLAS threads would crowd out the workers'.
         if not np.isfinite(delta.sum()):
             return Failure(client, "non_finite", f"its update is not finite{self._told(metrics)}"), memory
-        extra, steps = NOTHING, self.experiment.local.steps(len(rows), epochs)
-        if rule is not None:
-            trained = delta
+        extra = NOTHING
+        if is_correction(rule):
+            trained, steps = delta, self.experiment.local.steps(len(rows), epochs)
             delta, extra, remembered = rule.finish(broadcast, remembered, delta, steps, task.learning_rate)
             delta = with_statistics(delta, trained, self.spec)
         if own is not None:
@@ -135,18 +132,14 @@ class Worker:
             if not np.isfinite(remembered.sum()):
                 return Failure(client, "non_finite", "its own model is not finite; lower the learning rate"), memory
         weight = float(len(rows)) if self.experiment.weighting == "examples" else 1.0
-        own_key = Key.fresh() if self.is_live else key.derive("transforms")
         update = ClientUpdate(delta, extra, weight, {**metrics, **member})
         if self.halves is not None:
             return self.halves.sent(update), kept
         try:
-            update = self.experiment.transforms.encode(broadcast.transforms, update, own_key)
-            if self.experiment.codec is None:
-                return update, joined(kept, remembered, None)
-            sent, residual = coded(self.experiment.codec, update, residual, key.derive("codec"))
-            return sent, joined(kept, remembered, residual)
+            sent, residual = self._encoded(broadcast, update, residual, key)
         except ClientError as error:  # what the rule made of it is not finite: the round goes on without this client
             return Failure(client, "non_finite", str(error)), memory
+        return sent, joined(kept, remembered, residual)
 
     def task(
         self,
@@ -180,6 +173,16 @@ class Worker:
                 return program(self._on_device(broadcast.params), padded, task._replace(order=order))
         except tf.errors.OpError as error:
             raise ClientError(first_line(error), round=broadcast.round, client=client) from error
+
+    def _encoded(
+        self, broadcast: Broadcast, update: ClientUpdate, residual: Vector | None, key: Key
+    ) -> tuple[ClientUpdate | CodedUpdate, Vector | None]:
+        """What leaves the client of an update, and what the codec's next one has to make up for."""
+        own_key = Key.fresh() if self.is_live else key.derive("transforms")
+        update = self.experiment.transforms.encode(broadcast.transforms, update, own_key)
+        if self.experiment.codec is None:
+            return update, None
+        return coded(self.experiment.codec, update, residual, key.derive("codec"))
 
     def _run_privately(
         self, broadcast: Broadcast, client: int, data: Examples, task: Task, key: Key
@@ -258,14 +261,15 @@ class Worker:
         local = self.experiment.local
         epochs = local.epochs if isinstance(local.epochs, int) else None
         known = examples if self.xla and epochs and self._extremes == (examples, examples) else None  # all hold as many
-        kind = self.xla, has_offset, known, course
+        batch = local.batch_size
+        if self.xla and batch is not None:
+            batch = min(batch, self._extremes[1] + 1)  # XLA makes room for full batches even where none ever comes
+        kind = self.xla, has_offset, known, course, batch
         if kind not in self._train:
             self._train[kind] = self._library.take(
                 ("train", self.device, *kind),
                 self.state,
-                lambda: TrainProgram(
-                    self.training, data, epochs, local.batch_size, self.xla, course, has_offset, known
-                ),
+                lambda: TrainProgram(self.training, data, epochs, batch, self.xla, course, has_offset, known),
             )
         return self._train[kind]
 
@@ -296,29 +300,10 @@ class Worker:
         return self._sent[1]
 
 
-def check_rule(rule: LocalRule, state: ModelState) -> None:
-    """Errors: ConfigError for a model that rule cannot reckon with; see LocalRule."""
-    momentum = getattr(rule, "sgd_momentum", None)
-    needs_rate = momentum is not None or (rule.remembers and not hasattr(rule, "own"))
-    if state.has_own_schedule and needs_rate:
-        raise ConfigError(
-            f"{rule!r} has to know the learning rate; give local.learning_rate in place of the optimizer's schedule"
-        )
-    for _, trains in getattr(rule, "phases", ()):
-        if trains == "personal" and not any(weight.trainable for weight in state.personal):
-            raise ConfigError(
-                f"{rule!r} trains what stays at home; nothing there is trainable: name a layer in personal"
-            )
-    optimizer = getattr(state.model.optimizer, "inner_optimizer", state.model.optimizer)
-    if momentum is not None:
-        # Exactly SGD: what other optimizers do between two gradients is not what the rule undoes.
-        is_plain = type(optimizer) is keras.optimizers.SGD and not optimizer.nesterov
-        if not is_plain or optimizer.momentum != momentum:
-            own = "" if not isinstance(optimizer, keras.optimizers.SGD) else f"(momentum={optimizer.momentum:g})"
-            raise ConfigError(
-                f"{rule!r} is for clients with SGD(momentum={momentum:g}), without Nesterov's; "
-                f"the model's optimizer is {type(optimizer).__name__}{own}"
-            )
+def sample_of(population: Population) -> Examples:
+    """One example at least, like those of every client; where they are on devices alone, the population knows."""
+    resident = population.resident()
+    return resident if resident is not None else getattr(population, "sample", lambda: population.examples(0))()
 
 
 def with_statistics(delta: Vector, trained: Vector, spec: ModelSpec) -> Vector:

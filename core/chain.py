@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .protocols import UpdateTransform
 from .random import Key
 from .spec import ModelSpec
-from .types import ClientUpdate, State, Total, UpdateTransform
+from .types import ClientUpdate, State, Total
 
 
 class Chain:

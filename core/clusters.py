@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .errors import ConfigError, IncompatibleError
-from .types import Broadcast, Fold, Metrics, State, Strategy, Vector, Weighted
+from .protocols import Fold, Strategy
+from .types import Broadcast, Metrics, State, Vector, Weighted
 
 if TYPE_CHECKING:
     from .experiment import Experiment

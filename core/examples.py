@@ -35,12 +35,25 @@ def leaves(arrays: Arrays) -> Iterator[Any]:
         yield arrays
 
 
+def brief(arrays: Arrays) -> str:
+    """Nested arrays as a log line shows them: type and shape."""
+    if isinstance(arrays, dict):
+        return "{" + ", ".join(f"{name}: {brief(part)}" for name, part in arrays.items()) + "}"
+    if isinstance(arrays, (tuple, list)):
+        return "(" + ", ".join(map(brief, arrays)) + ")"
+    return f"{arrays.dtype}{list(arrays.shape)}" if isinstance(arrays, np.ndarray) else repr(arrays)
+
+
 class Examples(NamedTuple):
     """Inputs, targets and optional per-example weights; all share their first axis."""
 
     x: Arrays
     y: Arrays = None
     sample_weight: Arrays = None
+
+    def __repr__(self) -> str:
+        parts = (f"{name}={brief(part)}" for name, part in self._asdict().items() if part is not None)
+        return f"Examples({', '.join(parts)})"
 
     @property
     def count(self) -> int:  # type: ignore[override]  # hides tuple.count, which nobody asks of examples
@@ -69,7 +82,10 @@ class Examples(NamedTuple):
         examples = Examples(*(map_arrays(as_array, part) for part in parts))
         lengths = [array.shape[0] if array.ndim else None for part in examples for array in leaves(part)]
         if not lengths or None in lengths:
-            raise ConfigError("expected arrays with the example on the first axis, got none or a scalar")
+            raise ConfigError(
+                "expected arrays with the example on the first axis, got none or a scalar; a list stands for several "
+                "inputs, so make one of numbers an array: np.array(…)"
+            )
         if len(set(lengths)) > 1:
             raise ConfigError(f"expected arrays of one length, got lengths {', '.join(map(str, lengths))}")
         return examples

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -21,30 +21,29 @@ from .epochs import Epochs, ListedEpochs
 from .errors import ConfigError, IncompatibleError
 from .examples import Examples
 from .folds import WeightedSum
+from .parts import check_parts
 from .phases import FineTune, check_phases
-from .random import Key
-from .reweighting import Reweighting, check_reweighting
-from .split import check_split
-from .types import (
+from .protocols import (
     Aggregation,
-    Broadcast,
     Callback,
-    ClientUpdate,
     Codec,
+    Correction,
     Fold,
     LocalRule,
     PerExamplePrivacy,
     Plan,
     Population,
-    RoundRecord,
     Sampler,
     Schedule,
-    Shape,
     Source,
     Strategy,
     UpdateTransform,
 )
-from .validation import require, require_count, require_real
+from .random import Key
+from .reweighting import Reweighting, check_reweighting
+from .split import check_split
+from .types import Broadcast, ClientUpdate, RoundRecord, Shape
+from .validation import plain_numbers, require, require_count, require_real
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Local:
     per_example: PerExamplePrivacy | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if isinstance(self.epochs, (np.ndarray, list, tuple)):
             object.__setattr__(self, "epochs", ListedEpochs(np.asarray(self.epochs)))
         if not isinstance(self.epochs, (Epochs, ListedEpochs)):
@@ -174,12 +174,10 @@ class Experiment:
     deadline: Deadline | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         self._fill_in()
         require(
             bool(re.fullmatch(r"[\w-]{1,64}", self.name)), f"expected name={self.name!r} of letters, digits, - and _"
-        )
-        require(
-            callable(self.model), f"expected model={self.model!r} to be a function that builds a compiled Keras model"
         )
         require_count("rounds", self.rounds)
         require_count("evaluate_every", self.evaluate_every)
@@ -188,11 +186,7 @@ class Experiment:
         require(
             self.weighting in ("examples", "uniform"), f"expected weighting={self.weighting!r} in examples, uniform"
         )
-        for name, methods in REQUIRED_METHODS.items():
-            if name == "codec" and self.codec is None:
-                continue
-            missing = [method for method in methods if not hasattr(getattr(self, name), method)]
-            require(not missing, f"expected {name}={getattr(self, name)!r} to have {', '.join(missing)}()")
+        check_parts(self)
         if self.fold.needs_individual_updates and self.aggregation is not None:
             raise IncompatibleError(
                 f"{self.fold!r} needs individual updates; {self.aggregation!r} reveals only their sum"
@@ -228,6 +222,9 @@ class Experiment:
             filled["weighting"] = "examples" if self.plan is None else "uniform"
         if isinstance(self.test, (tuple, list)):
             filled["test"] = Examples.of(tuple(self.test))
+        for name in ("callbacks", "personal"):
+            if isinstance(getattr(self, name), list):
+                filled[name] = tuple(getattr(self, name))
         for name, value in filled.items():
             object.__setattr__(self, name, value)
 
@@ -307,7 +304,7 @@ class Experiment:
         size, known = len(broadcast.params), vars(self).get("_shapes", {})
         if size in known:
             return known[size]  # encoding may be dear, and lengths are the same in every round
-        extra = np.zeros(self.client_rule.extra_size(size) if self.client_rule else 0, np.float32)
+        extra = np.zeros(extra_size(self.client_rule, size), np.float32)
         update = ClientUpdate(np.zeros(size, np.float32), extra, 1.0, {})
         encoded = self.transforms.encode(broadcast.transforms, update, Key(bytes(16)))
         found = Shape(len(encoded.delta), len(encoded.extra))
@@ -324,7 +321,15 @@ class Experiment:
         """The server's examples, loaded if they come from a Source."""
         if self.test is None or isinstance(self.test, Examples):
             return self.test
-        return self.test.load()  # type: ignore[union-attr]
+        found: Examples | None = vars(self).get("_test_examples")
+        if found is None:  # a source of somebody's own may read its files at each `load`
+            found = Examples.of(self.test.load())  # type: ignore[union-attr]
+            object.__setattr__(self, "_test_examples", found)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, without what was computed from them."""
+        return {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
 
     def describe(self) -> dict[str, str]:
         """Every value that changes the result, as {dotted path: text}; arrays by shape and content hash.
@@ -361,7 +366,17 @@ def is_asynchronous(strategy: Strategy) -> bool:
 
 def is_rule(part: Any) -> bool:
     """Whether part is, or brings, a LocalRule."""
-    return hasattr(part, "offset") and hasattr(part, "finish")
+    return hasattr(part, "proximal") and hasattr(part, "remembers")
+
+
+def is_correction(rule: LocalRule | None) -> TypeGuard[Correction]:
+    """Whether rule is a Correction."""
+    return hasattr(rule, "finish")
+
+
+def extra_size(rule: LocalRule | None, size: int) -> int:
+    """Length of what clients send besides delta. size: of delta."""
+    return rule.extra_size(size) if is_correction(rule) else 0
 
 
 def members(transforms: UpdateTransform) -> tuple[UpdateTransform, ...]:
@@ -380,13 +395,3 @@ def with_plan(transforms: UpdateTransform, plan: Plan) -> UpdateTransform:
     """transforms with the plan's own at their end, if it is not among them."""
     own, given = plan.transform, members(transforms)
     return transforms if own in given else Chain(*given, own)
-
-
-REQUIRED_METHODS = {
-    "population": ("sizes", "examples", "resident", "indices", "__len__"),
-    "strategy": ("init", "broadcast", "update"),
-    "sampler": ("sample",),
-    "transforms": ("init", "encode", "decode"),
-    "codec": ("encode", "decode", "payload_bytes"),
-    "fold": ("zero", "add", "merge", "total"),
-}

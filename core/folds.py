@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from .errors import ClientError
+from .protocols import Codec, Fold
 from .random import Key
-from .types import NOTHING, ClientUpdate, Codec, CodedUpdate, Fold, Total, add_metrics
+from .types import NOTHING, ClientUpdate, CodedUpdate, Total, add_metrics
 
 BLOCK = 1 << 16  # numbers per step: the product of a block stays in the processor's cache
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import RunStopped
 from .random import Key
-from .validation import require_count, require_real
+from .validation import plain_numbers, require_count, require_real
 
 Sizes = Callable[[], np.ndarray]
 
@@ -30,6 +30,7 @@ class FixedCohort:
     size: int
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         require_count("size", self.size)
 
     def sample(self, clients: Sequence[int], sizes: Sizes, key: Key) -> list[int]:
@@ -67,6 +68,7 @@ class WeightedCohort:
     size: int
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         require_count("size", self.size)
 
     def sample(self, clients: Sequence[int], sizes: Sizes, key: Key) -> list[int]:

@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from .protocols import Sampler
 from .random import Key
 from .sampling import FixedCohort, Sizes, WeightedCohort, enough
-from .types import Knowledge, Sampler
+from .types import Knowledge
 from .validation import require, require_count, require_real
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +41,7 @@ class VariableSpec(NamedTuple):
         return slice(self.offset, self.offset + self.size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelSpec:
     """The variables of `model.weights`, in their order. Equal specs mean interchangeable vectors."""
 
@@ -72,6 +74,9 @@ class ModelSpec:
         if not offset:
             raise ConfigError(f"no variable of the model is shared; the model has: {paths or 'no variables'}")
         return ModelSpec(tuple(variables))
+
+    def __repr__(self) -> str:
+        return f"ModelSpec({len(self.variables)} variables, vector of {self.size})"
 
     @property
     def size(self) -> int:
@@ -126,15 +131,36 @@ class ModelSpec:
     def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """Path to array for every shared variable; views of the vector where its dtype is float32.
 
-        Errors: ConfigError for a vector of another length.
+        Of several variables of one path, as subclassed models may have, the second is "path (2)". Errors: ConfigError
+        for a vector of another length.
         """
         if vector.shape != (self.size,):
             raise ConfigError(f"expected a vector of shape ({self.size},), got {vector.shape}")
-        parts, start = {}, 0
+        parts: dict[str, np.ndarray] = {}
+        seen: Counter[str] = Counter()
         for variable in self.shared:
-            parts[variable.path] = vector[start : start + variable.size].reshape(variable.shape)
-            start += variable.size
+            seen[variable.path] += 1
+            name = variable.path if seen[variable.path] == 1 else f"{variable.path} ({seen[variable.path]})"
+            parts[name] = vector[variable.place].reshape(variable.shape)
         return parts
+
+    def load_into(self, model: Any, vector: np.ndarray) -> Any:
+        """Assign the vector to a Keras model of the same variables; returns it.
+
+        Variables that stay at home are left as they are. Errors: ConfigError when the model has other variables.
+        """
+        shapes = [tuple(weight.shape) for weight in model.weights]
+        if not shapes:
+            raise ConfigError("the model has no variables until it has seen an example: call it on one first")
+        if shapes != [variable.shape for variable in self.variables]:
+            pairs = zip_longest(model.weights, self.variables)
+            its, ours = next(pair for pair in pairs if _shape(pair[0]) != _shape(pair[1]))
+            raise ConfigError(f"the model has {_named(its)} where the params have {_named(ours)}: they do not fit it")
+        arrays = iter(self.unflatten(vector).values())
+        for weight, variable in zip(model.weights, self.variables, strict=True):
+            if variable.offset is not None:
+                weight.assign(next(arrays))
+        return model
 
     def to_json(self) -> str:
         """Every variable, as text; `from_json` reads it back."""
@@ -150,3 +176,11 @@ class ModelSpec:
     def digest(self) -> str:
         """SHA-256 of the spec, hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _shape(variable: Any) -> tuple[int, ...] | None:
+    return None if variable is None else tuple(variable.shape)
+
+
+def _named(variable: Any) -> str:
+    return "no more" if variable is None else f"{variable.path} {tuple(variable.shape)}"

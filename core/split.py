@@ -6,7 +6,7 @@ from typing import Any
 
 from .chain import Chain
 from .errors import IncompatibleError
-from .types import Strategy
+from .protocols import Strategy
 
 
 def is_split(strategy: Strategy) -> bool:

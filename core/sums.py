@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from .protocols import Aggregation
 from .random import Key
-from .types import Aggregation, ClientUpdate, Failure, Shape, Total
+from .types import ClientUpdate, Failure, Shape, Total
 
 
 class Meeting(NamedTuple):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterable
 from numbers import Real
+from typing import Any
+
+import numpy as np
 
 from .errors import ConfigError
 
@@ -36,6 +40,19 @@ def require_real(
         and (at_most is None or value <= at_most)  # type: ignore[operator]
     )
     require(within, f"expected {name}={value!r} to be a finite number{' ' + bounds if bounds else ''}")
+
+
+def plain_numbers(value: Any) -> None:
+    """Turn NumPy's scalars among a frozen dataclass's fields into Python's: those print, hash and serialise alike."""
+    for part in dataclasses.fields(value):
+        if isinstance(number := getattr(value, part.name), np.number):
+            object.__setattr__(value, part.name, number.item())
+
+
+def shown(value: object, most: int = 80) -> str:
+    """repr(value) for a message: on one line, and cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

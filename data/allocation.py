@@ -6,7 +6,7 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.examples import Examples
-from ..core.types import Source
+from ..core.protocols import Source
 from ..core.validation import require
 
 

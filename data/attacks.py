@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.examples import Examples
-from ..core.types import Population, Source
+from ..core.protocols import Population, Source
 from ..core.validation import require, require_count, require_real
 from .populations import require_client, streamed_only
 

@@ -15,11 +15,12 @@ from typing import ClassVar
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..core.types import Source
+from ..core.examples import brief
+from ..core.protocols import Source
 from ..core.validation import require, require_count, require_real
 from .allocation import apportion, require_enough
 from .partitioners import features_of
-from .values import brief, hash_fields, same_fields
+from .values import hash_fields, same_fields
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.examples import Examples, leaves
-from ..core.types import Source
+from ..core.protocols import Source
 from ..core.validation import require, require_count, require_real
 from .allocation import apportion, grouped, label_codes, require_enough
 

@@ -10,14 +10,15 @@ from typing import Literal
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..core.examples import Examples, leaves
+from ..core.examples import Examples, brief, leaves
+from ..core.protocols import Source
 from ..core.random import derive
-from ..core.types import Source
-from ..core.validation import require, require_count
+from ..core.validation import plain_numbers, require, require_count, shown
 from .allocation import grouped
+from .datasets import TfDataset
 from .partitioners import Iid, Partitioner
 from .sources import Arrays
-from .values import brief, fields_only, hash_fields, once, same_fields
+from .values import fields_only, hash_fields, once, same_fields
 
 DEFAULT_CLIENTS = 100
 RESIDENT_FRACTION = 1 / 4  # of the machine's memory that a data set may take to be held whole
@@ -27,7 +28,7 @@ RESIDENT_FRACTION = 1 / 4  # of the machine's memory that a data set may take to
 class Partitioned:
     """A data set divided among clients. Nothing is loaded before it is needed.
 
-    source: the data set; (x, y) stands for Arrays(x, y).
+    source: the data set; (x, y) stands for Arrays(x, y), a tf.data.Dataset for TfDataset of it.
     by: who owns which example.
     clients: None: as many as `by` finds (a client per group or cluster), or 100 where it finds none.
     seed: of the partition, which is apart from the seed of a run.
@@ -43,10 +44,14 @@ class Partitioned:
     stream: bool | Literal["auto"] = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if isinstance(self.source, tuple):
             object.__setattr__(self, "source", Arrays(*self.source))
-        require(hasattr(self.source, "load"), f"expected source={self.source!r} to have load()")
-        require(hasattr(self.by, "partition"), f"expected by={self.by!r} to have partition()")
+        elif hasattr(self.source, "as_numpy_iterator"):  # tf.data's own `load` is something else
+            object.__setattr__(self, "source", TfDataset(self.source))
+        require(hasattr(self.source, "load"), f"expected source={shown(self.source)} to be (x, y), or to have load()")
+        is_value = hasattr(self.by, "partition") and not isinstance(self.by, type)
+        require(is_value, f"expected by={shown(self.by)} to have partition(), such as Dirichlet(alpha=0.3)")
         if self.clients is not None:
             require_count("clients", self.clients)
         require_count("seed", self.seed, at_least=0)
@@ -64,11 +69,11 @@ class Partitioned:
 
     def examples(self, client: int) -> Examples:
         """This client's own examples, as a copy."""
-        return self.source.load().take(self.indices(client))
+        return self._loaded().take(self.indices(client))
 
     def resident(self) -> Examples | None:
         """The whole data set; None where it is streamed."""
-        examples = self.source.load()
+        examples = self._loaded()
         streamed = examples.nbytes > _memory_bytes() * RESIDENT_FRACTION if self.stream == "auto" else self.stream
         return None if streamed else examples
 
@@ -83,12 +88,17 @@ class Partitioned:
         return DEFAULT_CLIENTS if self.clients is None and not self.by.finds_clients else self.clients
 
     @once
+    def _loaded(self) -> Examples:
+        """A source of somebody's own may read its files at each `load`."""
+        return Examples.of(self.source.load())
+
+    @once
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
         """(offsets int64, rows int32 or int64): client k owns rows[offsets[k]:offsets[k + 1]]."""
         number = self._asked_clients()
         generator = derive(self.seed, "partition").generator()
         owners = np.asarray(self.by.partition(self.source, number, generator))
-        count = self.source.load().count
+        count = self._loaded().count
         within = owners.shape == (count,) and owners.dtype.kind in "iu" and owners.min() >= 0
         within = within and (number is None or owners.max() < number)
         bounds = f"0 ≤ owner < {number}" if number is not None else "owner ≥ 0"

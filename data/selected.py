@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.examples import Examples
-from ..core.types import Population
+from ..core.protocols import Population
 from ..core.validation import require
 from .populations import require_client
 from .values import hash_fields, same_fields

@@ -14,9 +14,9 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.examples import Arrays as NestedArrays
-from ..core.examples import Examples
+from ..core.examples import Examples, brief
 from ..core.validation import require, suggest
-from .values import brief, fields_only, hash_fields, once, same_fields
+from .values import fields_only, hash_fields, once, same_fields
 
 
 @dataclass(frozen=True, eq=False, repr=False)

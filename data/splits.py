@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.examples import Examples
+from ..core.protocols import Population
 from ..core.random import derive
-from ..core.types import Population
 from ..core.validation import require, require_count, require_real
 from .allocation import grouped
 from .populations import require_client

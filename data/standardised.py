@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..core.examples import Examples
-from ..core.types import Population, Source
+from ..core.examples import Examples, brief
+from ..core.protocols import Population, Source
 from ..core.validation import require, require_real
-from .values import brief, fields_only, hash_fields, once, same_fields
+from .values import fields_only, hash_fields, once, same_fields
 
 BLOCK = 4096  # examples at a time: float64 takes twice as much as they do
 NEGLIGIBLE = 64 * np.finfo(np.float64).eps  # deviation over mean: what adding up equal numbers may leave

@@ -21,23 +21,11 @@ import numpy as np
 from ..core.errors import ConfigError, IncompatibleError
 from ..core.experiment import Experiment
 from ..core.folds import InTheOpen, WeightedSum
+from ..core.protocols import Aggregation, AggregationSession, Plan, Population
 from ..core.random import Key, derive
 from ..core.sampling import AllClients
 from ..core.spec import ModelSpec, VariableSpec
-from ..core.types import (
-    NOTHING,
-    Aggregation,
-    AggregationSession,
-    Broadcast,
-    ClientUpdate,
-    Failure,
-    Mean,
-    Plan,
-    Population,
-    State,
-    Total,
-    Vector,
-)
+from ..core.types import NOTHING, Broadcast, ClientUpdate, Failure, Mean, State, Total, Vector
 from ..core.validation import require
 from .standardised import BLOCK, FeatureStatistics, require_features
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..core.types import Population
+from ..core.protocols import Population
 from ..core.validation import require_count
 from .allocation import labels_of
 

@@ -26,6 +26,21 @@ class _Result:
         self.value = value
 
 
+class _Key:
+    """What a result is found by; hashed once, since an entry may go as late as when the interpreter ends."""
+
+    __slots__ = ("_hash", "_parts")
+
+    def __init__(self, parts: tuple[Hashable, ...]):
+        self._parts, self._hash = parts, hash(parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._parts == other._parts
+
+
 _results: weakref.WeakValueDictionary[Hashable, _Result] = weakref.WeakValueDictionary()
 _computing = threading.RLock()  # re-entrant: a population computes by loading its source
 
@@ -34,7 +49,8 @@ def once(compute: Callable[[Any], T]) -> Callable[[Any], T]:
     """Make a method without arguments of a frozen dataclass compute when first called, then remember.
 
     Equal instances of one process share a result, which is freed with the last of them. It is no part of a value's
-    fields, equality or pickle. A value with a `path` shares only while that file stays unchanged. Thread-safe.
+    fields, equality or pickle. A value with a `path`, or whose `source` has one, shares only while that file stays
+    unchanged. Thread-safe.
     """
     place = f"_once_{compute.__name__}"
 
@@ -55,14 +71,21 @@ def _shared(owner: Any, compute: Callable[[Any], Any]) -> _Result:
     # The key is a copy without results: the owner itself would keep its own entry alive for ever.
     bare = object.__new__(type(owner))
     vars(bare).update(fields_only(owner))
-    key = (compute, bare, _file_version(getattr(owner, "path", None)))
     try:
-        result = _results.get(key)
+        key = _Key((compute, bare, _file_version(_path_of(owner))))
     except TypeError:  # it holds something of the user's that has no hash
         return _Result(compute(owner))
+    result = _results.get(key)
     if result is None:
         result = _results[key] = _Result(compute(owner))
     return result
+
+
+def _path_of(owner: Any) -> Any:
+    """Of the file that owner, or the source inside it, is read from; None for none."""
+    while owner is not None and not hasattr(owner, "path"):
+        owner = getattr(owner, "source", None)
+    return getattr(owner, "path", None)
 
 
 def _file_version(path: Any) -> Hashable:
@@ -113,12 +136,3 @@ def _hashable(part: Any) -> Hashable:
         return part
     arrays = [one for one in leaves(part) if isinstance(one, np.ndarray)]
     return tuple((one.shape, one.dtype.str, one[:1].tobytes(), one[-1:].tobytes()) for one in arrays)
-
-
-def brief(arrays: Any) -> str:
-    """Nested arrays as a log line shows them: type and shape."""
-    if isinstance(arrays, dict):
-        return "{" + ", ".join(f"{name}: {brief(part)}" for name, part in arrays.items()) + "}"
-    if isinstance(arrays, (tuple, list)):
-        return "(" + ", ".join(map(brief, arrays)) + ")"
-    return f"{arrays.dtype}{list(arrays.shape)}" if isinstance(arrays, np.ndarray) else repr(arrays)

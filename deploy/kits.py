@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..core.errors import ConfigError
-from ..core.validation import require, suggest
+from ..core.validation import require, require_count, suggest
 from ..privacy.identities import RECIPIENT, SERVER, Identity
 from ..privacy.keys import Key
 from ..privacy.secagg.roster import Member, Roster
@@ -47,6 +47,7 @@ from .certificates import (
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 MOST_CLIENTS = 10_000
+ROUND_SECONDS = 600  # that a round waits for its clients
 PUBLIC_PORT, LOCAL_PORT = 443, 8443
 RENEW = "on the operator's host: umbel deploy renew"
 STORE = "sqlite:///state/umbel.db"
@@ -126,12 +127,15 @@ class OperatorKit:
     address: str  # host:port of the SuperLink, on loopback: there, or at the end of a tunnel
     store: str  # URL of the server's store, as it is reached from here
     clients: tuple[str, ...]  # names, by number
+    timeout_seconds: int = ROUND_SECONDS  # a round's deadline
 
     @staticmethod
     def load(folder: Path) -> OperatorKit:
         """The kit in a folder. Errors: ConfigError for one that is incomplete or open to others, and for an address
         off loopback: the control API is reached from the server's host alone."""
-        fields = _read(folder, "operator", {"address": str, "store": str, "clients": list})
+        kinds = {"address": str, "store": str, "clients": list, "timeout_seconds": int}
+        fields = _read(folder, "operator", kinds, timeout_seconds=ROUND_SECONDS)
+        require_count("timeout_seconds", fields["timeout_seconds"])
         require_private(folder, "control.token")
         host, _ = host_and_port(fields["address"])
         require(
@@ -140,7 +144,7 @@ class OperatorKit:
             "server's host, or through a tunnel: ssh -N -L 8443:127.0.0.1:8443 HOST",
         )
         store = _absolute_store(fields["store"], folder)
-        return OperatorKit(folder, fields["address"], store, tuple(map(str, fields["clients"])))
+        return OperatorKit(folder, **{**fields, "store": store, "clients": tuple(map(str, fields["clients"]))})
 
     @staticmethod
     def find(folder: Path) -> OperatorKit:
@@ -307,6 +311,7 @@ class _Maker:
             "address": f"127.0.0.1:{self.port}",
             "store": "sqlite:///../server/state/umbel.db",
             "clients": list(self.clients),
+            "timeout_seconds": ROUND_SECONDS,
         }
         write(kit / "operator.toml", texts.OPERATOR_TOML + toml(values))
 
@@ -340,7 +345,7 @@ def _check_names(clients: Sequence[str]) -> None:
         seen[name.lower()] = name
 
 
-def _read(folder: Path, party: str, fields: Mapping[str, type]) -> dict[str, Any]:
+def _read(folder: Path, party: str, fields: Mapping[str, type], **defaults: Any) -> dict[str, Any]:
     """The kit's configuration: these fields, of these types, and no others."""
     path = folder / f"{party}.toml"
     if not path.is_file():
@@ -348,7 +353,7 @@ def _read(folder: Path, party: str, fields: Mapping[str, type]) -> dict[str, Any
         found = f"that is the kit of {others[0]}" if others else "make kits: umbel deploy init"
         raise ConfigError(f"{folder} is no kit of a{'n' if party == 'operator' else ''} {party}: {found}")
     try:
-        found_fields = tomllib.loads(path.read_text("utf-8"))
+        found_fields = {**defaults, **tomllib.loads(path.read_text("utf-8"))}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     for name in found_fields:

@@ -49,6 +49,7 @@ def run_server(folder: Path, stop: threading.Event, say: Say, note: Note) -> Non
             ):
                 return
             note([*register(operator, node_keys, say), ("deploy.up", kit.address)])
+            operator.end_orphans()
         executor = {STORE_VARIABLE: kit.store, TOKENS_VARIABLE: "", KIT_VARIABLE: str(kit.folder)}
         supervisor.start(
             "superexec", _superexec(kit), environment(_flower_home(state), executor), kit.folder / "experiments"

@@ -48,7 +48,7 @@ def delta_sgd():
 
 experiment = dataclasses.replace(digits, name="optimizers_compared", rounds=ROUNDS)
 rates = {"SGD": (build_model, 0.5), "momentum": (momentum, 0.1), "Adam": (adam, 0.01), "Nadam": (nadam, 0.01)}
-experiments = {"SGD, self-tuned": dataclasses.replace(experiment, model=delta_sgd, local=Local(5, 8, 0.2))}
+experiments = {}
 for name, (model, rate) in rates.items():
     for kind, schedule in (
         ("constant", Constant(rate)),
@@ -56,5 +56,5 @@ for name, (model, rate) in rates.items():
         ("cosine", Cosine(rate, ROUNDS, rate / 10)),
         ("self-tuned", ReduceOnPlateau(rate, "train_loss", patience=2)),
     ):
-        one = dataclasses.replace(experiment, model=model, local=Local(5, 8, schedule))
-        experiments.setdefault(f"{name}, {kind}", one)
+        experiments[f"{name}/{kind}"] = dataclasses.replace(experiment, model=model, local=Local(5, 8, schedule))
+experiments["SGD/self-tuned"] = dataclasses.replace(experiment, model=delta_sgd, local=Local(5, 8, 0.2))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ..core.chain import flattened
 from ..core.errors import BudgetSpent, IncompatibleError
 from ..core.folds import WeightedSum
-from ..core.types import Sampler, UpdateTransform
+from ..core.protocols import Sampler, UpdateTransform
 from ..core.validation import require, require_count, require_real
 from . import accounting, composition
 from .adaptive import AdaptiveClip

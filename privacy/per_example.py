@@ -16,10 +16,11 @@ from typing import Any, Self, SupportsFloat
 import numpy as np
 
 from ..core.errors import BudgetSpent, IncompatibleError
+from ..core.protocols import Sampler
 from ..core.random import Key
 from ..core.sampling import AllClients
 from ..core.spec import ModelSpec
-from ..core.types import ClientUpdate, Sampler, State, Total, Vector
+from ..core.types import ClientUpdate, State, Total, Vector
 from ..core.validation import require, require_count, require_real
 from . import accounting, budget, composition
 from .events import Gaussian, Ledger, compose, require_noise

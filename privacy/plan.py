@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Self
 
 from ..core.errors import IncompatibleError
+from ..core.protocols import Sampler
 from ..core.sampling import AllClients, FixedCohort, PoissonCohort
-from ..core.types import Sampler
 from ..core.validation import require, require_count
 from . import accounting, budget
 from .adaptive import AdaptiveClip

@@ -16,6 +16,7 @@ from .secagg.roster import Member, Roster
 from .secagg.wire import TEXT_BYTES
 
 FIELDS = ("node", "key", "owner", "expiry")
+ROW = "1,11qY…,Clinic,2027-12-31"
 EXAMPLE = '{"node": 1, "key": "11qY…", "owner": "Clinic", "expiry": "2027-12-31"}'
 
 
@@ -29,8 +30,10 @@ def read_members(path: Path, now: float) -> Roster:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"members cannot be read from {path}: {getattr(error, 'strerror', None) or error}") from error
-    entries = list(csv.DictReader(text.splitlines())) if path.suffix.lower() == ".csv" else _json_entries(text, path)
-    require(bool(entries), f"{path} lists no members; expected entries like {EXAMPLE}")
+    is_table = path.suffix.lower() == ".csv"
+    entries = list(csv.DictReader(text.splitlines())) if is_table else _json_entries(text, path)
+    like = f"a line {','.join(FIELDS)} and lines like {ROW}" if is_table else f"entries like {EXAMPLE}"
+    require(bool(entries), f"{path} lists no members; expected {like}")
     members = [_member(entry, f"{path}, entry {number}", now) for number, entry in enumerate(entries, 1)]
     return Roster(tuple(sorted(members)))
 

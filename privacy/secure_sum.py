@@ -15,9 +15,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..core.errors import RunStopped
+from ..core.protocols import AggregationSession
 from ..core.random import Key
 from ..core.sums import Meeting
-from ..core.types import AggregationSession, ClientUpdate, Failure, Shape, Total
+from ..core.types import ClientUpdate, Failure, Shape, Total
 from ..core.validation import require_count
 from .credentials import provision
 from .encoder import Encoder, encoded_or_failure

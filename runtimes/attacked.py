@@ -10,21 +10,10 @@ from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.experiment import Experiment
 from ..core.folds import InTheOpen, WeightedSum
+from ..core.protocols import AggregationSession, Memory, Runtime
 from ..core.random import Key
 from ..core.spec import ModelSpec
-from ..core.types import (
-    AggregationSession,
-    Broadcast,
-    ClientMetrics,
-    ClientUpdate,
-    Memory,
-    Metrics,
-    RoundResult,
-    Runtime,
-    Shape,
-    Total,
-    Vector,
-)
+from ..core.types import Broadcast, ClientMetrics, ClientUpdate, Metrics, RoundResult, Shape, Total, Vector
 from ..core.validation import require
 
 

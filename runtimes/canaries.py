@@ -10,11 +10,12 @@ import numpy as np
 from ..core.clusters import fold_of
 from ..core.errors import ConfigError
 from ..core.examples import Examples
-from ..core.experiment import Experiment
+from ..core.experiment import Experiment, extra_size
 from ..core.folds import add_scaled
+from ..core.protocols import Memory, Runtime
 from ..core.random import Key
 from ..core.spec import ModelSpec
-from ..core.types import Broadcast, ClientMetrics, ClientUpdate, Memory, Metrics, RoundResult, Runtime, Total, Vector
+from ..core.types import Broadcast, ClientMetrics, ClientUpdate, Metrics, RoundResult, Total, Vector
 
 Direction = Callable[[int], Vector]  # of a canary's update, by its number: unit norm, shape (d,)
 
@@ -67,8 +68,7 @@ class WithCanaries:
     def _added(self, total: Total, broadcast: Broadcast, number: int, key: Key) -> Total:
         experiment = self._experiment
         assert experiment is not None
-        rule = experiment.client_rule
-        extra = np.zeros(rule.extra_size(len(broadcast.params)) if rule else 0, np.float32)
+        extra = np.zeros(extra_size(experiment.client_rule, len(broadcast.params)), np.float32)
         weight = 1.0
         if experiment.weighting == "examples":
             weight = float(experiment.population.sizes().mean())

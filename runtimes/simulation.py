@@ -16,23 +16,21 @@ import numpy as np
 from ..clients.personal import evaluate_client
 from ..core.clusters import fold_of
 from ..core.errors import ConfigError
-from ..core.examples import Examples
+from ..core.examples import Examples, leaves
 from ..core.experiment import Experiment
 from ..core.faults import crash_point
 from ..core.folds import InTheOpen
+from ..core.protocols import AggregationSession, Memory, Population
 from ..core.random import Key
 from ..core.spec import ModelSpec
 from ..core.split import is_split
 from ..core.types import (
     NOTHING,
-    AggregationSession,
     Assignment,
     Broadcast,
     ClientMetrics,
     ClientUpdate,
     Failure,
-    Memory,
-    Population,
     RoundResult,
     Vector,
     add_metrics,
@@ -120,6 +118,11 @@ class Simulation:
     def initial_params(self) -> Vector:
         """The model's own initial weights, drawn from the experiment's seed."""
         return self._team[0].initial_params
+
+    def forget_initial_params(self) -> None:
+        """Keep no copy of them: whoever asks again waits for another model."""
+        for worker in self._team:
+            worker.forget_initial_params()
 
     def client_ids(self) -> Sequence[int]:
         """0 … clients − 1."""
@@ -233,6 +236,7 @@ class Simulation:
 
     def _build(self, experiment: Experiment, compiled: str | None) -> None:
         prepare(experiment)
+        from ..clients.building import check_test
         from ..clients.choice import choose_xla
         from ..clients.devices import configure_tensorflow, default_workers, pick_devices, shared_out
         from ..clients.dispatch import Library
@@ -251,7 +255,8 @@ class Simulation:
             Worker(experiment, own[0], debug=self.debug, library=library, replicas=own if self.replicas > 1 else ())
             for own in turns
         ]
-        self._experiment = experiment
+        if (examples := experiment.test_examples()) is not None:
+            check_test(self._team[0].model, examples)
         if mode == "auto" and not self.debug and self.replicas == 1:
             data, rows = zip(*(self._examples(worker, experiment.population, 0) for worker in self._team), strict=True)
             use_xla = choose_xla(self._team, data, rows[0])
@@ -325,6 +330,7 @@ def prepare(experiment: Experiment) -> None:
 def workers_of(experiment: Experiment) -> tuple:
     """What workers are built from: equal values mean they can be used again."""
     local = dataclasses.replace(experiment.local, learning_rate=None, shuffle=True)
+    resident = experiment.population.resident()
     return (
         experiment.model,
         experiment.seed,
@@ -333,5 +339,6 @@ def workers_of(experiment: Experiment) -> tuple:
         experiment.local.learning_rate is None,
         experiment.client_rule,
         getattr(experiment.strategy, "cut", None),
-        id(experiment.population.resident()),
+        # The arrays: the same data set divided otherwise has examples in a tuple of its own.
+        () if resident is None else tuple(map(id, leaves(tuple(resident)))),
     )

@@ -9,8 +9,9 @@ import numpy as np
 
 from ..core.experiment import Experiment
 from ..core.faults import crash_point
+from ..core.protocols import Memory
 from ..core.random import Key
-from ..core.types import Broadcast, Failure, Memory, RoundResult, SplitUpdate
+from ..core.types import Broadcast, Failure, RoundResult, SplitUpdate
 
 Train = Callable[[Broadcast, int], tuple[SplitUpdate | Failure, list[np.ndarray]]]
 

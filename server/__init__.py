@@ -6,6 +6,7 @@ from .comparison import Comparison, compare
 from .crossvalidation import CrossValidation, cross_validate
 from .history import History
 from .loop import run
+from .progress import Progress
 from .rounds import play_round
 from .schedules import Constant, Cosine, ExponentialDecay, ReduceOnPlateau, StepDecay, WarmUp
 
@@ -21,6 +22,7 @@ __all__ = [
     "History",
     "KeepBest",
     "PoissonCohort",
+    "Progress",
     "ReduceOnPlateau",
     "StepDecay",
     "StopAt",

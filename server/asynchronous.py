@@ -20,12 +20,13 @@ from ..core.errors import ConfigError, RunStopped
 from ..core.experiment import Experiment, is_asynchronous
 from ..core.faults import crash_point
 from ..core.folds import InTheOpen
+from ..core.protocols import Runtime
 from ..core.random import Key, derive
 from ..core.serial import shaped
 from ..core.spec import ModelSpec
-from ..core.types import Assignment, Broadcast, Failure, RoundRecord, RoundResult, Runtime, ServerState, State, Vector
+from ..core.types import Assignment, Broadcast, Failure, RoundRecord, RoundResult, ServerState, State, Vector
 from .clock import METRIC, VirtualClock, lost, payload
-from .rounds import Spend, check_enough, conclude
+from .rounds import Spend, averaged, check_enough, conclude
 from .statistics import rebased
 
 TRIES = 8  # samples taken, of which those that are at work or out of reach are left out, before some room stays free
@@ -98,7 +99,8 @@ def play_asynchronously(
     check_enough(experiment, number, result, [flight.client for flight in landed])
     key = derive(experiment.seed, "round", number).derive("decode")
     before = state._replace(strategy=own.strategy)
-    state, record = conclude(experiment, before, broadcast, result, len(runtime.client_ids()), key, spec)
+    mean, before = averaged(experiment, before, broadcast, result.total, len(runtime.client_ids()), key)
+    state, record = conclude(experiment, before, broadcast, mean, result, spec)
     timed = {METRIC: sky.clock.now} if experiment.devices else {}
     metrics = {**record.metrics, **timed, "staleness": float(np.mean(ages))}
     record = record._replace(seconds=time.perf_counter() - started, metrics=metrics)

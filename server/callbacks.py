@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..core.errors import ConfigError
+from ..core.experiment import Experiment
 from ..core.types import RoundRecord
-from ..core.validation import require_count, require_real
+from ..core.validation import require_count, require_real, suggest
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,19 @@ class KeepBest:
     def best_round(self, records: Sequence[RoundRecord]) -> int | None:
         """The best round so far; the first of equals."""
         return best_round(self.metric, records)
+
+
+def check_measured(experiment: Experiment, record: RoundRecord) -> None:
+    """Errors: ConfigError where what ends a run, or sets its learning rate, waits for a metric that nothing measures.
+
+    record: of a round that was evaluated. What clients measure is passed over: they may all have failed.
+    """
+    for part in (*experiment.callbacks, experiment.local.learning_rate):
+        metric = getattr(part, "metric", "train_")
+        if metric not in record.metrics and not metric.startswith("train_"):
+            raise ConfigError(
+                f"{part!r} waits for {metric!r}, which is not measured: {suggest(metric, record.metrics)}"
+            )
 
 
 def measured(metric: str, records: Sequence[RoundRecord]) -> list[tuple[int, float]]:

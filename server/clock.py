@@ -12,8 +12,9 @@ from ..core.devices import REASONS, Deadline, Fates, Fleet, fleet_of
 from ..core.errors import RunStopped
 from ..core.experiment import Experiment
 from ..core.phases import passes
+from ..core.protocols import Runtime
 from ..core.random import Key
-from ..core.types import Broadcast, Failure, RoundRecord, RoundResult, Runtime
+from ..core.types import Broadcast, Failure, RoundRecord, RoundResult
 
 METRIC = "virtual_seconds"  # of a record: since the run began, to the end of its round
 PATIENCE_SECONDS = 60.0  # between two looks at who can be reached, while too few can

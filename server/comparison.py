@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..core.errors import ConfigError, RunStopped
 from ..core.experiment import Experiment
-from ..core.types import Runtime, Watcher
+from ..core.protocols import Runtime, Watcher
 from ..core.validation import require, require_count
 from .history import History
 from .loop import run
@@ -38,12 +39,23 @@ class Row(NamedTuple):
     stopped: tuple[str, ...]  # why runs ended that could not go on
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Histories by experiment, one per seed; and the reasons of the runs that could not go on."""
 
     histories: Mapping[str, Sequence[History]]
     stopped: Mapping[str, Sequence[str]]
+
+    def __repr__(self) -> str:
+        runs = sum(map(len, [*self.histories.values(), *self.stopped.values()]))
+        return f"Comparison({len(self.histories)} experiments, {runs} runs: {', '.join(self.histories)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the rows as a table, where pandas is installed and the metric was measured."""
+        try:
+            return str(self.to_frame().to_html())
+        except ConfigError:
+            return f"<pre>{html.escape(repr(self))}</pre>"
 
     def rows(self, metric: str = "test_accuracy", target: float | None = None) -> list[Row]:
         """One row per experiment, in the order given. target: a value of metric to reach."""

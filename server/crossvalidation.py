@@ -11,7 +11,8 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
-from ..core.types import Population, Runtime
+from ..core.protocols import Population, Runtime
+from ..core.validation import require
 from .history import History
 from .loop import run
 
@@ -48,6 +49,10 @@ def cross_validate(
 
     Errors: ConfigError for fewer than two folds; what `run` raises.
     """
+    require(
+        isinstance(folds, Iterable),
+        f"expected folds={folds!r} to be pairs: data.kfold_within(experiment.population, 5)",
+    )
     histories = []
     for number, (train, validation) in enumerate(folds, 1):
         fold = dataclasses.replace(

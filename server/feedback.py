@@ -12,17 +12,7 @@ from ..core.errors import ConfigError
 from ..core.experiment import Experiment
 from ..core.folds import InTheOpen
 from ..core.random import Key
-from ..core.types import (
-    Assignment,
-    Broadcast,
-    Failure,
-    Heard,
-    Knowledge,
-    Reweighed,
-    RoundResult,
-    ServerState,
-    State,
-)
+from ..core.types import Assignment, Broadcast, Failure, Heard, Knowledge, Reweighed, RoundResult, ServerState, State
 from .clock import VirtualClock, payload
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import ConfigError
+from ..core.serial import memory_of
 from ..core.spec import ModelSpec
 from ..core.types import RoundRecord, Vector
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class History:
     """A run's records, oldest first, and what it ended with."""
 
@@ -32,10 +34,22 @@ class History:
     privacy: Mapping[str, Any] = field(default_factory=dict)  # epsilon, delta, noise; aggregation: see `final`
     models: Sequence[Vector] = ()  # after the last round, of a strategy with a model for each cluster
 
+    def __repr__(self) -> str:
+        last = dict(self.rounds[-1].metrics) if self.rounds else {}
+        parts = [f"{len(self.rounds)} rounds", *(f"{name}={value:.4g}" for name, value in last.items())]
+        return f"History({self.experiment!r}: {', '.join(parts)}; params {self.params_sha256[:8]}…)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the rounds as a table, long ones with a gap, where pandas is installed."""
+        try:
+            return str(self.to_frame().to_html(max_rows=12))
+        except ConfigError:
+            return f"<pre>{html.escape(repr(self))}</pre>"
+
     @property
     def params_sha256(self) -> str:
         """SHA-256 of the final vector (little-endian float32), hex."""
-        return sha256(self.params.astype("<f4").tobytes()).hexdigest()
+        return sha256(memory_of(self.params.astype("<f4", copy=False))).hexdigest()
 
     @property
     def seconds(self) -> float:
@@ -86,13 +100,7 @@ class History:
 
         Variables that stay with clients are left as they are. Errors: ConfigError when the model has other variables.
         """
-        arrays = iter(self.spec.unflatten(self.params).values())
-        if [tuple(weight.shape) for weight in model.weights] != [variable.shape for variable in self.spec.variables]:
-            raise ConfigError(f"the model's variables are not those of experiment {self.experiment!r}")
-        for weight, variable in zip(model.weights, self.spec.variables, strict=True):
-            if variable.offset is not None:
-                weight.assign(next(arrays))
-        return model
+        return self.spec.load_into(model, self.params)
 
     def to_frame(self) -> pandas.DataFrame:
         """One row per round, indexed by round. Needs pandas."""

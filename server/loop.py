@@ -14,9 +14,12 @@ from ..core.devices import fleet_of
 from ..core.errors import ConfigError, RunStopped
 from ..core.experiment import Experiment, is_asynchronous
 from ..core.faults import crash_point
+from ..core.protocols import Elsewhere, Memory, Runtime, Watcher
 from ..core.spec import ModelSpec
-from ..core.types import Elsewhere, Memory, RoundRecord, Runtime, ServerState, Vector, Watcher
+from ..core.types import RoundRecord, ServerState, Vector
+from ..core.validation import require, shown
 from .asynchronous import check_runtime, first_state, play_asynchronously
+from .callbacks import check_measured
 from .feedback import first_feedback
 from .history import History
 from .rounds import evaluate, play_round
@@ -47,6 +50,8 @@ def run(
     updates, params not finite, a plan's budget spent; the rounds before are committed, and their model is a version of
     the registry), ClientError (a client's code failed).
     """
+    is_runtime = hasattr(runtime, "collect") or isinstance(runtime, Elsewhere)
+    require(is_runtime and not isinstance(runtime, type), f"expected runtime={shown(runtime)}, such as Simulation()")
     if isinstance(runtime, Elsewhere):
         played: History = runtime.play(experiment, store=store, resume=resume, watchers=watchers)
         return played
@@ -71,14 +76,14 @@ def _run(
             reason = _decision(experiment, [*records, record])
             if record.round % experiment.evaluate_every == 0 or record.round == experiment.rounds:
                 record = evaluate(experiment, runtime, state, record)
+                check_measured(experiment, record)
                 reason = _decision(experiment, [*records, record])
             records.append(record)
             journal.commit(state, record, is_best=_best_round(experiment, records) == record.round)
             for watcher in watchers:
                 watcher.on_round(record, failures)
     except RunStopped as stopped:
-        if not journal.has_version:  # resumed, and stopped at once again
-            journal.publish(experiment, state.params, spec)
+        journal.publish(experiment, state.params, spec)
         journal.finish("stopped", str(stopped))
         raise
     except KeyboardInterrupt:
@@ -110,7 +115,6 @@ class _Journal:
         self.memory = _ClientMemory()
         self._best: tuple[int, Vector] | None = None
         self._ledger: Mapping[str, int] = {}  # as on record: it may be ahead of the last round
-        self.has_version = False  # of the last round's params, since the run stopped there before
 
     def begin(self, experiment: Experiment, runtime: Runtime, resume: str | None) -> tuple[ServerState, ModelSpec]:
         """The state to go on from, and the model's spec."""
@@ -144,7 +148,7 @@ class _Journal:
         self.records = list(stored.records)
         self.store.set_rounds(stored.run, experiment.rounds)
         self.store.reopen(stored.run)
-        self._ledger, self.has_version = dict(stored.ledger), stored.state == "stopped"
+        self._ledger = dict(stored.ledger)
         template = _first(experiment, runtime.initial_params(), spec)
         state = self.store.checkpoint(stored.run, "last", like=template)
         # A simulation repeats a round that was cut off bit for bit, noise included: that is the same release again. On
@@ -165,7 +169,6 @@ class _Journal:
         if self.store is not None and self.run is not None:
             self.store.commit_round(self.run, state, record, self.memory.written, best=is_best)
             self.memory.written = {}
-        self.has_version = False
         crash_point("after-commit", record.round)
 
     def params_of(self, round: int) -> Vector:
@@ -181,6 +184,8 @@ class _Journal:
         if self.store is None or self.run is None or not self.records:
             return None
         metrics, epsilon = dict(self.records[-1].metrics), spent(experiment, self._ledger)
+        if (version := self.store.models.version_of(self.run, params, epsilon)) is not None:
+            return version  # resumed, it had nothing left to do, or stopped at once again
         return self.store.models.register(self.run, params, spec, metrics, epsilon=epsilon).version
 
     def finish(self, state: str, reason: str | None) -> None:

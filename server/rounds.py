@@ -14,9 +14,11 @@ from ..core.compatible import spent
 from ..core.errors import RunStopped
 from ..core.experiment import Experiment
 from ..core.faults import crash_point
+from ..core.folds import BLOCK
+from ..core.protocols import Runtime
 from ..core.random import Key, derive
 from ..core.spec import ModelSpec
-from ..core.types import Broadcast, Failure, RoundRecord, RoundResult, Runtime, ServerState, Total
+from ..core.types import NOTHING, Broadcast, Failure, Mean, RoundRecord, RoundResult, ServerState, Total, Vector
 from .clock import METRIC, VirtualClock
 from .feedback import Reweighing, sampled, updated
 from .statistics import followed
@@ -66,41 +68,56 @@ def play_round(
     if plan is not None and not plan.clients_release:
         spend(ledger)
     before = state._replace(ledger=ledger)
-    after, record = conclude(experiment, before, broadcast, result, len(clients), decode_key, spec)
+    mean, before = averaged(experiment, before, broadcast, result.total, len(clients), decode_key)
+    result = result._replace(total=without_vectors(result.total))  # as large as the model that is made next
+    after, record = conclude(experiment, before, broadcast, mean, result, spec)
     timed = {} if clock is None else {METRIC: clock.now}
     record = record._replace(seconds=time.perf_counter() - started, metrics={**record.metrics, **timed})
     crash_point("after-aggregation", number)
     return after, record, result.failures
 
 
+def averaged(
+    experiment: Experiment, state: ServerState, broadcast: Broadcast, total: Total, clients: int, key: Key
+) -> tuple[Mean, ServerState]:
+    """The mean of a round's sum, decoded, and the state, with the transforms' after it.
+
+    state: before the round, its ledger after. clients: of the whole federation. key: for decoding.
+    """
+    total = total if total.clients else _nothing(experiment, broadcast, total)
+    transforms, total = experiment.transforms.decode(state.transforms, total, key)
+    everyone = float(experiment.population.sizes().sum()) if experiment.weighting == "examples" else float(clients)
+    return total.mean()._replace(participation=total.weight / everyone), state._replace(transforms=transforms)
+
+
+def without_vectors(total: Total) -> Total:
+    """What a round's record says of its sum."""
+    return total._replace(delta=NOTHING, extra=NOTHING)
+
+
 def conclude(
     experiment: Experiment,
     state: ServerState,
     broadcast: Broadcast,
+    mean: Mean,
     result: RoundResult,
-    clients: int,
-    key: Key,
     spec: ModelSpec | None,
 ) -> tuple[ServerState, RoundRecord]:
-    """The state and the record after a round's sum is in; the record's seconds are 0.
+    """The state and the record after a round's mean is known; the record's seconds are 0.
 
-    state: before the round, its ledger after. clients: of the whole federation. key: for decoding.
+    mean, state: see `averaged`. result: its sum's vectors are not looked at.
     Errors: RunStopped when the new params are not finite.
     """
     number, rate = broadcast.round, broadcast.learning_rate
-    total = result.total if result.total.clients else _nothing(experiment, broadcast, result.total)
-    transforms, total = experiment.transforms.decode(state.transforms, total, key)
-    everyone = float(experiment.population.sizes().sum()) if experiment.weighting == "examples" else float(clients)
-    mean = total.mean()._replace(participation=total.weight / everyone)
     strategy, params = experiment.strategy.update(state.strategy, state.params, mean)
     # A model that is itself mixed from models, FedAsync's, has mixed their statistics too.
     if spec is not None and not getattr(experiment.strategy, "mixes_models", False):
         params = followed(params, state.params, mean.delta, spec)
-    if not np.isfinite(params).all():
+    if not _is_finite(params):
         raise RunStopped(f"round {number}: the new params are not finite; lower the learning rate (it was {rate})")
     record = RoundRecord(
         round=number,
-        clients=total.clients,
+        clients=result.total.clients,
         failures=len(result.failures),
         metrics={f"train_{name}": value for name, value in mean.metrics.items()},
         seconds=0.0,
@@ -111,7 +128,7 @@ def conclude(
     )
     params = params.astype(np.float32, copy=False)
     feedback = updated(experiment, state, result, number)
-    return ServerState(number, params, strategy, transforms, state.ledger, feedback), record
+    return ServerState(number, params, strategy, state.transforms, state.ledger, feedback), record
 
 
 def evaluate(experiment: Experiment, runtime: Runtime, state: ServerState, record: RoundRecord) -> RoundRecord:
@@ -134,6 +151,11 @@ def evaluate(experiment: Experiment, runtime: Runtime, state: ServerState, recor
             for percent in (10, 50, 90):
                 metrics[f"validation_{name}_p{percent}"] = float(np.nanpercentile(values, percent))
     return record._replace(metrics=metrics, eval_seconds=time.perf_counter() - started)
+
+
+def _is_finite(vector: Vector) -> bool:
+    """Whether all of its numbers are; without an answer for each of them in memory."""
+    return all(np.isfinite(vector[start : start + BLOCK]).all() for start in range(0, len(vector), BLOCK))
 
 
 def _nothing(experiment: Experiment, broadcast: Broadcast, total: Total) -> Total:
@@ -162,7 +184,7 @@ def check_enough(experiment: Experiment, number: int, result: RoundResult, cohor
     if total.clients < experiment.min_clients:
         reasons = sorted({failure.reason for failure in failures})
         example = f"; client {failures[0].client}: {failures[0].detail}" if failures else ""
-        remedy = ". Lower local.learning_rate or check the model's loss" if reasons == ["non_finite"] else ""
+        remedy = ". Lower local.learning_rate, or look for NaN in the examples" if reasons == ["non_finite"] else ""
         raise RunStopped(
             f"round {number}: {total.clients} valid updates, expected at least {experiment.min_clients} "
             f"({len(failures)} failed: {', '.join(reasons) or 'nobody was sampled'}{example}){remedy}"

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.types import RoundRecord, Schedule
+from ..core.protocols import Schedule
+from ..core.types import RoundRecord
 from ..core.validation import require, require_count, require_real
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..core.phases import OwnModel
-from ..core.types import NOTHING, Broadcast, Mean, State, Vector
+from ..core.types import NOTHING, Mean, State, Vector
 from ..core.validation import require_count, require_real
 from .fedavg import FedAvg
 from .server_rate import Rate, require_rate
@@ -49,20 +49,6 @@ class Ditto:
     def own(self) -> OwnModel:
         """v_k."""
         return OwnModel(self.epochs, self.lam)
-
-    def extra_size(self, size: int) -> int:
-        """Nothing besides delta."""
-        return 0
-
-    def offset(self, broadcast: Broadcast, memory: Vector | None) -> Vector | None:
-        """Nothing, for w."""
-        return None
-
-    def finish(
-        self, broadcast: Broadcast, memory: Vector | None, delta: Vector, steps: int, learning_rate: float
-    ) -> tuple[Vector, Vector, Vector | None]:
-        """delta of w as it is; v_k, before its training."""
-        return delta, NOTHING, memory
 
     def init(self, params: Vector) -> State:
         """FedAvg's."""

@@ -35,4 +35,6 @@ class FedAvg:
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
         """One step along the mean delta."""
         round = 1 if state == () else state + 1
-        return state if state == () else round, params + rate_at(self.server_lr, round) * mean.delta
+        step = rate_at(self.server_lr, round) * mean.delta
+        step += params  # in its own memory: where a model is large, this is what a server has at most
+        return state if state == () else round, step

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from ..core.errors import IncompatibleError
 from ..core.experiment import is_asynchronous, is_rule
-from ..core.types import ClientUpdate, Mean, State, Strategy, Vector
+from ..core.protocols import Strategy
+from ..core.types import ClientUpdate, Mean, State, Vector
 from ..core.validation import require, require_count
 from .fedavg import FedAvg
 from .staleness import Polynomial, Staleness

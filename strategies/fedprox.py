@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.types import NOTHING, Broadcast, Mean, State, Vector
+from ..core.types import NOTHING, Mean, State, Vector
 from ..core.validation import require_real
 from .fedavg import FedAvg
 from .server_rate import Rate, require_rate
@@ -33,20 +33,6 @@ class Proximal:
     def proximal(self) -> float:
         """μ."""
         return self.mu
-
-    def extra_size(self, size: int) -> int:
-        """Nothing besides delta."""
-        return 0
-
-    def offset(self, broadcast: Broadcast, memory: Vector | None) -> Vector | None:
-        """Nothing besides the pull towards w_t."""
-        return None
-
-    def finish(
-        self, broadcast: Broadcast, memory: Vector | None, delta: Vector, steps: int, learning_rate: float
-    ) -> tuple[Vector, Vector, Vector | None]:
-        """delta as it is."""
-        return delta, NOTHING, None
 
 
 @dataclass(frozen=True)
@@ -72,20 +58,6 @@ class FedProx:
     def proximal(self) -> float:
         """μ."""
         return self.mu
-
-    def extra_size(self, size: int) -> int:
-        """Nothing besides delta."""
-        return 0
-
-    def offset(self, broadcast: Broadcast, memory: Vector | None) -> Vector | None:
-        """Nothing besides the pull towards w_t."""
-        return None
-
-    def finish(
-        self, broadcast: Broadcast, memory: Vector | None, delta: Vector, steps: int, learning_rate: float
-    ) -> tuple[Vector, Vector, Vector | None]:
-        """delta as it is."""
-        return delta, NOTHING, None
 
     def init(self, params: Vector) -> State:
         """FedAvg's."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..core.phases import Phase
-from ..core.types import NOTHING, Broadcast, Mean, State, Vector
+from ..core.types import NOTHING, Mean, State, Vector
 from ..core.validation import require_count
 from .fedavg import FedAvg
 from .server_rate import Rate, require_rate
@@ -42,20 +42,6 @@ class FedRep:
     def phases(self) -> tuple[Phase, ...]:
         """The head, then the body."""
         return Phase(self.head_epochs, "personal"), Phase(None, "shared")
-
-    def extra_size(self, size: int) -> int:
-        """Nothing besides delta."""
-        return 0
-
-    def offset(self, broadcast: Broadcast, memory: Vector | None) -> Vector | None:
-        """Gradients are as they are."""
-        return None
-
-    def finish(
-        self, broadcast: Broadcast, memory: Vector | None, delta: Vector, steps: int, learning_rate: float
-    ) -> tuple[Vector, Vector, Vector | None]:
-        """delta, of the body, as it is."""
-        return delta, NOTHING, None
 
     def init(self, params: Vector) -> State:
         """FedAvg's."""

@@ -13,8 +13,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ..core.clusters import cluster_of
+from ..core.protocols import Fold
 from ..core.random import derive
-from ..core.types import NOTHING, Broadcast, ClientUpdate, Fold, Mean, State, Total, Vector, add_metrics
+from ..core.types import Broadcast, ClientUpdate, Mean, State, Total, Vector, add_metrics
 from ..core.validation import require, require_count, require_real
 from .server_rate import Rate, rate_at, require_rate
 
@@ -61,20 +62,6 @@ class IFCA:
         require(self.spread < 1, f"expected spread={self.spread!r} < 1, for variances to stay positive")
         require_count("seed", self.seed, at_least=0)
         require_rate("server_lr", self.server_lr)
-
-    def extra_size(self, size: int) -> int:
-        """Nothing besides delta."""
-        return 0
-
-    def offset(self, broadcast: Broadcast, memory: Vector | None) -> Vector | None:
-        """Gradients are as they are."""
-        return None
-
-    def finish(
-        self, broadcast: Broadcast, memory: Vector | None, delta: Vector, steps: int, learning_rate: float
-    ) -> tuple[Vector, Vector, Vector | None]:
-        """delta as it is."""
-        return delta, NOTHING, None
 
     def candidates(self, broadcast: Broadcast) -> Sequence[Vector]:
         """The k models, in their order."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.types import ClientUpdate, Mean, State, Strategy, Vector
+from ..core.protocols import Strategy
+from ..core.types import ClientUpdate, Mean, State, Vector
 from ..core.validation import require_real
 from .fedavg import FedAvg
 from .fedbuff import FedBuff

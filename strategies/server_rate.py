@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..core.errors import ConfigError
-from ..core.types import RoundRecord, Schedule
+from ..core.protocols import Schedule
+from ..core.types import RoundRecord
 from ..core.validation import require_real
 
 Rate = float | Schedule

@@ -54,11 +54,11 @@ experiments = {
 """
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=60, every=0.2):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
+        time.sleep(every)
 
 
 def children(process):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from umbel.core.experiment import Experiment
+from umbel.core.protocols import Memory
 from umbel.core.spec import ModelSpec
-from umbel.core.types import Memory
 from umbel.runtimes.simulation import Simulation
 
 CRASH_POINTS = ("before-training", "mid-training", "after-aggregation", "before-commit", "after-commit")

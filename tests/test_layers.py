@@ -37,6 +37,7 @@ WALLS = {
         "commands_compare.py",
         "commands_deploy.py",
         "commands_keys.py",
+        "commands_models.py",
         "commands_privacy.py",
     },
     "rich": {"console.py", "benchmarks"},

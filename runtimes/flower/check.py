@@ -10,8 +10,10 @@ from flwr.app import Message
 
 from ...core.errors import ClientError
 from ...core.folds import decoded
-from ...core.types import ClientUpdate, Codec, CodedUpdate, Failure, Metrics
-from .wire import MAX_TEXT, Malformed, unpack_failure, unpack_metrics, unpack_update
+from ...core.protocols import Codec
+from ...core.types import ClientUpdate, CodedUpdate, Failure, Metrics
+from .malformed import Malformed
+from .wire import MAX_TEXT, unpack_failure, unpack_metrics, unpack_update
 
 # Of Flower's error codes, those that are not the client's code: its message expired, its node is gone.
 FLOWER_REASONS = {3: "timeout", 5: "unreachable"}

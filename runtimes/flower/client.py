@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ from ...core.errors import ClientError, ConfigError, StoreError, UmbelError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
 from ...core.faults import crash_point
-from ...core.types import Broadcast, Failure, Population
+from ...core.protocols import Population
+from ...core.types import Broadcast, Failure
 from . import secure_tasks, wire
 from .memory import Disk, client_home
 
@@ -26,10 +28,12 @@ if TYPE_CHECKING:  # TensorFlow is imported for the first message that needs it
     from ...clients.worker import Worker
 
 Work = Callable[[Message, int, "Worker", Broadcast, wire.Order], "RecordDict | Failure"]
-WORKERS = 2  # models kept, of the runs that take turns
+KEPT_RUNS, KEPT_BYTES = 16, 1 << 30  # that take turns, and have their models ready: so many at most, and in so much
+COPIES = 4  # of its parameters, that a model takes: they themselves, what was received, gradients, what is sent
 
 app = ClientApp()
 _disk: Disk | None = None
+_runs: OrderedDict[tuple[int, str, str], Prepared] = OrderedDict()  # the one whose turn it was last at the end
 
 
 def keep_in(disk: Disk | None) -> None:
@@ -91,8 +95,10 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     content: RecordDict | Failure
     try:
         order = wire.unpack_order(message.content)
-        _check_same(_experiment(*source), order.digest)
-        worker = _worker(*source, order.compile)
+        prepared = _prepared(*source)
+        _check_same(prepared.experiment, order.digest)
+        worker = prepared.worker(order.compile)
+        _let_go_of_others()
         broadcast = wire.unpack_broadcast(message.content, worker.experiment.transforms.init(worker.spec))
         round = broadcast.round
         _policy().check_round(worker.experiment, round, worker.spec.size)
@@ -153,26 +159,54 @@ def _home() -> Disk:
     return Disk(client_home()) if _disk is None else _disk
 
 
-@functools.lru_cache(maxsize=WORKERS)
-def _experiment(run: int, reference: str, overrides: str) -> Experiment:
-    """The experiment that a run's configuration names, if this client agrees to it. Errors: Refused, ConfigError."""
-    return _policy().load(reference, json.loads(overrides))
+class Prepared:
+    """A run's experiment, and its workers, each built once, when it is first needed."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self._workers: dict[str, Worker] = {}  # by how they compile
+
+    def worker(self, choice: str) -> Worker:
+        """The one that compiles so."""
+        from ...clients.devices import configure_tensorflow, pick_devices
+        from ...clients.worker import Worker
+
+        if choice not in self._workers:
+            configure_tensorflow()
+            self._workers[choice] = Worker(self.experiment, pick_devices(None)[0], xla=choice == "xla", is_live=True)
+            self._workers[choice].forget_initial_params()  # the server sends its own
+        return self._workers[choice]
+
+    @property
+    def nbytes(self) -> int:
+        """That it takes, about: models and examples."""
+        examples = self.experiment.population.resident() if self._workers else None
+        own = 0 if examples is None else examples.nbytes
+        return own + sum(4 * COPIES * worker.spec.size for worker in self._workers.values())
+
+
+def _prepared(run: int, reference: str, overrides: str) -> Prepared:
+    """What there is for a run, whose configuration names an experiment that this client agrees to.
+
+    Errors: Refused, ConfigError.
+    """
+    source = run, reference, overrides
+    if source not in _runs:
+        _runs[source] = Prepared(_policy().load(reference, json.loads(overrides)))
+    _runs.move_to_end(source)
+    return _runs[source]
+
+
+def _let_go_of_others() -> None:
+    """Forget the runs whose turn is the longest ago, where there are too many."""
+    while len(_runs) > 1 and (len(_runs) > KEPT_RUNS or sum(one.nbytes for one in _runs.values()) > KEPT_BYTES):
+        _runs.popitem(last=False)
 
 
 @functools.cache
 def _policy() -> Policy:
     """What this client agrees to, as it was when the process began."""
     return Policy.of_this_process()
-
-
-@functools.lru_cache(maxsize=WORKERS)
-def _worker(run: int, reference: str, overrides: str, choice: str) -> Worker:
-    """The experiment's worker, built once per run and process."""
-    from ...clients.devices import configure_tensorflow, pick_devices
-    from ...clients.worker import Worker
-
-    configure_tensorflow()
-    return Worker(_experiment(run, reference, overrides), pick_devices(None)[0], xla=choice == "xla", is_live=True)
 
 
 def _check_same(experiment: Experiment, digest: str) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from flwr.app import Message, RecordDict
 
 from ...core.types import Failure
+from .malformed import Malformed
 from .nodes import Nodes
-from .private import content_bytes
 from .private_exchange import Envelope, Mail
-from .wire import Malformed
+from .private_objects import content_bytes
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import numpy as np
 from ...core.errors import StoreError, UmbelError
 from ...core.serial import dumps, loads
 
-KEPT_RUNS = 8
+KEPT_RUNS, MOST_RUNS = 8, 64
+RECENT_SECONDS = 24 * 3600.0
 RUN = re.compile("[0-9a-f]{32}")
 HOME_VARIABLE = "UMBEL_CLIENT_HOME"
 Seal = Callable[[bytes, bytes], "bytes | memoryview"]  # (content, context) → sealed, and back
@@ -32,7 +34,8 @@ def client_home() -> Path:
 
 
 class Disk:
-    """A folder of versions, one subfolder per run: those of the KEPT_RUNS runs that were last written to.
+    """A folder of versions, one subfolder per run: those of the KEPT_RUNS runs that were last written to, and of all
+    that were written to within a day, MOST_RUNS at most: they may be under way.
 
     seal, unseal: encrypt a version, and decrypt it; both are handed what it is a version of, so that one in another's
     place does not open. None: versions lie there as they are.
@@ -99,10 +102,12 @@ class Disk:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _prune(self) -> None:
-        """Delete what other runs have left, all but the newest."""
+        """Delete what other runs have left, all but the newest and those that may be under way."""
         runs = [entry for entry in self.folder.iterdir() if RUN.fullmatch(entry.name) and entry.is_dir()]
         by_age = sorted(runs, key=lambda folder: folder.stat().st_mtime_ns)  # a new version changes its folder
-        for folder in by_age[:-KEPT_RUNS]:
+        recently = time.time() - RECENT_SECONDS
+        old = [folder for folder in by_age[:-KEPT_RUNS] if folder.stat().st_mtime < recently]
+        for folder in {*old, *by_age[:-MOST_RUNS]}:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, run: str, client: int, round: int) -> Path:

@@ -11,9 +11,10 @@ from flwr.app import Message, RecordDict
 
 from ...core.errors import ConfigError, RunStopped
 from .check import check_content
+from .malformed import Malformed
 from .private import nodes_of
 from .private_exchange import Envelope, Mail
-from .wire import Malformed, pack_identity, unpack_identity, unpack_version
+from .wire import pack_identity, unpack_identity, unpack_version
 
 log = logging.getLogger(__name__)
 

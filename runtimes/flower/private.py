@@ -20,10 +20,6 @@ from typing import Any, NamedTuple
 
 # httpx: Flower's clients raise its errors.
 import httpx
-from flwr.app import Array, ArrayRecord
-
-# flwr.app: what arrays are cut into.
-from flwr.app.message.arraychunk import ArrayChunk
 
 # flwr.cli.build: `flwr run` builds its app archive with it; there is no public way to build one in memory.
 from flwr.cli.build import build_fab_from_files
@@ -47,21 +43,19 @@ from flwr.supercore.app_utils import start_parent_process_monitor
 # flwr.supercore: the client of the Control API and what it must be given. `flwr run` only prints a run's number.
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import (
-    InflatableObject,
-    get_all_nested_objects,
-    no_object_id_recompute,
-)
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 # flwr.supercore.retry: whether and when a failed call is tried again.
 from flwr.supercore.retry import RetryInvoker
+
+from .private_patience import be_patient
 
 LOOPBACK = "127.0.0.1"
 RETRY_SECONDS = 1.0  # between two tries to reach a server that is gone, at most
 TOO_MANY = 429  # a proxy's answer to who calls too often; Flower retries 502, 503 and 504
 CUT = ("eof", "reset", "closed", "broken pipe")  # in the words of what a connection is cut with
 WAIT_SECONDS = 0.05  # in place of the SuperNode's own waits of 3 and 0.5 seconds
+LONGEST_WAIT_SECONDS = 0.2  # for what the server is still uploading; ever longer ones leave a link idle
 
 
 class RunStatus(NamedTuple):
@@ -70,35 +64,6 @@ class RunStatus(NamedTuple):
     status: str  # "pending", "starting", "running" or "finished"
     sub_status: str  # of a finished one: "completed", "failed" or "stopped"
     details: str  # of a failed one: why
-
-
-def content_bytes(record: InflatableObject) -> int:
-    """Bytes of a record as Flower transmits it: every object it consists of, each distinct one once."""
-    with no_object_id_recompute():
-        return sum(_object_bytes(part) for part in get_all_nested_objects(record).values())
-
-
-def _object_bytes(part: InflatableObject) -> int:
-    """Bytes of one object; those of a chunk of an array are counted, not made."""
-    if not isinstance(part, ArrayChunk):
-        return len(part.deflate())
-    empty = ArrayChunk(memoryview(b"")).deflate()
-    return len(empty) + len(str(len(part.data))) - 1 + len(part.data)
-
-
-def raw_array(dtype: str, shape: tuple[int, ...], kind: str, content: memoryview | bytearray) -> Array:
-    """An Array over memory as it is; Flower's own constructor takes nothing but bytes, which are a copy."""
-    array = Array(dtype, shape, kind, b"")
-    array.__dict__["data"] = content
-    return array
-
-
-def array_record(arrays: Mapping[str, Array]) -> ArrayRecord:
-    """An ArrayRecord of these arrays; ArrayRecord({…}) would copy each."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = array
-    return record
 
 
 def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
@@ -256,7 +221,7 @@ def quicken_supernode() -> None:
         sleep=lambda seconds: time.sleep(min(seconds, WAIT_SECONDS)), time=time.time, monotonic=time.monotonic
     )
     loop.pull_objects = functools.partial(
-        loop.pull_objects, max_tries_per_object=None, initial_backoff=WAIT_SECONDS, backoff_cap=1.0
+        loop.pull_objects, max_tries_per_object=None, initial_backoff=WAIT_SECONDS, backoff_cap=LONGEST_WAIT_SECONDS
     )
 
 
@@ -271,6 +236,7 @@ def main() -> None:
     sys.argv = [f"flower-{command}", *options]
     # The functions behind the console scripts: imported here, since each brings a whole server with it.
     if command == "superlink":
+        be_patient()
         from flwr.superlink.cli import flower_superlink as run
     elif command == "superexec":
         from flwr.supercore.cli import flower_superexec as run
@@ -280,6 +246,7 @@ def main() -> None:
         from flwr.supernode.cli import flower_supernode as run
 
         _wait_for_servers("flwr.supernode.fleet_http_connection")
+        be_patient()
         quicken_supernode()
     run()
 

@@ -8,41 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
-import math
-import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Error, Message
+from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PushObjectRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
-    get_object_body,
-    get_object_head_values_from_object_content,
     get_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_pull_object_fn_protobuf,
-    make_push_object_fn_protobuf,
-)
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPushError,
-    ObjectUnavailableError,
-    inflatable_class_registry,
-)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 
-from .private import array_record, outages_of, raw_array
-from .wire import Malformed
-
-UPLOADS = 2  # chunks on their way at a time
-WAIT_SECONDS = 0.05  # for a chunk that the client is still uploading
+from .malformed import Malformed
+from .private import outages_of
+from .private_objects import Reader, upload
 
 
 class Envelope(NamedTuple):
@@ -105,19 +88,13 @@ class SuperLinkMail:
                 messages_list=[message_to_proto(remove_content_from_message(one)) for one in messages],
                 message_object_trees=[get_object_tree(one) for one in messages],
             )
-        reply = self._client.PushMessages(request)
-        store = make_push_object_fn_protobuf(self._client.PushObject, self._node, self._run, reply.session_id)
-
-        def put(identifier: str) -> None:
-            try:
-                store(identifier, objects[identifier].deflate())
-            except ObjectPushError:
-                # It was stored, and the SuperLink died before it said so; or it came too late. The two look alike.
-                self._outages.set()
-
-        wanted = [identifier for identifier in objects if identifier in set(reply.objects_to_push)]
-        with ThreadPoolExecutor(UPLOADS) as pool:
-            list(pool.map(put, wanted))
+        reply, place = self._client.PushMessages(request), {"node": self._node, "run_id": self._run}
+        asked_for = set(reply.objects_to_push)
+        wanted = {identifier: one for identifier, one in objects.items() if identifier in asked_for}
+        # What is not taken was stored before, and the SuperLink died before it said so; or it comes too late. The two
+        # look alike.
+        about = PushObjectRequest(session_id=reply.session_id, **place)
+        upload(self._client, about, wanted, lambda identifier: self._outages.set())
         return_memory()
         return list(reply.message_ids)
 
@@ -154,7 +131,8 @@ class SuperLinkMail:
     def _opener(self, message: Message, tree: ObjectTree) -> Callable[[int, float], Message]:
         def open_it(max_bytes: int, until: float) -> Message:
             try:
-                content = _Reader(self._client, self._node, self._run, max_bytes, until).read(tree)
+                get = make_pull_object_fn_protobuf(self._client.PullObject, self._node, self._run)
+                content = Reader(get, max_bytes, until).read(tree)
             except Malformed:
                 raise
             except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
@@ -177,56 +155,6 @@ class SuperLinkMail:
         self._client.ConfirmMessageReceived(request)
 
 
-class _Reader:
-    """Reads one reply, object by object."""
-
-    def __init__(self, client: Any, node: Any, run: int, max_bytes: int, until: float):
-        self._get = make_pull_object_fn_protobuf(client.PullObject, node, run)
-        self._left, self._until = max_bytes, until
-
-    def read(self, tree: ObjectTree) -> Any:
-        """The object, with all it consists of."""
-        content = self._pull(tree.object_id)
-        kind, _, _ = get_object_head_values_from_object_content(content)
-        if kind == "Array":
-            return self._array(content)
-        children = {child.object_id: self.read(child) for child in tree.children}
-        if kind == "ArrayRecord":  # whose own way copies every array
-            names = json.loads(get_object_body(content, ArrayRecord))
-            return array_record({name: children[identifier] for name, identifier in names.items()})
-        return inflatable_class_registry[kind].inflate(content, children=children)
-
-    def _array(self, content: bytes) -> Array:
-        """An array whose bytes are those of its chunks, joined in place. No more is read than it says it has."""
-        about = json.loads(get_object_body(content, Array))
-        _, names, _ = get_object_head_values_from_object_content(content)
-        chunks = [names[place] for place in about["arraychunk_ids"]]
-        size = math.prod(about["shape"]) * np.dtype(about["dtype"]).itemsize if _is_plain(about) else self._left
-        self._left -= size
-        if self._left < 0:
-            raise Malformed(
-                "shape", f"its reply has an array of {about['dtype']}{about['shape'][:8]}, more than agreed"
-            )
-        joined, kept = bytearray(), ("", b"")
-        for name in chunks:
-            # Equal chunks, as in a vector of zeros, are one object.
-            kept = kept if kept[0] == name else (name, self._pull(name))
-            joined += memoryview(kept[1])[kept[1].index(b"\x00") + 1 :]
-            if len(joined) > size:
-                raise Malformed("shape", f"its reply has more bytes than {about['dtype']}{about['shape'][:8]}")
-        return raw_array(str(about["dtype"]), tuple(about["shape"]), str(about["stype"]), joined)
-
-    def _pull(self, identifier: str) -> bytes:
-        """One object; waits for one that is still being uploaded."""
-        while True:
-            try:
-                return self._get(identifier)
-            except ObjectUnavailableError:
-                if time.monotonic() >= self._until:
-                    raise Malformed("timeout", "its reply was not uploaded whole in time") from None
-                time.sleep(WAIT_SECONDS)
-
-
 def mail_of(grid: Any) -> Mail:
     """How to send and receive over grid."""
     return SuperLinkMail(grid) if hasattr(grid, "_runtime_client") else GridMail(grid)
@@ -236,12 +164,6 @@ def return_memory() -> None:
     """Let the C library give back what pieces of a model took; glibc keeps it, in a pool per thread."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _is_plain(about: dict[str, Any]) -> bool:
-    """Whether dtype and shape say how many bytes there are."""
-    shape = about["shape"]
-    return about["dtype"] in np.sctypeDict and all(type(side) is int and side >= 0 for side in shape)
 
 
 def _opened(message: Message) -> Envelope:

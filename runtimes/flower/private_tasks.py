@@ -23,22 +23,27 @@ from flwr.app import Context, Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import context_from_proto, message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -49,13 +54,11 @@ from flwr.supercore.runtime import RuntimeHttpClient
 # flwr.supercore.task_identity: Message() reads from it which run it belongs to.
 from flwr.supercore.task_identity import TaskIdentity
 
-# flwr.supernode: how flwr-clientapp hands in a reply.
-from flwr.supernode.runtime.run_clientapp import push_message
+from .private_objects import Reader, not_stored, upload
 
 log = logging.getLogger(__name__)
 
 RAISED, CRASHED = 2, 8  # Flower's codes: the client's code raised; its process died
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.02, 0.2  # for a message that the SuperNode is still receiving
 
 
 class Tasks:
@@ -128,17 +131,11 @@ class Task:
         message = message_from_proto(found.messages_list[0])
         self._note(message)
         tree, node = found.message_object_trees[0], Node(node_id=context.node_id)
-        contents = pull_objects(
-            [part.object_id for part in iterate_object_tree(tree)],
-            make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id),
-            max_tries_per_object=None,
-            initial_backoff=FIRST_WAIT_SECONDS,
-            backoff_cap=LONGEST_WAIT_SECONDS,
-        )
+        # The SuperNode may still be receiving it; a SuperNode that is gone ends the wait.
+        pulled = Reader(make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id)).read(tree)
         make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, context.run_id)(
             tree.object_id
         )
-        pulled = inflate_object_from_contents(tree.object_id, contents)
         if not isinstance(pulled, Message):
             raise RuntimeError(f"the SuperNode handed out a {type(pulled).__name__} in place of a message")
         pulled.metadata.__dict__["_message_id"] = tree.object_id  # a message does not contain its own
@@ -147,7 +144,7 @@ class Task:
     def push(self, reply: Message) -> None:
         """Hand in the reply, and be done."""
         assert self._context is not None
-        push_message(self._client, reply, self._context)
+        self._send(reply, self._context.run_id, self._context.node_id)
         self._client.PushTaskOutput(PushTaskOutputRequest(sub_status="completed"))
 
     def fail(self, code: int, reason: str) -> None:
@@ -158,14 +155,28 @@ class Task:
         about = self._message.metadata
         TaskIdentity.run_id, TaskIdentity.node_id = about.run_id, about.dst_node_id
         TaskIdentity.task_id = 1  # Flower only wants there to be one
-        context: Any = self._context or _Place(about.run_id, about.dst_node_id)
-        push_message(self._client, Message(Error(code, reason), reply_to=self._message), context)
+        self._send(Message(Error(code, reason), reply_to=self._message), about.run_id, about.dst_node_id)
         self._client.PushTaskOutput(PushTaskOutputRequest(sub_status="failed", details=reason))
 
     @property
     def is_begun(self) -> bool:
         """Whether its message was taken: it cannot be taken again."""
         return self._message is not None
+
+    def _send(self, reply: Message, run: int, node: int) -> None:
+        """Hand the SuperNode a reply: what it is, and then what it consists of."""
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            request = PushAppMessagesRequest(
+                messages_list=[message_to_proto(remove_content_from_message(reply) if reply.has_content() else reply)],
+                message_object_trees=[get_object_tree(reply)],
+            )
+            objects = get_all_nested_objects(reply)
+        taken = self._client.PushMessages(request)
+        asked_for = set(taken.objects_to_push)
+        about = PushObjectRequest(node=Node(node_id=node), run_id=run, session_id=taken.session_id)
+        wanted = {identifier: one for identifier, one in objects.items() if identifier in asked_for}
+        upload(self._client, about, wanted, not_stored(run, taken.session_id))
 
     def _note(self, message: Message | None = None) -> None:
         """Keep on disk what a successor needs in order to say that this process died."""
@@ -186,13 +197,6 @@ class Task:
         except Exception as error:
             log.warning("the SuperNode no longer knows this task: %s", error)
         return True
-
-
-class _Place:
-    """Of a context, what `push_message` reads."""
-
-    def __init__(self, run_id: int, node_id: int):
-        self.run_id, self.node_id = run_id, node_id
 
 
 def connect(address: str, *interceptors: Any) -> RuntimeHttpClient:

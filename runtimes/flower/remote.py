@@ -30,19 +30,25 @@ class RemoteFederation:
         self._operator.control.close()
 
     def submit(
-        self, reference: str, overrides: Sequence[str] = (), *, resume: str | None = None, digest: str = ""
+        self,
+        reference: str,
+        overrides: Sequence[str] = (),
+        *,
+        resume: str | None = None,
+        digest: str = "",
+        timeout_seconds: float = 600.0,
     ) -> Iterator[Event]:
         """Start a run and yield its events, as `LocalFederation.submit` does. A caller that leaves ends the run.
 
         Of a file only the name is sent: each party has its own copy, and its own say in what it runs. digest: of the
-        experiment that is meant; a server whose copy is another refuses. Errors: those of
-        `umbel.run`; ConfigError when the token is refused; UmbelError when the server is lost or the run fails.
+        experiment that is meant; a server whose copy is another refuses. timeout_seconds: a round's deadline.
+        Errors: those of `umbel.run`; ConfigError when the token is refused; UmbelError when the server is lost or the
+        run fails.
         """
         self._operator.nodes()  # a refused token, or no server, in words
         control, path = self._operator.control, Path(reference)
-        config = app_config(
-            path.name if ".py" in path.name else reference, overrides, self.clients, resume, digest=digest
-        )
+        name = path.name if ".py" in path.name else reference
+        config = app_config(name, overrides, self.clients, resume, timeout_seconds=timeout_seconds, digest=digest)
         run_id, done = control.start_run(pyproject(config)), False
         try:
             for name, content in self._operator.events(run_id):
@@ -75,6 +81,7 @@ def run_remote(
     overrides: Sequence[str] = (),
     *,
     resume: str | None = None,
+    timeout_seconds: float = 600.0,
     on_start: Callable[[str | None, Sequence[RoundRecord]], None] | None = None,
     on_round: Callable[[RoundRecord, Sequence[Failure]], None] | None = None,
 ) -> Outcome:
@@ -82,5 +89,6 @@ def run_remote(
     experiment = load_experiment(reference, overrides)
     fitted = fit_to(experiment, federation.clients)
     digest = override(experiment, fitted).digest
-    events = federation.submit(reference, [*overrides, *fitted], resume=resume, digest=digest)
+    overrides = [*overrides, *fitted]
+    events = federation.submit(reference, overrides, resume=resume, digest=digest, timeout_seconds=timeout_seconds)
     return outcome_of(events, on_start, on_round)

@@ -16,6 +16,7 @@ from ...core.clusters import is_clustered
 from ...core.errors import ConfigError, IncompatibleError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
+from ...core.protocols import Memory
 from ...core.random import Key
 from ...core.spec import ModelSpec
 from ...core.split import is_split
@@ -25,7 +26,6 @@ from ...core.types import (
     Broadcast,
     ClientMetrics,
     Failure,
-    Memory,
     Metrics,
     RoundResult,
     Vector,
@@ -142,7 +142,9 @@ class FlowerRuntime:
 
     def initial_params(self) -> Vector:
         """The model's own initial weights, drawn from the experiment's seed."""
-        return self._server.initial_params()
+        params = self._server.initial_params()
+        self._server.forget_initial_params()  # as large as the model, for as long as the run lasts
+        return params
 
     def client_ids(self) -> Sequence[int]:
         """The clients that appeared, ascending."""

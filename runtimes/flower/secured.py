@@ -25,6 +25,7 @@ from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
     RegisterNodeRequest,
+    StopRunRequest,
     StreamRunEventsRequest,
     UnregisterNodeRequest,
 )
@@ -33,10 +34,11 @@ from flwr.superlink.auth_plugin import ControlAuthnPlugin
 
 from ...core.errors import ConfigError, UmbelError
 from .private import Control, end_with_parent
+from .private_patience import PATIENCE_SECONDS, be_patient
 
 TOKENS_VARIABLE = "UMBEL_CONTROL_TOKENS"  # SHA-256 of each token that is taken, hex, separated by commas
 
-PATIENCE_SECONDS, RETRY_SECONDS = 60.0, 0.5  # with a SuperLink that is gone: as long as Flower's ServerApp waits for it
+RETRY_SECONDS = 0.5  # between two calls to a SuperLink that is gone
 
 
 class Node(NamedTuple):
@@ -151,6 +153,13 @@ class Operator:
             RunInfo(one.run_id, one.status.status, one.running_at) for one in found if one.status.status != "finished"
         ]
 
+    def end_orphans(self) -> None:
+        """End the runs that were being played, for a server that begins: whoever played them is gone. Clients would
+        wait for the rest of their messages, and with them whatever is played next."""
+        for one in self.runs():
+            if one.status in ("starting", "running"):
+                self.call("StopRun", StopRunRequest(run_id=one.run))
+
     def events(self, run: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """A run's events as they come, each once, though the SuperLink is started again meanwhile."""
         last: int | None = None
@@ -194,6 +203,7 @@ def main() -> None:
     _, parent, *options = sys.argv
     end_with_parent(int(parent))
     authenticator = TokenAuthenticator()
+    be_patient()
     sys.argv = ["flower-superlink", *options]
     # `flwr.superlink.cli` exports the function under the module's own name.
     import importlib

@@ -24,9 +24,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from ...core import serial
 from ...core.errors import ClientError, UmbelError
 from .identity import Identity
-from .private import array_record, names_of, raw_array
+from .malformed import Malformed
+from .private import names_of
 from .private_exchange import Envelope, Mail
-from .wire import Malformed
+from .private_objects import array_record, raw_array
 
 SIGNATURE, SEALED = "signature", "sealed"  # names of records
 NONCE_BYTES = 16

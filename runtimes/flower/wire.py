@@ -24,9 +24,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ...core.random import Key
-from ...core.serial import dumps, loads
+from ...core.serial import dumps, loads, memory_of
 from ...core.types import Broadcast, ClientUpdate, CodedUpdate, Failure, Metrics, State, Weighted
-from .private import array_record, raw_array
+from .malformed import Malformed
+from .private_objects import array_record, raw_array
 
 RAW = "umbel.raw"  # how an Array's bytes are meant: C order, little-endian, nothing else
 NAMES = frozenset(
@@ -36,14 +37,6 @@ FORMAT = 2  # of all that is described here
 VERSION = version("umbel")
 MAX_METRICS = 256
 MAX_TEXT = 500  # characters of a client's own words that the server keeps
-
-
-class Malformed(Exception):
-    """A record that is not what was agreed on. reason: "schema", "dtype", "shape" or "metrics"."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
 
 
 class Order(NamedTuple):
@@ -167,7 +160,7 @@ def digest_of(broadcast: Broadcast, experiment: str) -> bytes:
     hasher = hashlib.sha256(len(shared).to_bytes(8, "little") + shared)
     for vector in (broadcast.params, broadcast.extra):
         hasher.update(len(vector).to_bytes(8, "little"))
-        hasher.update(np.ascontiguousarray(vector, "<f4").view(np.uint8).data)
+        hasher.update(memory_of(vector.astype("<f4", copy=False)))
     return hasher.digest()
 
 

@@ -46,7 +46,9 @@ def parse(url: str) -> Address:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise StoreError(f"store {shown!r} is not a database URL; {KNOWN}") from None
+        is_path = re.fullmatch(r"[\w.~/-]+", url)
+        expected = f"expected sqlite:///{url}, for a file of that name, or postgresql://USER@HOST/DATABASE"
+        raise StoreError(f"store {shown!r} is not a database URL; {expected if is_path else KNOWN}") from None
     if parsed.drivername not in DRIVERS:
         raise StoreError(f"store {shown!r} is of a kind Umbel does not know; {KNOWN}")
     parsed = parsed.set(drivername=DRIVERS[parsed.drivername])

@@ -23,17 +23,18 @@ class Blob(NamedTuple):
     """Bytes and the name that the store's coding gives them, hex."""
 
     digest: str
-    content: bytes
+    content: Buffer
 
 
-def blob(coding: Coding, content: bytes) -> Blob:
+def blob(coding: Coding, content: Buffer) -> Blob:
     """The blob of these bytes."""
     return Blob(coding.name(content), content)
 
 
-def gather(coding: Coding, pieces: Iterable[bytes]) -> list[Blob]:
+def gather(coding: Coding, pieces: Iterable[Buffer]) -> list[Blob]:
     """Pieces as blobs that join to the same bytes: small neighbours together, large pieces alone."""
-    gathered, small = [], []
+    gathered: list[Blob] = []
+    small: list[Buffer] = []
     for piece in pieces:
         if len(piece) < SMALL_BYTES:
             small.append(piece)
@@ -66,7 +67,7 @@ def write(connection: Connection, coding: Coding, new: Sequence[Blob]) -> None:
         connection.execute(blob_keys.insert(), [{"digest": name, "wrapped": key} for name, key in keys.items()])
 
 
-def _encoded(coding: Coding, contents: Mapping[str, bytes], keys: dict[str, bytes]) -> Iterator[tuple[str, Buffer]]:
+def _encoded(coding: Coding, contents: Mapping[str, Buffer], keys: dict[str, bytes]) -> Iterator[tuple[str, Buffer]]:
     """What to hold of each content, one at a time; its wrapped key goes into keys."""
     for name, content in contents.items():
         held, wrapped = coding.encode(name, content)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sqlalchemy import Connection, Row, delete, func, select
 
+from ...core import serial
 from ...core.errors import ConfigError, StoreError
 from ...core.printable import printable
 from ...core.spec import ModelSpec
@@ -81,7 +82,7 @@ class ModelRegistry:
         """
         if params.shape != (spec.size,) or params.dtype != np.float32:
             raise ConfigError(f"expected float32 params of shape ({spec.size},), got {params.dtype} {params.shape}")
-        content = blobs.blob(self._coding, params.astype("<f4", copy=False).tobytes())
+        content = blobs.blob(self._coding, serial.memory_of(params.astype("<f4", copy=False)))
         with self._database.write() as connection:
             run = runs.resolve(connection, run)
             name = connection.scalars(select(runs_table.c.name).where(runs_table.c.run == run)).one()
@@ -108,6 +109,20 @@ class ModelRegistry:
                 _sign(connection, self._signer, name, header["version"], digest)
             return _version(connection, header, digest)
 
+    def version_of(self, run: str, params: Vector, epsilon: float | None) -> int | None:
+        """The run's last version, where it has these very params at this ε; None where it has not, or there is none.
+
+        Errors: as `get`.
+        """
+        with self._database.read() as connection:
+            name = connection.scalars(select(runs_table.c.name).where(runs_table.c.run == run)).one()
+            headers = [json.loads(row.header) for row in _chain(connection, name, self._signer)]
+            last = next((header for header in reversed(headers) if header["run"] == run), None)
+            if last is None or last["epsilon"] != (None if epsilon is None else runs.json_float(epsilon)):
+                return None
+            same = blobs.read(connection, self._coding, last["params"]) == params.astype("<f4", copy=False).tobytes()
+            return int(last["version"]) if same else None
+
     def get(self, name: str, version: int | str = LATEST) -> tuple[ModelVersion, Vector]:
         """A version by number, alias or "latest", with its params: float32, shape (d,).
 
@@ -124,6 +139,14 @@ class ModelRegistry:
                 f"model {name!r} version {number}: {len(content)} bytes do not fit {model.spec.size} params"
             )
         return model, np.frombuffer(content, "<f4").astype(np.float32)
+
+    def load_into(self, model: Any, name: str, version: int | str = LATEST) -> Any:
+        """Assign a version, verified, to a Keras model of the same variables; returns it.
+
+        Errors: as `get`; ConfigError when the model has other variables.
+        """
+        found, params = self.get(name, version)
+        return found.spec.load_into(model, params)
 
     def list(self, name: str | None = None) -> list[ModelVersion]:
         """Every version, of one experiment or of all, in order. Errors: StoreError when one does not verify."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from umbel.cli import complete_experiments, complete_settings
-from umbel.console import figures, to_json
+from umbel.console import figures, print_table, to_json
 from umbel.core.loading import experiment_names, load_experiment
 from umbel.core.overrides import fit_to, override
 from umbel.core.types import RoundRecord
@@ -37,7 +38,7 @@ def test_a_run_ends_with_a_summary_and_can_be_listed_drawn_and_resumed(here):
 
     _, table, _ = here("runs")
     titles, line = table.splitlines()
-    assert titles.split() == ["run", "experiment", "state", "rounds", "accuracy", "begun"]
+    assert titles.split() == ["run", "experiment", "state", "rounds", "accuracy", "begun", "(UTC)"]
     assert line.split()[:4] == [row["run"], "digits_fedavg", "finished", "2/2"]
 
     status, path, _ = here("plot", row["run"][:10], "-o", "drawn/run.svg")
@@ -83,6 +84,24 @@ def test_experiments_are_listed_with_their_first_line(here):
     assert [row["name"] for row in rows] == experiment_names()
     assert all(20 < len(row["description"]) <= 120 for row in rows)
     assert here("experiments")[1].splitlines()[0].split() == ["name", "description"]
+
+
+def test_an_output_that_has_no_greek_letters_gets_question_marks(finish):
+    status, output, _ = finish("experiments", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert status == 0
+    assert "? = 8 at ? = 1e-5" in output
+
+
+@pytest.mark.parametrize("columns", [30, 46, 60, 100])
+def test_a_terminal_of_any_width_shows_all_of_what_commands_take(capfd, monkeypatch, columns):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_table(["run", "experiment", "state"], [["20261121-sev0wy", "digits_fedavg", "finished early"]])
+    shown = re.sub(r"\x1b\[\d*m", "", capfd.readouterr().out)
+    assert "20261121-sev0wy  digits_fedavg  finished" in shown
+    assert "…" not in shown
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert len(lines) == 2 or max(map(len, lines)) <= columns
 
 
 def test_version_and_bare_command(here):

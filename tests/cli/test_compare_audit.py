@@ -40,6 +40,13 @@ def test_one_of_a_file(two, store, capsys):
     assert "did you mean 'two'" in capsys.readouterr().err
 
 
+def test_a_metric_that_is_not_measured_ends_it_with_the_first_run(two, store, capsys):
+    assert execute(["compare", two, "--seeds", "2", "--metric", "test_acuracy", "--set", "rounds=1", "--quiet"]) == 2
+    assert "no round has 'test_acuracy'; there is: " in capsys.readouterr().err
+    assert execute(["runs", "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_two_of_one_name_are_refused(two, store, capsys):
     assert execute(["compare", two, two]) == 2
     assert "called 'one'" in capsys.readouterr().err

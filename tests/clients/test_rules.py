@@ -6,11 +6,13 @@ import keras
 import numpy as np
 import pytest
 
-from federations import CLASSES, FEATURES, dense, federation
+from federations import CLASSES, FEATURES, dense, dropped_and_normalised, federation
 from quadratics import RATE, Quadratics, close, linear
 from umbel import AllClients, ConfigError, Local, Simulation, derive, run
 from umbel.clients.optimizers import DeltaSGD
+from umbel.core.experiment import extra_size
 from umbel.core.types import Broadcast
+from umbel.data import PerClient
 from umbel.server.store import Store
 from umbel.strategies.feddyn import FedDyn
 from umbel.strategies.fednova import FedNova
@@ -128,7 +130,7 @@ def test_bytes_are_those_of_what_travels(strategy):
     size = history.spec.size
     down = size + len(strategy.broadcast(strategy.init(history.params)))
     for record in history.rounds:
-        assert record.bytes_up == 4 * 4 * (size + strategy.extra_size(size))
+        assert record.bytes_up == 4 * 4 * (size + extra_size(strategy, size))
         assert record.bytes_down == 4 * 4 * down
 
 
@@ -203,6 +205,47 @@ def test_delta_sgd_is_its_closed_form(make, settings, how):
         won |= set.union(*terms)
     assert won == {"fitting", "grown"}
     close(history.params, w)
+
+
+@pytest.mark.parametrize("how", [{"compile": "graph"}, {"compile": "xla"}, {"debug": True}], ids=str)
+def test_delta_sgd_takes_both_gradients_of_the_batch_at_hand(how):
+    """Where batches differ, in float64; the loss that is reported is of the second pass alone."""
+    generator, batches = np.random.default_rng(1), [slice(0, 8), slice(8, 16), slice(16, 20)] * 2
+    x, y = generator.normal(size=(20, 3)).astype(np.float32), generator.normal(size=(20, 1)).astype(np.float32)
+    local, population = Local(epochs=2, batch_size=8, shuffle=False), PerClient([(x, y)])
+    simulation = Simulation(workers=1, **how)
+    history = run(Quadratics().experiment(model=by_default, local=local, population=population, rounds=1), simulation)
+    w, rate, ratio, before, losses = simulation.initial_params().astype(np.float64), 0.4, 1.0, None, []
+
+    def gradient(rows, w):
+        return 2 * x[rows].T.astype(np.float64) @ (x[rows] @ w - y[rows, 0]) / len(x[rows])
+
+    for rows in batches:
+        losses += [np.square(x[rows] @ w - y[rows, 0])]
+        now = gradient(rows, w)
+        if before is not None:
+            fitting = np.linalg.norm(w - before) / np.linalg.norm(now - gradient(rows, before))
+            rate, ratio = min(fitting, np.sqrt(1 + 0.1 * ratio) * rate), min(fitting / rate, np.sqrt(1 + 0.1 * ratio))
+        w, before = w - rate * now, w
+    close(history.params, w)
+    assert history.rounds[0].metrics["train_loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-4)
+
+
+def test_of_the_pass_at_the_place_before_nothing_else_is_left():
+    """Where rates are next to nothing: Dropout, statistics and metrics are those of SGD."""
+    ends = []
+    for optimizer in (DeltaSGD, keras.optimizers.SGD):
+
+        def model(optimizer=optimizer):
+            made = dropped_and_normalised()
+            made.compile(optimizer(1e-8), made.loss, metrics=["accuracy"])
+            return made
+
+        experiment = federation(model=model, local=Local(epochs=2, batch_size=5, learning_rate=1e-8), rounds=2)
+        ends.append(run(experiment, Simulation(workers=1, compile="graph")))
+    np.testing.assert_allclose(ends[0].params, ends[1].params, atol=1e-5)
+    for metric in ("train_loss", "train_accuracy"):
+        np.testing.assert_allclose(ends[0].column(metric), ends[1].column(metric), rtol=1e-5)
 
 
 def test_delta_sgd_begins_at_the_rate_of_the_round():

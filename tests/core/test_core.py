@@ -15,7 +15,7 @@ from umbel.core import serial
 from umbel.core.examples import leaves, map_arrays
 from umbel.core.folds import WeightedSum
 from umbel.core.overrides import paths
-from umbel.core.spec import ModelSpec
+from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.types import ClientUpdate, Total, Weighted, add_metrics
 
 
@@ -70,6 +70,30 @@ class TestSpec:
         for variable, array in zip(spec.variables, arrays, strict=True):
             if variable.offset is not None:
                 np.testing.assert_array_equal(back[variable.path], array)
+
+    def test_variables_of_one_path_stay_apart(self):
+        """As two layers of one name in a subclassed model have it."""
+        same = VariableSpec("model/dense/kernel", (2,), "float32", True, 0)
+        spec = ModelSpec((same, same._replace(offset=2)))
+        back = spec.unflatten(np.arange(4, dtype=np.float32))
+        assert {name: array.tolist() for name, array in back.items()} == {
+            "model/dense/kernel": [0, 1],
+            "model/dense/kernel (2)": [2, 3],
+        }
+
+    @pytest.mark.parametrize(
+        ("shapes", "message"),
+        [
+            ([], "call it on one first"),
+            ([(3, 4)], "no more where the params have counter"),
+            ([(4, 3)], r"\(4, 3\) where"),
+        ],
+    )
+    def test_a_model_of_other_variables_is_refused(self, shapes, message):
+        weights = [SimpleNamespace(path="dense/kernel", shape=shape) for shape in shapes]
+        spec = ModelSpec.of(MODEL)
+        with pytest.raises(ConfigError, match=message):
+            spec.load_into(SimpleNamespace(weights=weights), np.zeros(spec.size, np.float32))
 
     def test_offsets_tile_the_vector(self):
         spec = ModelSpec.of(MODEL, personal=("bn",))

@@ -16,8 +16,8 @@ from umbel.core.errors import ConfigError
 from umbel.core.examples import Examples
 from umbel.core.experiment import Experiment
 from umbel.core.overrides import override
+from umbel.core.protocols import Population
 from umbel.core.sampling import FixedCohort
-from umbel.core.types import Population
 from umbel.data import (
     Arrays,
     ByKey,
@@ -64,6 +64,18 @@ def test_nothing_is_loaded_before_it_is_needed():
     assert Counted.loads == []
     population.examples(0)
     assert "lazy" in Counted.loads
+
+
+def test_a_source_of_somebodys_own_is_not_read_again_for_every_client():
+    Counted.loads.clear()
+    population = Partitioned(Counted("own"), clients=8)
+    one = experiment(population, test=Counted("own"))
+    for client in range(8):
+        population.examples(client)
+        assert population.resident() is population.resident()
+        assert one.test_examples() is one.test_examples()
+    assert len(Counted.loads) <= 4  # for the partition's own needs, for the clients, for the test
+    assert len(pickle.dumps(one)) < 2_000  # and none of it travels
 
 
 def test_clients_default_to_a_hundred_or_to_the_groups():
@@ -260,3 +272,11 @@ def test_generated_clients_are_made_when_asked():
         Generated(6, make, 1).examples(1)
     with pytest.raises(ConfigError, match="expected size to be 6 numbers"):
         Generated(6, make, np.array([1, 2]))
+
+
+def test_a_partitioner_is_a_value_and_numpy_counts_are_counts():
+    with pytest.raises(ConfigError, match=r"such as Dirichlet\(alpha=0\.3\)"):
+        Partitioned(Digits(), by=Iid)
+    population = Partitioned(Digits(), clients=np.int64(7), seed=np.uint8(1))
+    assert population == Partitioned(Digits(), clients=7, seed=1)
+    assert repr(population) == repr(Partitioned(Digits(), clients=7, seed=1))

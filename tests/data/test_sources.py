@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from umbel.core.errors import ConfigError
-from umbel.core.types import Source
+from umbel.core.protocols import Source
 from umbel.data import (
     ALL_SOURCES,
     Arrays,

@@ -10,7 +10,7 @@ from federations import FEATURES, blobs, federation
 from optional import needs_tenseal
 from simulations import play
 from umbel import ConfigError, Homomorphic, IncompatibleError, PerExamplePlan, PrivacyPlan, RunStopped, SecureSum
-from umbel.core.types import Population, Source
+from umbel.core.protocols import Population, Source
 from umbel.data import (
     Arrays,
     FeatureStatistics,

@@ -3,8 +3,10 @@
 What a client does not reach over its one address, it does not reach at all: this machine's loopback is not shared.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.deployment
 
 SERVER, NORTH, SOUTH = "10.77.91.1", "10.77.91.2", "10.77.91.3"
 CUT_SECONDS = 20
+DEADLINE_SECONDS = 4  # of a round whose model, both ways, takes a link of 1 Mbit/s more than 5
 
 # What nginx does on a real host: connections to the public address go to the SuperLink, which listens on loopback.
 FORWARD = """
@@ -169,6 +172,51 @@ def test_a_link_that_is_cut_delays_a_round_and_no_more(hosts, started):
     assert [(one["round"], one["clients"], one["failures"]) for one in rounds] == [(n, 2, 0) for n in range(1, 6)]
     assert max(one["seconds"] for one in rounds) > CUT_SECONDS / 2
     assert final["final"]["rounds"] == 5
+
+
+@contextlib.contextmanager
+def one_megabit(hosts, party):
+    """Inside, a client's cable carries a million bits a second, either way."""
+    ends = ((hosts[party], "uplink"), (hosts["server"], f"to-{party}"))
+    rate = ("root", "tbf", "rate", "1mbit", "burst", "32kbit", "latency", "400ms")
+    for namespace, device in ends:
+        words = ["ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", device, *rate]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"this machine slows no link down: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        for namespace, device in ends:
+            subprocess.run(["ip", "netns", "exec", namespace, "tc", "qdisc", "del", "dev", device, "root"], check=True)
+
+
+def test_a_link_of_a_megabit_is_waited_for_until_the_deadline(hosts, started):
+    """North takes part where it can. A model that it cannot move in time is trained without it; nobody waits longer.
+
+    What it sends of the first round arrives while the second is played, and counts in neither."""
+    wait_for(lambda: all_online(hosts, started), 120)
+    last = "keras.layers.Dense(2)"
+    wide = (started / "mine.py").read_text().replace(last, f"keras.layers.Dense(12_800), {last}")
+    for place in ("", "fed/server/experiments", "fed/clients/north/experiments", "fed/clients/south/experiments"):
+        (started / place / "wide.py").write_text(wide)
+    settings = started / "fed/operator/operator.toml"
+
+    def play(name, seconds):
+        settings.write_text(re.sub(r"timeout_seconds = \d+", f"timeout_seconds = {seconds}", settings.read_text()))
+        words = ("run", name, "--runtime", "flower", "--federation", started / "fed/operator", "--json")
+        done = run_on(hosts, started, *words, "--set", "rounds=2")
+        output, errors = done.communicate(timeout=120)
+        assert done.returncode == 0, errors
+        return [json.loads(line) for line in output.splitlines()][:-1], errors
+
+    with one_megabit(hosts, "north"):
+        (small, _), (large, errors) = play("mine.py", 60), play("wide.py", DEADLINE_SECONDS)
+    assert [(one["clients"], one["failures"]) for one in small] == [(2, 0)] * 2
+    assert [(one["clients"], one["failures"]) for one in large] == [(1, 1)] * 2
+    assert all(one["seconds"] < DEADLINE_SECONDS + 3 for one in large)
+    for round in (1, 2):
+        assert f"round {round}: client 0 left out (timeout): no reply within {DEADLINE_SECONDS} seconds" in errors
 
 
 def _cannot_reach(namespace, host, port):

@@ -24,68 +24,92 @@ from umbel.server.store import Store
 
 pytestmark = pytest.mark.deployment
 
+STILL_SECONDS = 20
+PARTIES = ("server", *(f"clients/{name}" for name in CLIENTS))
+
 
 @pytest.fixture(scope="module")
 def fed(running):
+    for place in (running.parent, *(running / party / "experiments" for party in PARTIES)):
+        (place / "parity.py").write_text(PARITY)
     return running
 
 
-def test_a_run_survives_its_superlink(fed):
-    """It is killed between two rounds, and again while clients train: nobody is left out, and nothing is lost."""
-    overrides = ["rounds=4", "local.epochs=80"]
+def simulated(folder, name, overrides=()):
+    """The hash of the run that nothing happens to."""
+    experiment = load_experiment(f"{folder}/parity.py:{name}", overrides)
+    return umbel.run(experiment, Simulation(workers=1, compile="graph")).params_sha256
 
-    def kill_superlink():
-        (victim,) = (
+
+def test_a_run_survives_its_superlink(fed):
+    """It is killed between two rounds, and again while clients train, and then stands still for 20 seconds: nobody is
+    left out, and nothing is lost."""
+    overrides = ["rounds=4", "local.epochs=100", "local.batch_size=2"]
+
+    def signal_superlink(number):
+        (superlink,) = (
             pid for line, pid in children(process_of(fed / "server/state")).items() if "flower.secured" in line
         )
-        os.kill(victim, signal.SIGKILL)
+        os.kill(superlink, number)
 
-    def at_work():
+    def at_work(since):
         journals = (fed / "clients/north/state/memory").glob("task-*.json")
-        return any('"message"' in journal.read_text() for journal in journals if journal.stat().st_mtime > armed)
+        return any('"message"' in journal.read_text() for journal in journals if journal.stat().st_mtime > since)
 
-    began, records, killer = time.monotonic(), [], None
+    def when_at_work(number, since):
+        wait_for(lambda: at_work(since), every=0.01)
+        signal_superlink(number)
+        if number == signal.SIGSTOP:
+            time.sleep(STILL_SECONDS)
+            signal_superlink(signal.SIGCONT)
+
+    began, records, later = time.monotonic(), [], []
     with RemoteFederation(*connection(fed)) as remote:
-        for name, content in remote.submit("mine.py", overrides):
+        for name, content in remote.submit("parity.py:scaffold", overrides):
             if name == "round":
                 records.append(content["record"])
             if name == "round" and len(records) == 1:
-                kill_superlink()
-            if name == "round" and len(records) == 2:
-                armed = time.time()
-                killer = threading.Thread(target=lambda: (wait_for(at_work), kill_superlink()))
-                killer.start()
+                signal_superlink(signal.SIGKILL)
+            if name == "round" and len(records) in (2, 3):
+                number = signal.SIGKILL if len(records) == 2 else signal.SIGSTOP
+                later.append(threading.Thread(target=when_at_work, args=(number, time.time())))
+                later[-1].start()
         seconds = time.monotonic() - began
-        killer.join(1)
-        undisturbed = list(remote.submit("mine.py", overrides))
+        for thread in later:
+            thread.join(1)
     assert [(record["round"], record["clients"], record["failures"]) for record in records] == [
         (number, 3, 0) for number in (1, 2, 3, 4)
     ]
-    assert content["params_sha256"] == undisturbed[-1][1]["params_sha256"]
-    assert seconds < 90
+    assert content["params_sha256"] == simulated(fed.parent, "scaffold", overrides)
+    assert records[3]["seconds"] > STILL_SECONDS
+    assert seconds < 180
 
 
-def test_over_tls_two_runs_at_once_are_the_simulations_bit_for_bit(fed):
-    """SCAFFOLD and FedBN, what clients keep between rounds included, which is sealed on their disks."""
-    for place in (fed.parent, fed / "server/experiments", *(fed / "clients" / one / "experiments" for one in CLIENTS)):
-        (place / "parity.py").write_text(PARITY)
-    names, histories = ("scaffold", "fedbn"), {}
+def test_over_tls_runs_at_once_are_the_simulations_bit_for_bit(fed):
+    """SCAFFOLD and FedBN, twice each, what clients keep between rounds included, which is sealed on their disks."""
+    names, histories = [(name, seed) for name in ("scaffold", "fedbn") for seed in (0, 1)], {}
+    before = versions(fed)
 
-    def play(name):
-        histories[name] = umbel.run(load_experiment(f"{fed.parent}/parity.py:{name}"), Flower(fed, quiet=True))
+    def play(name, seed):
+        experiment = load_experiment(f"{fed.parent}/parity.py:{name}", [f"seed={seed}"])
+        histories[name, seed] = umbel.run(experiment, Flower(fed, quiet=True))
 
-    threads = [threading.Thread(target=play, args=(name,)) for name in names]
+    threads = [threading.Thread(target=play, args=name) for name in names]
     for thread in threads:
         thread.start()
-    for name in names:
-        experiment = load_experiment(f"{fed.parent}/parity.py:{name}")
-        simulated = umbel.run(experiment, Simulation(workers=1, compile="graph"))
-        threads[names.index(name)].join(240)
-        assert histories[name].params_sha256 == simulated.params_sha256
-        assert [record.clients for record in histories[name].rounds] == [3] * 3
-    kept = list((fed / "clients").glob("*/state/memory/*/*.3"))
+    for (name, seed), thread in zip(names, threads, strict=True):
+        expected = simulated(fed.parent, name, [f"seed={seed}"])
+        thread.join(240)
+        assert histories[name, seed].params_sha256 == expected
+        assert [record.clients for record in histories[name, seed].rounds] == [3] * 3
+    kept = versions(fed) - before
     assert len(kept) == len(names) * len(CLIENTS)
     assert not [path for path in kept if b"UMBEL1" in path.read_bytes()]
+
+
+def versions(fed):
+    """The files of what clients kept after their third round."""
+    return set((fed / "clients").glob("*/state/memory/*/*.3"))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +148,7 @@ def begin(folder, resume=None):
 def test_a_run_survives_that_all_is_stopped_and_all_is_killed_and_moved(movable):
     """Stopped by SIGTERM it is paused; killed, it goes on in another folder, with what clients kept, to its bits."""
     here = movable[0]
-    simulated = umbel.run(load_experiment(f"{here}/parity.py:scaffold"), Simulation(workers=1, compile="graph"))
+    expected = simulated(here, "scaffold")
     federation.up(here / "fed", lambda text: None)
     with begin(here) as store:
         began = time.monotonic()
@@ -148,7 +172,7 @@ def test_a_run_survives_that_all_is_stopped_and_all_is_killed_and_moved(movable)
     final = play(there, run.run)
     with Store.open(OperatorKit.load(there / "fed/operator").store) as store:
         assert [(one.clients, one.failures) for one in store.load_run(run.run).records] == [(3, 0)] * 5
-    assert (final["run"], final["params_sha256"]) == (run.run, simulated.params_sha256)
+    assert (final["run"], final["params_sha256"]) == (run.run, expected)
 
 
 def test_a_client_that_is_let_go_in_mid_run_is_left_out(movable):

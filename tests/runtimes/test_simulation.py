@@ -187,6 +187,16 @@ def test_workers_are_reused_for_the_same_experiment():
     assert first.params_sha256 == second.params_sha256
 
 
+def test_workers_are_reused_for_the_same_data_divided_otherwise():
+    simulation, source = Simulation(workers=1), data.Arrays(*blobs(64))
+    run(federation(population=data.Partitioned(source, clients=8)), simulation)
+    team = simulation._team
+    run(federation(population=data.Partitioned(source, clients=8, seed=1)), simulation)
+    assert simulation._team is team
+    run(federation(population=data.Partitioned(data.Arrays(*blobs(48)), clients=8)), simulation)
+    assert simulation._team is not team
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

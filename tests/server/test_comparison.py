@@ -53,6 +53,12 @@ def test_frame_and_plot(comparison, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
+def test_it_is_shown_in_brief(comparison):
+    assert repr(comparison).startswith("Comparison(2 experiments, ")
+    assert len(repr(comparison)) < 100
+    assert "<table" in comparison._repr_html_()
+
+
 def test_bad_requests(comparison, simulation):
     with pytest.raises(ConfigError, match="different names"):
         compare([federation(), federation()], simulation)

@@ -20,6 +20,7 @@ from umbel import (
     Simulation,
     StopAt,
     StoreError,
+    cross_validate,
     run,
 )
 from umbel.core.types import NOTHING
@@ -129,6 +130,28 @@ def wider():
 wider.__qualname__ = dense.__qualname__  # the same name: only the model itself tells
 
 
+def test_resumed_with_nothing_left_to_do_a_run_makes_no_other_version(url):
+    begun = run(federation(), Simulation(workers=1), store=url)
+    again = run(federation(), Simulation(workers=1), store=url, resume=begun.run)
+    more = run(federation(rounds=4), Simulation(workers=1), store=url, resume=begun.run)
+    assert (begun.model_version, again.model_version, more.model_version) == (1, 1, 2)
+    with Store.open(url) as store:
+        assert [model.run for model in store.models.list("small")] == [begun.run] * 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"callbacks": (StopAt("test_acuracy", 0.9),)},
+        {"callbacks": (EarlyStopping(),), "test": None, "validation": federation().population},
+        {"local": Local(learning_rate=ReduceOnPlateau(0.1, metric="loss"))},
+    ],
+)
+def test_waiting_for_what_is_not_measured_is_said_after_a_round(changes):
+    with pytest.raises(ConfigError, match=r"which is not measured: .*Known: "):
+        run(federation(**changes), Simulation(workers=1))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -184,6 +207,17 @@ def test_callbacks_end_a_run_early():
     assert len(history.rounds) == 2
 
 
+@pytest.mark.parametrize("runtime", ["simulation", Simulation, None])
+def test_what_is_no_runtime_is_refused(runtime):
+    with pytest.raises(ConfigError, match=r"such as Simulation\(\)"):
+        run(federation(), runtime)
+
+
+def test_a_number_of_folds_is_no_folds():
+    with pytest.raises(ConfigError, match="kfold_within"):
+        cross_validate(federation(), Simulation(workers=1), 5)
+
+
 def test_evaluation_does_not_change_training():
     often = run(federation(sampler=AllClients()), Simulation(workers=2))
     never = run(federation(sampler=AllClients(), test=None), Simulation(workers=2))
@@ -197,6 +231,9 @@ def test_history_in_other_forms(tmp_path):
     history = run(federation(), Simulation(workers=1))
     frame = history.to_frame()
     assert list(frame.index) == [1, 2, 3]
+    assert history._repr_html_().count("<tr") == 2 + len(frame)  # the titles, and the index's own
+    assert repr(history).startswith("History('small': 3 rounds, ")
+    assert len(repr(history)) < 300
     assert frame["test_accuracy"].iloc[-1] == history.rounds[-1].metrics["test_accuracy"]
     history.plot(str(tmp_path / "run.png"))
     assert (tmp_path / "run.png").stat().st_size > 5000

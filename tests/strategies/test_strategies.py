@@ -6,6 +6,7 @@ import pytest
 from umbel import ConfigError, FedAvg
 from umbel.core import serial
 from umbel.core.clusters import membership
+from umbel.core.experiment import extra_size
 from umbel.core.folds import WeightedSum
 from umbel.core.types import NOTHING, ClientUpdate, Mean, Total
 from umbel.strategies import ALL_STRATEGIES
@@ -16,7 +17,7 @@ DELTA = np.random.default_rng(1).normal(size=50).astype(np.float32)
 
 def mean_for(strategy, delta=DELTA):
     """A round's mean, with the extra that the strategy's clients send, if it has a half of theirs, or a fold."""
-    size = strategy.extra_size(len(delta)) if hasattr(strategy, "extra_size") else 0
+    size = extra_size(strategy, len(delta))
     if hasattr(strategy, "fold"):
         fold, update = strategy.fold(WeightedSum()), ClientUpdate(delta, NOTHING, 2.0, membership(0, strategy.clusters))
         return fold.total(fold.add(fold.zero(len(delta)), update)).mean()

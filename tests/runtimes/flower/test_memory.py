@@ -10,7 +10,7 @@ import pytest
 
 from umbel import StoreError
 from umbel.privacy import frames
-from umbel.runtimes.flower.memory import HOME_VARIABLE, KEPT_RUNS, Disk, client_home
+from umbel.runtimes.flower.memory import HOME_VARIABLE, KEPT_RUNS, MOST_RUNS, Disk, client_home
 
 RUN, OTHER = "0123456789abcdef" * 2, "f" * 32
 ARRAYS = [np.array([0.1, -0.0, np.nan, np.inf], np.float32), np.arange(6, dtype=np.int64).reshape(2, 3), np.zeros(0)]
@@ -106,6 +106,16 @@ def test_old_runs_are_forgotten_and_the_newest_are_not(tmp_path):
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {"task-9094.json", runs[0], *runs[-KEPT_RUNS + 1 :]}
     assert_same(disk.read(runs[0], 0, 2))
+
+
+def test_runs_that_are_under_way_at_once_do_not_forget_one_another(tmp_path):
+    disk, runs = Disk(tmp_path), [f"{number:032x}" for number in range(MOST_RUNS + 2)]
+    for run in runs[:MOST_RUNS]:
+        disk.write(run, 0, 1, ARRAYS)
+    assert all(disk.rounds(run, 0) == [1] for run in runs[:MOST_RUNS])
+    for run in runs[MOST_RUNS:]:  # a server that begins ever new ones does not fill the disk
+        disk.write(run, 0, 1, ARRAYS)
+    assert len(list(tmp_path.iterdir())) == MOST_RUNS
 
 
 def test_a_version_that_was_cut_short_is_refused(tmp_path):

@@ -1,13 +1,29 @@
-"""Which of Flower's failed calls are made again: those that a server, started again, would answer."""
+"""Which of Flower's failed calls are made again, and for how long; when whoever is silent is given up."""
 
+import importlib
 import threading
 import time
+from datetime import UTC, datetime
 
 import httpx
 import pytest
+from flwr.common.constant import NOOP_FLWR_AID
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.superlink.federation import NoOpFederationManager
 
+from umbel.runtimes.flower import private_patience
 from umbel.runtimes.flower.private import RETRY_SECONDS, make_patient
+from umbel.runtimes.flower.private_patience import (
+    BEAT_SECONDS,
+    LINKS,
+    PATIENCE_SECONDS,
+    RESTART_SECONDS,
+    STATES,
+    be_patient,
+)
 
 
 def status(code):
@@ -54,3 +70,96 @@ def test_what_will_not_change_is_said_at_once(error):
     with pytest.raises(type(error)):
         make_patient(make_simple_http_retry_invoker()).invoke(call)
     assert time.monotonic() - began < 0.5
+
+
+class Clock:
+    """Time that passes only when somebody waits."""
+
+    def __init__(self):
+        self.now = 1e9
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What Flower's states, changed to be patient, go by; they are as before afterwards."""
+    clock = Clock()
+    for kind, name in (("sql", "SqlLinkState"), ("in_memory", "InMemoryLinkState")):
+        nodes = importlib.import_module(LINKS.format(kind))
+        tasks = importlib.import_module(STATES.format(kind))
+        kept = [(nodes, "HEARTBEAT_PATIENCE"), (tasks, "HEARTBEAT_PATIENCE"), (tasks, "HEARTBEAT_DEFAULT_INTERVAL")]
+        for place, constant in [*kept, (getattr(nodes, name), "activate_node")]:
+            monkeypatch.setattr(place, constant, getattr(place, constant))
+        for module in (nodes, tasks):
+            monkeypatch.setattr(module, "now", lambda: datetime.fromtimestamp(clock.now, UTC))
+    monkeypatch.setattr(private_patience.time, "time", lambda: clock.now)
+    be_patient()
+    return clock
+
+
+@pytest.fixture(params=["sql", "in_memory"])
+def state(clock, request, tmp_path):
+    """What a SuperLink knows, in its file or in memory."""
+    database = str(tmp_path / "state.db") if request.param == "sql" else FLWR_IN_MEMORY_DB_NAME
+    federations = NoOpFederationManager()
+    factory = LinkStateFactory(database, federations, ObjectStoreFactory(database))
+    federations.linkstate = found = factory.state()
+    return found
+
+
+def joined(state):
+    node = state.create_node(NOOP_FLWR_AID, "", b"a key", BEAT_SECONDS)
+    assert state.activate_node(node, BEAT_SECONDS)
+    return node
+
+
+def statuses(state):
+    return [node.status for node in state.get_node_info()]
+
+
+@pytest.mark.parametrize("away", [60.0, 120.0, PATIENCE_SECONDS - BEAT_SECONDS])
+def test_nodes_and_tasks_outlive_an_outage_of_minutes(clock, state, away):
+    """Nobody was heard for so long, whoever's fault it was: all go on as if nothing had happened."""
+    node = joined(state)
+    began = state.get_node_info()[0].last_activated_at
+    run = state.create_run(None, None, "a hash", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
+    task = state.get_run_info(run_ids=[run])[0].primary_task_id
+    state.claim_task(task)
+    state.activate_task(task)
+    clock.sleep(away)
+    assert statuses(state) == ["online"]
+    assert state.acknowledge_node_heartbeat(node, BEAT_SECONDS)
+    assert state.acknowledge_task_heartbeat(task)
+    assert state.get_node_info()[0].last_activated_at == began  # it is not asked once more
+    clock.sleep(PATIENCE_SECONDS + 1)
+    assert statuses(state) == ["offline"]
+    assert not state.acknowledge_task_heartbeat(task)
+
+
+def test_a_node_that_was_silent_can_be_started_anew_before_it_is_given_up(clock, state):
+    """One that is heard cannot: its key is in use."""
+    node = joined(state)
+    clock.sleep(RESTART_SECONDS - 1)
+    assert not state.activate_node(node, BEAT_SECONDS)
+    clock.sleep(2)
+    assert state.activate_node(node, BEAT_SECONDS)
+    assert statuses(state) == ["online"]
+
+
+@pytest.mark.parametrize("away", [60.0, 600.0])
+def test_calls_wait_for_a_server_that_is_away(away):
+    """Flower's clients, ours among them, at any length; and are back within a second."""
+    clock = Clock()
+    back = clock.now + away
+
+    def call():
+        if clock.now < back:
+            raise TRANSIENT[0]
+        return "done"
+
+    invoker = make_simple_http_retry_invoker()
+    invoker.wait_function = clock.sleep
+    assert make_patient(invoker).invoke(call) == "done"
+    assert clock.now <= back + RETRY_SECONDS

@@ -80,7 +80,7 @@ def test_without_create_an_empty_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("runs.db", "is not a database URL; expected sqlite:///FILE.db or postgresql://"),
+        ("runs.db", "is not a database URL; expected sqlite:///runs.db, for a file of that name, or postgresql://"),
         ("mysql://me:hunter2@host/db", "is of a kind Umbel does not know"),
         ("postgresql://me:hunter2@host:port/db", "is not a database URL"),
         ("sqlite://", "would be lost"),

@@ -1,0 +1,47 @@
+"""How long Flower's servers wait for whoever is silent before they give him up. Not public in Flower; see `private`.
+
+Its own give up after a minute: a SuperLink that comes back after an outage of that length ends every run, and finds
+every node offline, so that a round goes on without them. Here an outage may last for minutes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from typing import Any
+
+BEAT_SECONDS = 30.0  # between two signs of life, at most; Flower's own
+RESTART_SECONDS = 30.0  # after the last one, a node may be started anew: its process has ended, or it would be heard
+PATIENCE_SECONDS = 240.0  # after the last one, a node or a run's process is given up
+
+STATES = "flwr.supercore.corestate.{}_corestate"  # what a process knows of tasks: who works on what
+LINKS = "flwr.server.superlink.linkstate.{}_linkstate"  # and of nodes
+
+
+def be_patient() -> None:
+    """From now on the SuperLink or SuperNode of this process gives nobody up before PATIENCE_SECONDS have passed."""
+    for kind in ("in_memory", "sql"):
+        tasks = importlib.import_module(STATES.format(kind))
+        # Claimed for one interval until it is begun, which takes long where many runs begin at once; then for two.
+        tasks.HEARTBEAT_DEFAULT_INTERVAL = PATIENCE_SECONDS / 2  # type: ignore[attr-defined]
+        tasks.HEARTBEAT_PATIENCE = 2  # type: ignore[attr-defined]
+    for kind, name in (("in_memory", "InMemoryLinkState"), ("sql", "SqlLinkState")):
+        nodes = importlib.import_module(LINKS.format(kind))
+        nodes.HEARTBEAT_PATIENCE = PATIENCE_SECONDS / BEAT_SECONDS  # type: ignore[attr-defined]
+        _let_nodes_return(getattr(nodes, name))
+
+
+def _let_nodes_return(states: Any) -> None:
+    """A node that is online cannot be activated: here one that was silent can be, since its process has ended."""
+    if hasattr(states.activate_node, "first"):
+        return
+    first = states.activate_node
+
+    def activate_node(self: Any, node_id: int, heartbeat_interval: float) -> bool:
+        for node in self.get_node_info(node_ids=[node_id], statuses=["online"]):
+            if node.online_until - time.time() < PATIENCE_SECONDS - RESTART_SECONDS:
+                self.deactivate_node(node_id)
+        return bool(first(self, node_id, heartbeat_interval))
+
+    activate_node.first = first  # type: ignore[attr-defined]
+    states.activate_node = activate_node

@@ -1,0 +1,34 @@
+"""The page on versions of models: its commands and its code run, one after the other, on the store of a run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from federations import dense, federation
+from umbel import Simulation, run
+from umbel.cli import execute
+
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
+
+
+def test_the_page_does_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("UMBEL_STORE", "UMBEL_STORE_KEY", "UMBEL_MODEL_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    histories = [
+        run(federation(name="mine", rounds=1, seed=seed), Simulation(workers=1), store="sqlite:///umbel.db")
+        for seed in (1, 2)
+    ]
+    (commands,) = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
+    for line in commands.splitlines():
+        assert execute(shlex.split(line, comments=True)[1:]) == 0, line
+    assert "production → 2" in capsys.readouterr().out
+    with np.load("mine.npz") as arrays:
+        flat = np.concatenate([array.ravel() for array in arrays.values()])
+    np.testing.assert_array_equal(flat, histories[0].params)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    names = {"build_model": dense}
+    exec(code, names)
+    np.testing.assert_array_equal(names["model"].get_weights()[0].ravel(), histories[0].params[: 6 * 8])
