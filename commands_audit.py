@@ -38,9 +38,7 @@ def audit(
     ] = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per attack on standard output.")] = False,
 ) -> None:
-    """Attack a run, and compare what is found with what was claimed. RUN is its id, the beginning of one, or latest.
-
-    EXPERIMENT is the run's .py file, if its experiment is not one of Umbel's own.
+    """Attack a run, and compare what is found with what was claimed.
 
     Canaries (clients with known updates; trains the run again), membership inference, gradient inversion.
 

@@ -109,6 +109,11 @@ def test_version_and_bare_command(here):
     assert here() == here("--help")
 
 
+def test_help_says_what_arguments_are(here):
+    _, output, _ = here("compare", "--help")
+    assert "Names or .py files" in output
+
+
 def test_completion_knows_experiments_files_and_settings(here):
     class Context:
         params = {"experiment": "tiny.py"}  # noqa: RUF012

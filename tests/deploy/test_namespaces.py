@@ -24,7 +24,7 @@ pytestmark = pytest.mark.deployment
 
 SERVER, NORTH, SOUTH = "10.77.91.1", "10.77.91.2", "10.77.91.3"
 CUT_SECONDS = 20
-DEADLINE_SECONDS = 4  # of a round whose model, both ways, takes a link of 1 Mbit/s more than 5
+DEADLINE_SECONDS = 12  # of a round whose model, both ways, takes a link of 1 Mbit/s more than 20
 
 # What nginx does on a real host: connections to the public address go to the SuperLink, which listens on loopback.
 FORWARD = """
@@ -197,7 +197,7 @@ def test_a_link_of_a_megabit_is_waited_for_until_the_deadline(hosts, started):
     What it sends of the first round arrives while the second is played, and counts in neither."""
     wait_for(lambda: all_online(hosts, started), 120)
     last = "keras.layers.Dense(2)"
-    wide = (started / "mine.py").read_text().replace(last, f"keras.layers.Dense(12_800), {last}")
+    wide = (started / "mine.py").read_text().replace(last, f"keras.layers.Dense(51_200), {last}")
     for place in ("", "fed/server/experiments", "fed/clients/north/experiments", "fed/clients/south/experiments"):
         (started / place / "wide.py").write_text(wide)
     settings = started / "fed/operator/operator.toml"
@@ -214,9 +214,9 @@ def test_a_link_of_a_megabit_is_waited_for_until_the_deadline(hosts, started):
         (small, _), (large, errors) = play("mine.py", 60), play("wide.py", DEADLINE_SECONDS)
     assert [(one["clients"], one["failures"]) for one in small] == [(2, 0)] * 2
     assert [(one["clients"], one["failures"]) for one in large] == [(1, 1)] * 2
-    assert all(one["seconds"] < DEADLINE_SECONDS + 3 for one in large)
+    assert all(one["seconds"] < DEADLINE_SECONDS + 5 for one in large)
     for round in (1, 2):
-        assert f"round {round}: client 0 left out (timeout): no reply within {DEADLINE_SECONDS} seconds" in errors
+        assert f"round {round}: client 0 left out (timeout): " in errors  # no reply, or one that is not whole yet
 
 
 def _cannot_reach(namespace, host, port):
