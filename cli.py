@@ -21,6 +21,7 @@ from .commands_deploy import client, deploy, server
 from .commands_keys import app as keys
 from .commands_models import app as models
 from .commands_privacy import app as privacy
+from .commands_store import app as store_commands
 from .console import (
     JsonLines,
     accuracy,
@@ -262,6 +263,7 @@ def plot(
 app.command("compare")(compare_command)
 app.command()(audit)
 app.add_typer(models, name="models")
+app.add_typer(store_commands, name="store")
 app.add_typer(deploy, name="deploy")
 app.add_typer(server, name="server")
 app.add_typer(client, name="client")
@@ -284,6 +286,9 @@ def execute(words: Sequence[str]) -> int:
     except click.ClickException as error:
         say(f"{error.format_message().rstrip('.')}; see umbel --help")
         return error.exit_code
+    except click.Abort:  # of a question
+        say("nothing was done")
+        return 1
     except UmbelError as error:
         if debug and not isinstance(error, Paused):
             traceback.print_exc()

@@ -1,10 +1,12 @@
 """A million clients on one machine: does a round cost what its cohort costs, and does memory stay flat?
 
-    python benchmarks/scale.py [--clients 1000000] [--cohort 1000] [--rounds 60] [--json]
+    python benchmarks/scale.py [--clients 1000000] [--cohort 1000] [--rounds 60] [--scaffold] [--json]
 
 Each client owns 10 of 100,000 resident rows (64 features, 10 classes). A client is what it is in any population of
 Umbel, an offset into an array of row numbers: a million of them are two arrays of 48 MB, and the rows are 26 MB. Rows
 are shared between clients; ten million distinct ones would be 2.6 GB of numbers, and a round would do the same work.
+
+--scaffold: every client that takes part keeps its control variate, as many numbers as the model, in a store on disk.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from umbel import Examples, Experiment, FedAvg, FixedCohort, Local, Simulation, run
+from umbel import Examples, Experiment, FedAvg, FixedCohort, Local, Scaffold, Simulation, derive, run
 
 ROWS, FEATURES, CLASSES = 100_000, 64, 10
 EXAMPLES = 10
@@ -96,15 +99,19 @@ def build() -> Any:
     return model
 
 
-def measure(clients: int, cohort: int, rounds: int) -> dict[str, Any]:
-    """Play the rounds; seconds per round (the first left out), memory and the training loss, first and last."""
+def measure(clients: int, cohort: int, rounds: int, scaffold: bool = False) -> dict[str, Any]:
+    """Play the rounds; seconds per round (the first left out), memory and the training loss, first and last.
+
+    scaffold: with its strategy, a store on disk, and what the store came to.
+    """
     began = time.perf_counter()
     population = crowd(clients)
     experiment = Experiment(
         name="scale",
         model=build,
         population=population,
-        strategy=FedAvg(),
+        strategy=Scaffold() if scaffold else FedAvg(),
+        weighting="uniform" if scaffold else "examples",
         sampler=FixedCohort(cohort),
         local=Local(epochs=1, batch_size=EXAMPLES, learning_rate=0.1),
         rounds=rounds,
@@ -112,7 +119,10 @@ def measure(clients: int, cohort: int, rounds: int) -> dict[str, Any]:
     prepared = time.perf_counter() - began
     watch = MemoryWatch([])
     simulation = Simulation(workers=2)
-    history = run(experiment, simulation, watchers=[watch])
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"sqlite:///{folder}/runs.db" if scaffold else None
+        history = run(experiment, simulation, store=store, watchers=[watch])
+        disk = sum(file.stat().st_size for file in Path(folder).iterdir())
     seconds = [record.seconds for record in history.rounds[1:]]
     losses = history.column("train_loss")
     return {
@@ -129,7 +139,18 @@ def measure(clients: int, cohort: int, rounds: int) -> dict[str, Any]:
         "growth_mib": watch.resident[-1] - watch.resident[SETTLED - 1],
         "first_loss": float(losses[0]),
         "last_loss": float(losses[-1]),
+        "disk_mib": disk / 2**20,
+        "kept_mib": len(seen(experiment)) * history.params.nbytes / 2**20 if scaffold else 0.0,
     }
+
+
+def seen(experiment: Experiment) -> set[int]:
+    """The clients that took part."""
+    clients, found = range(len(experiment.population)), set[int]()
+    for number in range(1, experiment.rounds + 1):
+        key = derive(experiment.seed, "round", number).derive("cohort")
+        found.update(experiment.sampler.sample(clients, experiment.population.sizes, key))
+    return found
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -151,7 +172,9 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
         (f"memory, round {SETTLED} to the last", f"{result['growth_mib']:+.1f} MiB"),
         ("training loss, first round to last", f"{result['first_loss']:.3f} → {result['last_loss']:.3f}"),
         ("compiled as", result["compile"]),
-    ]
+    ] + [("on disk, of which clients' own numbers", f"{result['disk_mib']:.0f} MiB, {result['kept_mib']:.0f} MiB")] * (
+        result["disk_mib"] > 0
+    )
 
 
 def main() -> None:
@@ -159,11 +182,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1_000_000)
     parser.add_argument("--cohort", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--scaffold", action="store_true", help="clients remember a model each, on disk")
     parser.add_argument("--json", action="store_true", help="the result as one JSON object on standard output")
     options = parser.parse_args()
     if options.rounds <= SETTLED:
         parser.error(f"expected --rounds {options.rounds} > {SETTLED}")
-    result = measure(options.clients, options.cohort, options.rounds)
+    result = measure(options.clients, options.cohort, options.rounds, options.scaffold)
     Console(file=sys.stderr if options.json else sys.stdout).print(table(result))
     if options.json:
         print(json.dumps(result))

@@ -39,6 +39,7 @@ WALLS = {
         "commands_keys.py",
         "commands_models.py",
         "commands_privacy.py",
+        "commands_store.py",
     },
     "rich": {"console.py", "benchmarks"},
 }

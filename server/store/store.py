@@ -237,6 +237,12 @@ class Store:
         with self._database.read() as connection:
             return runs.summaries(connection)
 
+    def find(self, run: str) -> RunSummary:
+        """One run, by its id, the beginning of one, or "latest"."""
+        with self._database.read() as connection:
+            run = runs.resolve(connection, run)
+            return next(one for one in runs.summaries(connection) if one.run == run)
+
     def delete_run(self, run: str) -> None:
         """Delete a run with its records, checkpoints, memory and ledger. Model versions made from it stay."""
         with self._database.write() as connection:

@@ -13,6 +13,11 @@ from umbel.cli import execute
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
 
 
+def typed(commands):
+    for line in commands.splitlines():
+        assert execute(shlex.split(line, comments=True)[1:]) == 0, line
+
+
 def test_the_page_does_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("UMBEL_STORE", "UMBEL_STORE_KEY", "UMBEL_MODEL_KEY"):
@@ -21,9 +26,8 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch, capsys):
         run(federation(name="mine", rounds=1, seed=seed), Simulation(workers=1), store="sqlite:///umbel.db")
         for seed in (1, 2)
     ]
-    (commands,) = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
-    for line in commands.splitlines():
-        assert execute(shlex.split(line, comments=True)[1:]) == 0, line
+    about_models, about_stores = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
+    typed(about_models)
     assert "production → 2" in capsys.readouterr().out
     with np.load("mine.npz") as arrays:
         flat = np.concatenate([array.ravel() for array in arrays.values()])
@@ -32,3 +36,5 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch, capsys):
     names = {"build_model": dense}
     exec(code, names)
     np.testing.assert_array_equal(names["model"].get_weights()[0].ravel(), histories[0].params[: 6 * 8])
+    typed(about_stores)
+    assert "sound: 2 runs" in capsys.readouterr().out
