@@ -88,11 +88,13 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def kept(variables: Sequence[Any]) -> Iterator[None]:
-    """Put the variables' values back after."""
+    """Put the variables' values back after, whatever happens inside."""
     before = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    yield
-    for variable, value in zip(variables, before, strict=True):
-        variable.assign(value)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
 
 
 def batch_of(examples: Examples) -> tuple:
