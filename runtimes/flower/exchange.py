@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from flwr.app import Message, RecordDict
 
 from ...core.types import Failure
 from .malformed import Malformed
 from .nodes import Nodes
-from .private_exchange import Envelope, Mail
-from .private_objects import content_bytes
+from .private_exchange import Envelope, Mail, Superseded
+from .private_objects import content_bytes, wait_until
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05  # Grid.send_and_receive polls every 3 seconds, longer than many rounds take
 NODES_SECONDS = 1.0  # between two looks at who was started again
+STALLED_SECONDS = 5.0  # without another object of a reply, before anybody else's is read instead
 TTL_MARGIN_SECONDS = 5.0  # a message outlives the wait for its reply, so that who is late is late, not "unavailable"
 CRASHED = 8  # Flower's code for a client whose process died
 
@@ -46,7 +50,7 @@ class Exchange:
 
     kind: "train" or "evaluate". contents: by client. label: what the exchange is for, in words. A client that is
     started again, or whose process dies, is sent its message once more, while the time lasts; all are after the
-    SuperLink was gone, and the first reply counts.
+    SuperLink was gone, and so is who was uploading then, should the upload not go on. The first whole reply counts.
     """
 
     def __init__(
@@ -63,8 +67,12 @@ class Exchange:
         self._mail, self._nodes, self._late, self._kind, self._contents = mail, nodes, late, kind, contents
         self._seconds, self._max_bytes, self._label = seconds, max_bytes, label
         self._waiting: dict[str, int] = {}  # {message: client}
-        self._arrived: dict[int, Envelope | Failure] = {}
+        self._arrived: dict[int, Envelope | Failure] = {}  # and not read yet
+        self._read: dict[int, Message | Failure] = {}  # one at most
+        self._reading: int | None = None
+        self._doubtful: dict[int, float] = {}  # who may have stopped uploading, and when
         self._again: set[int] = set()  # sent twice
+        self._lock = threading.Lock()  # a reply is read by several threads, which look around while they wait
 
     def __enter__(self) -> Exchange:
         self._late.refuse()
@@ -85,19 +93,21 @@ class Exchange:
         """
         left = list(self._contents)
         while left:
-            ready = [client for client in left if client in self._arrived]
-            client = left[0] if in_order else next(iter(ready), left[0])
-            if client in self._arrived:
-                left.remove(client)
-                yield client, self._take(client)
+            wanted = left[:1] if in_order else left
+            client = next((client for client in wanted if client in self._arrived), None)
+            if client is not None:
+                if self._take(client, in_order):
+                    left.remove(client)
+                    yield client, self._read.pop(client)
+                else:  # whoever is waited for comes last
+                    left.sort(key=lambda one: not in_order and one == client)
                 continue
             if time.monotonic() >= self._deadline:
                 self._look()
-                late = [client for client in left if client not in self._arrived]
-                self._arrived |= {client: self._timeout(client) for client in late}
+                self._arrived |= {client: self._timeout(client) for client in left if client not in self._arrived}
                 continue
             self._look()
-            if client not in self._arrived:
+            if not any(client in self._arrived for client in wanted):
                 time.sleep(POLL_SECONDS)
 
     def _send(self, clients: list[int]) -> None:
@@ -108,31 +118,43 @@ class Exchange:
         for client in clients:
             if identifiers.get(client):
                 self._waiting[identifiers[client]] = client
-            else:
+            elif not self._is_open(client):
                 self._arrived[client] = Failure(client, "unreachable", "its node is not connected")
+
+    def _is_open(self, client: int) -> bool:
+        """Whether a reply of this client is on its way, or there."""
+        return client in self._waiting.values() or self._is_there(client)
+
+    def _is_there(self, client: int) -> bool:
+        """Whether it has at least begun to upload a reply."""
+        return client in self._arrived or client == self._reading
 
     def _look(self) -> None:
         """Take note of what has arrived, and of who was started again."""
-        for envelope in self._mail.look(list(self._waiting)):
+        for envelope in self._mail.look([one for one, client in self._waiting.items() if client not in self._arrived]):
             if (client := self._waiting.pop(envelope.reply_to, None)) is None:
                 continue  # another try's reply, after the one that counts
-            if envelope.error is not None and client in self._waiting.values():
+            if envelope.error is not None and self._is_open(client):
                 continue  # another try is on its way
             if envelope.error is not None and envelope.error.code == CRASHED and self._may_repeat(client):
                 self._repeat([client], "its process died")
             else:
                 self._arrived[client] = envelope
-                self._forget(client)
-        if self._mail.was_cut() and (out := list(dict.fromkeys(self._waiting.values()))):
+        if self._mail.was_cut() and (out := self._affected(set(self._contents))):
             log.warning("%s: the SuperLink was gone; clients %s are asked once more", self._label, out)
             self._send(out)
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + NODES_SECONDS
-            waiting = set(self._waiting.values())
-            moved = [client for client in self._nodes.refresh() if client in waiting and self._may_repeat(client)]
+            moved = [client for client in self._affected(set(self._nodes.refresh())) if self._may_repeat(client)]
             for client in moved:
                 self._forget(client)
             self._repeat(moved, "its node was started again")
+
+    def _affected(self, clients: set[int]) -> list[int]:
+        """Those among clients of whom nothing has arrived yet. The uploads of others may have ended: that is noted."""
+        self._doubtful |= {client: time.monotonic() for client in clients if self._is_there(client)}
+        waiting = dict.fromkeys(self._waiting.values())
+        return [client for client in waiting if client in clients and not self._is_there(client)]
 
     def _forget(self, client: int) -> None:
         """What this client was sent so far is not waited for any more."""
@@ -150,15 +172,44 @@ class Exchange:
         if clients:
             self._send(clients)
 
-    def _take(self, client: int) -> Message | Failure:
-        """The reply, read now."""
+    def _take(self, client: int, in_order: bool) -> bool:
+        """Read a reply that has arrived. False where it is not whole, and another one is better or on its way."""
         envelope = self._arrived.pop(client)
         if isinstance(envelope, Failure):
-            return envelope
+            self._read[client] = envelope
+            return True
+        self._reading = client
         try:
-            return envelope.open(self._max_bytes, self._deadline)
+            self._read[client] = envelope.open(self._max_bytes, partial(self._wait, client, in_order))
+        except Superseded:
+            self._arrived.setdefault(client, envelope)
+            return False
         except Malformed as malformed:
-            return Failure(client, malformed.reason, malformed.detail)
+            if malformed.reason == "timeout" and client in self._waiting.values():
+                return False
+            self._read[client] = Failure(client, malformed.reason, malformed.detail)
+        finally:
+            self._reading = None
+        self._forget(client)
+        return True
+
+    def _wait(self, client: int, in_order: bool, seconds: float) -> None:
+        """For more of the reply that is being read, which has not grown for so many seconds.
+
+        Errors: Malformed at the deadline; Superseded for another try's reply, and, in any order, for another client's.
+        """
+        wait_until(self._deadline)(seconds)
+        with self._lock:
+            if client not in self._arrived:
+                self._look()
+            doubted = self._doubtful.get(client, math.inf)
+            if min(seconds, time.monotonic() - doubted) >= STALLED_SECONDS:
+                del self._doubtful[client]
+                log.warning("%s: client %d is asked once more: its upload has ended", self._label, client)
+                self._send([client])
+            others = self._arrived if not in_order and seconds >= STALLED_SECONDS else ()
+            if client in self._arrived or others:
+                raise Superseded
 
     def _timeout(self, client: int) -> Failure:
         return Failure(client, "timeout", f"no reply within {self._seconds:g} seconds")

@@ -14,6 +14,7 @@ from .check import check_content
 from .malformed import Malformed
 from .private import nodes_of
 from .private_exchange import Envelope, Mail
+from .private_objects import wait_until
 from .wire import pack_identity, unpack_identity, unpack_version
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,7 @@ class Nodes:
         self._online: set[int] = set()
         self._asked: dict[str, int] = {}  # {message: node} not yet answered
         self._known: set[int] = set()
-        self._is_settled = (
-            False  # before that, two nodes of one client are a mistake; afterwards one replaced the other
-        )
+        self._is_settled = False  # until then two nodes of one client are a mistake; later on, one replaced the other
 
     def wait(self, count: int, seconds: float) -> None:
         """Return once `count` clients have appeared.
@@ -109,7 +108,7 @@ class Nodes:
     def _answer(self, node: int, envelope: Envelope) -> set[int]:
         """Put down which client a node is; that client, if it had another node before."""
         try:
-            reply = envelope.open(MAX_QUERY_BYTES, time.monotonic() + RETURN_SECONDS)
+            reply = envelope.open(MAX_QUERY_BYTES, wait_until(time.monotonic() + RETURN_SECONDS))
             if (failure := check_content(reply, -1)) is not None:
                 raise Malformed(failure.reason, failure.detail)
             client = unpack_identity(reply.content)

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 # flwr.supercore.retry: whether and when a failed call is tried again.
 from flwr.supercore.retry import RetryInvoker
 
-from .private_patience import be_patient
+from .private_patience import Retried, be_patient, upload_on
 
 LOOPBACK = "127.0.0.1"
 RETRY_SECONDS = 1.0  # between two tries to reach a server that is gone, at most
@@ -156,11 +156,11 @@ def end_with_parent(parent: int) -> None:
     start_parent_process_monitor(parent)
 
 
-def make_patient(invoker: RetryInvoker, outages: threading.Event | None = None) -> RetryInvoker:
+def make_patient(invoker: RetryInvoker, noted: Callable[[], None] | None = None) -> RetryInvoker:
     """Let Flower's calls wait for a server that is started again, and come back soon after it has.
 
     Its own give up where a TLS connection is cut, by the words of the error, and wait up to 20 seconds between tries.
-    outages: set whenever the server could not be reached.
+    noted: called whenever the server could not be reached, by the thread that wanted to.
     """
     gives_up, waits, notes = invoker.should_giveup, invoker.wait_function, invoker.on_backoff
 
@@ -170,8 +170,8 @@ def make_patient(invoker: RetryInvoker, outages: threading.Event | None = None) 
         return not (is_cut or is_busy) and gives_up is not None and gives_up(error)
 
     def note(state: Any) -> None:
-        if outages is not None and isinstance(state.exception, httpx.TransportError):
-            outages.set()
+        if noted is not None and isinstance(state.exception, httpx.TransportError):
+            noted()
         if notes is not None:
             notes(state)
 
@@ -185,15 +185,24 @@ def outages_of(grid: Any) -> threading.Event:
     outages = threading.Event()
     invoker = getattr(grid, "_retry_invoker", None)
     if invoker is not None:
-        make_patient(invoker, outages)
+        make_patient(invoker, outages.set)
     return outages
 
 
-def _wait_for_servers(module: str) -> None:
+def _wait_for_servers(module: str, noted: Callable[[], None] | None = None) -> None:
     """Make the calls of one of Flower's modules patient."""
     flower = importlib.import_module(module)
     make = flower.make_simple_http_retry_invoker
-    flower.make_simple_http_retry_invoker = lambda: make_patient(make())  # type: ignore[attr-defined]
+    flower.make_simple_http_retry_invoker = lambda: make_patient(make(), noted)  # type: ignore[attr-defined]
+
+
+def finish_uploads() -> None:
+    """A SuperNode's upload goes on where its SuperLink died in the middle of it, and is back."""
+    from flwr.supernode import fleet_http_connection as fleet
+
+    retried = Retried()
+    fleet.make_push_object_fn_protobuf = upload_on(fleet.make_push_object_fn_protobuf, retried)
+    _wait_for_servers(fleet.__name__, retried.note)
 
 
 def quicken_supernode() -> None:
@@ -245,7 +254,7 @@ def main() -> None:
     else:
         from flwr.supernode.cli import flower_supernode as run
 
-        _wait_for_servers("flwr.supernode.fleet_http_connection")
+        finish_uploads()
         be_patient()
         quicken_supernode()
     run()

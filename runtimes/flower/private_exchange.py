@@ -25,15 +25,20 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object
 
 from .malformed import Malformed
 from .private import outages_of
-from .private_objects import Reader, upload
+from .private_objects import Reader, Wait, upload
+
+
+class Superseded(Exception):
+    """Nobody waits any longer for the rest of a reply: what has arrived of it stays where it is."""
 
 
 class Envelope(NamedTuple):
-    """A reply that has arrived."""
+    """A reply that has arrived, or whose content is still being uploaded."""
 
     reply_to: str
     error: Error | None  # Flower's, in place of content
-    open: Callable[[int, float], Message]  # (most bytes of an array, until when) → the reply. Errors: Malformed
+    # (most bytes of its arrays, how to wait for what is not there yet) → the reply. Errors: Malformed; what wait raises
+    open: Callable[[int, Wait], Message]
 
 
 class Mail(Protocol):
@@ -128,26 +133,35 @@ class SuperLinkMail:
             self._confirm(tree)
         return [proto.metadata.reply_to_message_id for proto in found.messages_list]
 
-    def _opener(self, message: Message, tree: ObjectTree) -> Callable[[int, float], Message]:
-        def open_it(max_bytes: int, until: float) -> Message:
+    def _opener(self, message: Message, tree: ObjectTree) -> Callable[[int, Wait], Message]:
+        def open_it(max_bytes: int, wait: Wait) -> Message:
             try:
-                get = make_pull_object_fn_protobuf(self._client.PullObject, self._node, self._run)
-                content = Reader(get, max_bytes, until).read(tree)
+                content = self._read(tree, max_bytes, wait)
             except Malformed:
-                raise
-            except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-                raise Malformed("schema", f"its reply does not have Flower's form: {error}") from error
-            except Exception as error:
-                raise Malformed("timeout", f"its reply did not arrive whole: {error}") from error
-            finally:
                 self._confirm(tree)
-                return_memory()
-            if not isinstance(content, Message):
-                raise Malformed("schema", f"its reply is a {type(content).__name__}, no message")
+                raise
+            self._confirm(tree)
             content.metadata.__dict__.update(message.metadata.__dict__)
             return content
 
         return open_it
+
+    def _read(self, tree: ObjectTree, max_bytes: int, wait: Wait) -> Message:
+        """A reply's content. Errors: as Envelope.open."""
+        try:
+            get = make_pull_object_fn_protobuf(self._client.PullObject, self._node, self._run)
+            content = Reader(get, max_bytes, wait).read(tree)
+        except (Malformed, Superseded):
+            raise
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            raise Malformed("schema", f"its reply does not have Flower's form: {error}") from error
+        except Exception as error:
+            raise Malformed("timeout", f"its reply did not arrive whole: {error}") from error
+        finally:
+            return_memory()
+        if not isinstance(content, Message):
+            raise Malformed("schema", f"its reply is a {type(content).__name__}, no message")
+        return content
 
     def _confirm(self, tree: ObjectTree) -> None:
         """Let the SuperLink forget a reply's content."""
@@ -171,5 +185,5 @@ def _opened(message: Message) -> Envelope:
     return Envelope(message.metadata.reply_to_message_id, error, _fixed(message))
 
 
-def _fixed(message: Message) -> Callable[[int, float], Message]:
-    return lambda max_bytes, until: message
+def _fixed(message: Message) -> Callable[[int, Wait], Message]:
+    return lambda max_bytes, wait: message

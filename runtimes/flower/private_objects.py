@@ -42,11 +42,12 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from .malformed import Malformed
 
 AT_ONCE = 2  # objects on their way at a time
-WAIT_SECONDS = 0.05  # for an object that is still being uploaded
+WAIT_SECONDS = 0.05  # between two looks for an object that is still being uploaded
 ALIGNMENT = 64  # bytes: what TensorFlow can take over without a copy
 CONTENT_TAG = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number << 3 | 2  # Protobuf's, for bytes
 
 Get = Callable[[str], bytes]
+Wait = Callable[[float], None]  # (seconds that an object has been waited for); raises where it is waited for no longer
 
 
 class Chunk(ArrayChunk):
@@ -162,15 +163,18 @@ def upload(
 class Reader:
     """Reads one message, object by object.
 
-    get: fetches an object. max_bytes: of its arrays, together. until: when to stop waiting for what is still being
-    uploaded, as `time.monotonic` counts.
+    get: fetches an object. max_bytes: of its arrays, together. wait: called, from any of several threads, while an
+    object is still being uploaded; forever by default.
     """
 
-    def __init__(self, get: Get, max_bytes: float = math.inf, until: float = math.inf):
-        self._get, self._left, self._until = get, max_bytes, until
+    def __init__(self, get: Get, max_bytes: float = math.inf, wait: Wait = lambda seconds: time.sleep(WAIT_SECONDS)):
+        self._get, self._left, self._wait = get, max_bytes, wait
 
     def read(self, tree: ObjectTree) -> Any:
-        """The object, with all it consists of. Errors: Malformed; others for what does not have Flower's form."""
+        """The object, with all it consists of.
+
+        Errors: Malformed; those of get and wait; others for what does not have Flower's form.
+        """
         content = self._pull(tree.object_id)
         kind, _, _ = get_object_head_values_from_object_content(content)
         if kind == "Array":
@@ -215,13 +219,23 @@ class Reader:
 
     def _pull(self, identifier: str) -> bytes:
         """One object; waits for one that is still being uploaded."""
+        began = time.monotonic()
         while True:
             try:
                 return self._get(identifier)
             except ObjectUnavailableError:
-                if time.monotonic() >= self._until:
-                    raise Malformed("timeout", "its reply was not uploaded whole in time") from None
-                time.sleep(WAIT_SECONDS)
+                self._wait(time.monotonic() - began)
+
+
+def wait_until(deadline: float) -> Wait:
+    """Wait for what is still being uploaded until then, as `time.monotonic` counts. Errors: Malformed afterwards."""
+
+    def wait(seconds: float) -> None:
+        if time.monotonic() >= deadline:
+            raise Malformed("timeout", "its reply was not uploaded whole in time")
+        time.sleep(WAIT_SECONDS)
+
+    return wait
 
 
 def not_stored(run: int, session: str) -> Callable[[str], None]:

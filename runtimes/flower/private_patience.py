@@ -1,4 +1,6 @@
-"""How long Flower's servers wait for whoever is silent before they give him up. Not public in Flower; see `private`.
+"""How long Flower's servers wait for whoever is silent before they give him up, and what an upload outlives.
+
+Not public in Flower; see `private`.
 
 Its own give up after a minute: a SuperLink that comes back after an outage of that length ends every run, and finds
 every node offline, so that a round goes on without them. Here an outage may last for minutes.
@@ -7,8 +9,13 @@ every node offline, so that a round goes on without them. Here an outage may las
 from __future__ import annotations
 
 import importlib
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
+
+# flwr.supercore: what an upload raises whose object was refused.
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 BEAT_SECONDS = 30.0  # between two signs of life, at most; Flower's own
 RESTART_SECONDS = 30.0  # after the last one, a node may be started anew: its process has ended, or it would be heard
@@ -45,3 +52,36 @@ def _let_nodes_return(states: Any) -> None:
 
     activate_node.first = first  # type: ignore[attr-defined]
     states.activate_node = activate_node
+
+
+class Retried(threading.local):
+    """Whether this thread's last call had to be made again."""
+
+    was = False
+
+    def note(self) -> None:
+        """It had to."""
+        self.was = True
+
+
+def upload_on(make: Callable[..., Callable[[str, bytes], None]], retried: Retried) -> Callable[..., Any]:
+    """Flower's maker of what uploads an object, for uploads that go on where a SuperLink died and came back.
+
+    It takes an object once. One that it had stored, and died before it said so, it refuses when the call is made again;
+    Flower then gives up the reply, for whose other objects the server waits in vain. retried: noted by every call.
+    """
+
+    def make_patient_upload(*arguments: Any) -> Callable[[str, bytes], None]:
+        upload = make(*arguments)
+
+        def upload_or_pass(identifier: str, content: bytes) -> None:
+            retried.was = False
+            try:
+                upload(identifier, content)
+            except ObjectPushError:
+                if not retried.was:
+                    raise
+
+        return upload_or_pass
+
+    return make_patient_upload

@@ -27,7 +27,7 @@ from .identity import Identity
 from .malformed import Malformed
 from .private import names_of
 from .private_exchange import Envelope, Mail
-from .private_objects import array_record, raw_array
+from .private_objects import Wait, array_record, raw_array
 
 SIGNATURE, SEALED = "signature", "sealed"  # names of records
 NONCE_BYTES = 16
@@ -122,8 +122,8 @@ class SignedMail:
         if envelope.error is not None:
             return envelope
 
-        def open_it(max_bytes: int, until: float) -> Message:
-            reply = envelope.open(max_bytes + SEALING_BYTES * self._identity.seals, until)
+        def open_it(max_bytes: int, wait: Wait) -> Message:
+            reply = envelope.open(max_bytes + SEALING_BYTES * self._identity.seals, wait)
             if stamp is None:
                 raise Malformed("replay", "it answers nothing that was sent, or was answered before")
             if reply.has_content():

@@ -214,7 +214,7 @@ def test_a_link_of_a_megabit_is_waited_for_until_the_deadline(hosts, started):
         (small, _), (large, errors) = play("mine.py", 60), play("wide.py", DEADLINE_SECONDS)
     assert [(one["clients"], one["failures"]) for one in small] == [(2, 0)] * 2
     assert [(one["clients"], one["failures"]) for one in large] == [(1, 1)] * 2
-    assert all(one["seconds"] < DEADLINE_SECONDS + 5 for one in large)
+    assert all(one["seconds"] < DEADLINE_SECONDS + 15 for one in large)
     for round in (1, 2):
         assert f"round {round}: client 0 left out (timeout): " in errors  # no reply, or one that is not whole yet
 

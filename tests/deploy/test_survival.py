@@ -44,7 +44,7 @@ def simulated(folder, name, overrides=()):
 def test_a_run_survives_its_superlink(fed):
     """It is killed between two rounds, and again while clients train, and then stands still for 20 seconds: nobody is
     left out, and nothing is lost."""
-    overrides = ["rounds=4", "local.epochs=100", "local.batch_size=2"]
+    overrides = ["rounds=4", "local.epochs=500", "local.batch_size=2"]  # a second of work
 
     def superlinks():
         return [pid for line, pid in children(process_of(fed / "server/state")).items() if "flower.secured" in line]
@@ -77,7 +77,7 @@ def test_a_run_survives_its_superlink(fed):
                 later.append(threading.Thread(target=kill_when_at_work, args=(time.time(),)))
                 later[-1].start()
             if name == "round" and len(records) == 3:
-                signal_superlink(signal.SIGSTOP)  # at once: the last round has begun, and lasts some seconds
+                signal_superlink(signal.SIGSTOP)  # at once: the last round has begun
                 later.append(threading.Thread(target=let_go_on))
                 later[-1].start()
         seconds = time.monotonic() - began
@@ -88,7 +88,7 @@ def test_a_run_survives_its_superlink(fed):
     ]
     assert content["params_sha256"] == simulated(fed.parent, "scaffold", overrides)
     assert records[3]["seconds"] > STILL_SECONDS - 5
-    assert seconds < 180
+    assert seconds < 240
 
 
 def test_over_tls_runs_at_once_are_the_simulations_bit_for_bit(fed):
@@ -195,7 +195,9 @@ def test_a_client_that_is_let_go_in_mid_run_is_left_out(movable):
         (south,) = (node for node in operator.nodes() if node.name == "south")
         revoke = threading.Thread(target=lambda: (wait_for(at_work, 120), operator.unregister(south.node)))
         with RemoteFederation(*connection(fed)) as remote:
-            for name, content in remote.submit("parity.py:fedbn", ["rounds=4"]):
+            for name, content in remote.submit(
+                "parity.py:fedbn", ["rounds=4", "local.epochs=500", "local.batch_size=2"]
+            ):
                 if name == "round":
                     rounds.append((content["record"]["clients"], [one[:2] for one in content["failures"]]))
                     armed = time.time()

@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from umbel.core.types import ClientUpdate, Weighted
 from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.private_exchange import SuperLinkMail
+from umbel.runtimes.flower.private_objects import wait_until
 
 SIZE = 3_000_000  # of float32: three chunks
 
@@ -74,7 +75,7 @@ def pushed(link, content):
 
 
 def soon():
-    return time.monotonic() + 0.2
+    return wait_until(time.monotonic() + 0.2)
 
 
 @pytest.mark.parametrize("make", [np.zeros, lambda size, dtype: np.arange(size, dtype=dtype)])

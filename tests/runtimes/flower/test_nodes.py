@@ -39,7 +39,7 @@ class Link:
         node = message.metadata.dst_node_id
         content = self.errors.get(node) or wire.pack_identity(self.clients[node])
         reply = Message(content, reply_to=message)
-        return Envelope(identifier, None, lambda max_bytes, until: reply)
+        return Envelope(identifier, None, lambda max_bytes, wait: reply)
 
 
 def joined(clients):

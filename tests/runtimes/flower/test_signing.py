@@ -14,6 +14,7 @@ from umbel.deploy import kits
 from umbel.privacy.identities import Identity
 from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.private_exchange import Envelope
+from umbel.runtimes.flower.private_objects import wait_until
 from umbel.runtimes.flower.signing import SignedApp, SignedMail, digest_of
 from umbel.runtimes.flower.wire import Malformed
 
@@ -63,7 +64,7 @@ class Link:
 
     def look(self, identifiers):
         found = [(one, self.replies.pop(one)) for one in identifiers if one in self.replies]
-        return [Envelope(one, None, lambda most, until, reply=reply: reply) for one, reply in found]
+        return [Envelope(one, None, lambda most, wait, reply=reply: reply) for one, reply in found]
 
     def was_cut(self):
         return False
@@ -87,7 +88,7 @@ class Link:
 
     def receive(self, identifier):
         (envelope,) = self.mail.look([identifier])
-        return envelope.open(1 << 20, time.monotonic() + 1)
+        return envelope.open(1 << 20, wait_until(time.monotonic() + 1))
 
 
 def order(round):
@@ -261,9 +262,9 @@ def test_an_error_of_flowers_is_passed_on_for_what_it_is(party):
     identifier = link.send()
     reply = Message(Error(8, "died"), reply_to=link.messages[identifier])
     link.replies[identifier] = reply
-    link.look = lambda identifiers: [Envelope(identifier, reply.error, lambda most, until: reply)]
+    link.look = lambda identifiers: [Envelope(identifier, reply.error, lambda most, wait: reply)]
     (envelope,) = link.mail.look([identifier])
-    assert envelope.open(0, 0.0).error.code == 8
+    assert envelope.open(0, wait_until(0.0)).error.code == 8
 
 
 def test_every_value_has_a_digest_of_its_own():

@@ -1,0 +1,137 @@
+"""Which of a client's replies counts, when uploads stop half-way and messages are sent again."""
+
+import itertools
+import time
+import types
+
+import pytest
+from flwr.app import ConfigRecord, Error, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from umbel.core.types import Failure
+from umbel.runtimes.flower import exchange as exchanges
+from umbel.runtimes.flower.exchange import CRASHED, Exchange, Late
+from umbel.runtimes.flower.private_exchange import Envelope
+
+SECONDS = 0.9  # of a round
+STALLED_SECONDS = 0.2
+
+
+class Link:
+    """Nodes and their mail. plan: what becomes of each client's messages, one after the other: "whole", a reply;
+    "half", one whose upload stops; "none"; "lost", the message; or an error."""
+
+    def __init__(self, **plan):
+        self.plan = {int(name[1:]): iter(fates) for name, fates in plan.items()}
+        self.of = {client: client for client in self.plan}
+        self.numbers, self.there, self.asked, self.refused = itertools.count(), {}, [], []
+        self.is_cut, self.moved = False, set()
+
+    def gather(self, cohort):
+        pass
+
+    def refresh(self):
+        moved, self.moved = self.moved, set()
+        return moved
+
+    def was_cut(self):
+        was, self.is_cut = self.is_cut, False
+        return was
+
+    def push(self, messages):
+        return [self._fate(message) for message in messages]
+
+    def _fate(self, message):
+        client, identifier = message.metadata.dst_node_id, str(next(self.numbers))
+        self.asked.append(client)
+        fate = next(self.plan[client])
+        if isinstance(fate, int):
+            error = Error(fate, "of Flower's")
+            self.there[identifier] = Envelope(identifier, error, lambda max_bytes, wait: error)
+        elif fate in ("whole", "half"):
+            self.there[identifier] = Envelope(identifier, None, opener(f"{client}: {identifier}", fate == "whole"))
+        return "" if fate == "lost" else identifier
+
+    def look(self, identifiers):
+        return [self.there.pop(one) for one in identifiers if one in self.there]
+
+    def refuse(self, identifiers):
+        self.refused += identifiers
+        return identifiers
+
+
+def opener(reply, is_whole):
+    def open_it(max_bytes, wait):
+        began = time.monotonic()
+        while not is_whole:
+            wait(time.monotonic() - began)
+        return reply
+
+    return open_it
+
+
+@pytest.fixture
+def collect(monkeypatch):
+    """Play an exchange with every client of a link; what its replies are. changes: of the link, by look."""
+    monkeypatch.setattr(exchanges, "STALLED_SECONDS", STALLED_SECONDS)
+    monkeypatch.setattr(exchanges, "NODES_SECONDS", 0.1)
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+    def play(link, changes=types.MappingProxyType({}), in_order=True):
+        looks, late = itertools.count(), Late(link)
+        first = link.look
+
+        def look(identifiers):
+            vars(link).update(changes.get(next(looks), {}))
+            return first(identifiers)
+
+        link.look = look
+        content = RecordDict({"order": ConfigRecord({"round": 1})})
+        with Exchange(link, link, late, "train", dict.fromkeys(link.of, content), SECONDS, 100, "round 1") as exchange:
+            replies = {
+                client: reply.reason if isinstance(reply, Failure) else reply
+                for client, reply in exchange.replies(in_order)
+            }
+        late.refuse()
+        return replies
+
+    return play
+
+
+def test_an_upload_that_stopped_with_the_superlink_is_asked_for_again(collect):
+    """Also where its first objects had come; the reply that is whole counts, and who was done is not asked."""
+    link = Link(c0=["whole"], c1=["half", "whole"], c2=["none", "whole"])
+    assert collect(link, {2: {"is_cut": True}}) == {0: "0: 0", 1: "1: 4", 2: "2: 3"}
+    assert link.asked == [0, 1, 2, 2, 1]
+    assert link.refused == ["2"]  # should it still come
+
+
+def test_an_upload_that_stopped_with_its_node_is_asked_for_again(collect):
+    link = Link(c0=["half", "whole"])
+    assert collect(link, {2: {"moved": {0}}}) == {0: "0: 1"}
+
+
+def test_an_upload_that_stops_for_no_reason_is_waited_for_until_the_deadline(collect):
+    link, began = Link(c0=["half"], c1=["whole"]), time.monotonic()
+    assert collect(link) == {0: "timeout", 1: "1: 1"}
+    assert SECONDS <= time.monotonic() - began < SECONDS + 5
+    assert link.asked == [0, 1]
+
+
+def test_a_slow_upload_holds_up_nobody_whose_turn_it_need_not_be(collect):
+    """In any order, whoever is whole comes first; the others are read on in turn until the time is up."""
+    replies = collect(Link(c0=["half"], c1=["half"], c2=["whole"], c3=["whole"]), in_order=False)
+    assert list(replies.items()) == [(2, "2: 2"), (3, "3: 3"), (0, "timeout"), (1, "timeout")]
+
+
+def test_a_client_that_cannot_be_asked_again_may_still_answer(collect):
+    """It is not connected yet when the SuperLink is back, and has the message of before."""
+    link, reply = Link(c0=["none", "lost"], c1=["lost"]), Envelope("0", None, opener("0: 0", True))
+    assert collect(link, {2: {"is_cut": True}, 9: {"there": {"0": reply}}}) == {0: "0: 0", 1: "unreachable"}
+
+
+@pytest.mark.parametrize(("fates", "counts"), [([CRASHED, "whole"], "0: 1"), ([CRASHED, CRASHED, "whole"], None)])
+def test_a_process_that_dies_is_asked_once_more_and_no_oftener(collect, fates, counts):
+    link = Link(c0=fates)
+    assert collect(link)[0] == (counts or Error(CRASHED, "of Flower's"))
+    assert link.asked == [0, 0]
