@@ -30,6 +30,7 @@ NATIVE_LOG = re.compile(
 )
 
 NARROWEST = 16  # characters of a table's last column
+PIPE = 100  # characters that fit a line of a log
 COMPILED = {"xla": "with XLA", "graph": "as TensorFlow graphs, without XLA"}
 HIDDEN = {
     "arithmetic": "updates summed as integers, without the protocol that hides them",
@@ -55,9 +56,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Bar:
-    """A progress bar with the last round's figures, for a terminal. A context manager."""
+    """A progress bar with the last round's figures, for a terminal. A context manager.
+
+    title: of the next run; None: the experiment's name.
+    """
 
     def __init__(self, console: Console):
+        self.title: str | None = None
         self._progress = bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=None),
@@ -81,7 +86,11 @@ class Bar:
     ) -> None:
         """Turn from waiting to counting."""
         self._progress.reset(
-            self._task, description=experiment.name, total=experiment.rounds, completed=len(records), figures=""
+            self._task,
+            description=escape(self.title or experiment.name),
+            total=experiment.rounds,
+            completed=len(records),
+            figures="",
         )
 
     def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
@@ -185,6 +194,33 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
+
+
+def print_grid(table: Sequence[Sequence[str]]) -> None:
+    """A table, titles in its first row and first column, on standard output.
+
+    Turned round where that fits and this does not; in a terminal too narrow for either, in blocks of columns. A pipe is
+    taken for 100 characters wide, and gets whole lines.
+    """
+    console = Console(highlight=False)
+    width = console.width if console.is_terminal else PIPE
+    if total_width(table) > width and total_width(turned := [*zip(*table, strict=True)]) <= width:
+        table = turned
+    first, *columns = zip(*table, strict=True)
+    while columns:
+        count = len(columns)
+        while console.is_terminal and count > 1 and total_width([*zip(first, *columns[:count], strict=True)]) > width:
+            count -= 1
+        titles, *rows = zip(first, *columns[:count], strict=True)
+        print_table(titles, rows)
+        columns = columns[count:]
+        if columns:
+            print()
+
+
+def total_width(table: Sequence[Sequence[str]]) -> int:
+    """Of a printed table, in characters."""
+    return sum(max(map(len, column)) + 2 for column in zip(*table, strict=True))
 
 
 @contextmanager

@@ -11,16 +11,23 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from .errors import ConfigError
 from .experiment import Experiment
 from .overrides import override
-from .validation import suggest
+from .validation import shown, suggest
 
 T = TypeVar("T")
 
 PACKAGE = f"{__name__.partition('.')[0]}.experiments"
+
+
+class Compared(NamedTuple):
+    """What a module or a file defines to be run side by side."""
+
+    experiments: dict[str, Experiment]  # by name, at least one
+    by: tuple[str, ...]  # metrics: its `compared_by`; none where it names none
 
 
 def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -32,7 +39,39 @@ def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Experiment
     """
     if ":" in reference and not Path(reference).exists():
         return next(iter(load_experiments(reference, overrides).values()))
-    module = _module(reference)
+    return override(_only(_module(reference), reference), overrides)
+
+
+def load_experiments(reference: str, overrides: Sequence[str] = ()) -> dict[str, Experiment]:
+    """Every experiment that a module or file defines, by name: `experiments`, a mapping, or else its one `experiment`.
+
+    "NAME:VARIANT" is one of a mapping. Errors: as for `load_experiment`; ConfigError for an unknown variant.
+    """
+    return load_compared(reference, overrides).experiments
+
+
+def load_compared(reference: str, overrides: Sequence[str] = ()) -> Compared:
+    """`load_experiments`, with what they are compared by: the module's `compared_by`, names of metrics.
+
+    Errors: as for `load_experiments`; ConfigError for a `compared_by` of anything else.
+    """
+    place, _, variant = reference.partition(":")
+    module = _module(place)
+    found, by = _several(module), _compared_by(module, place)
+    if not found and not variant:
+        only = override(_only(module, place), overrides)
+        return Compared({only.name: only}, by)
+    if variant:
+        if not found:
+            raise ConfigError(f"{reference}: {place} defines one experiment, or none; leave out :{variant}")
+        if variant not in found:
+            raise ConfigError(f"{place} has no experiment {variant!r}; {suggest(variant, found)}")
+        found = {variant: found[variant]}
+    return Compared({name: override(experiment, overrides) for name, experiment in found.items()}, by)
+
+
+def _only(module: ModuleType, reference: str) -> Experiment:
+    """A module's `experiment`. Errors: ConfigError for a module without one, or with something else of that name."""
     found, several = getattr(module, "experiment", None), _several(module)
     if found is None and several:
         first = next(iter(several))
@@ -43,24 +82,7 @@ def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Experiment
     if not isinstance(found, Experiment):
         kind = "no `experiment`" if found is None else f"experiment of type {type(found).__name__}"
         raise ConfigError(f"{reference} defines {kind}; expected experiment = Experiment(…)")
-    return override(found, overrides)
-
-
-def load_experiments(reference: str, overrides: Sequence[str] = ()) -> dict[str, Experiment]:
-    """Every experiment that a module or file defines, by name: `experiments`, a mapping, or else its one `experiment`.
-
-    "NAME:VARIANT" is one of a mapping. Errors: as for `load_experiment`; ConfigError for an unknown variant.
-    """
-    place, _, variant = reference.partition(":")
-    found = _several(_module(place))
-    if not found and not variant:
-        only = load_experiment(place, overrides)
-        return {only.name: only}
-    if variant:
-        if variant not in found:
-            raise ConfigError(f"{place} has no experiment {variant!r}; {suggest(variant, found)}")
-        found = {variant: found[variant]}
-    return {name: override(experiment, overrides) for name, experiment in found.items()}
+    return found
 
 
 def _several(module: ModuleType) -> dict[str, Experiment]:
@@ -68,6 +90,18 @@ def _several(module: ModuleType) -> dict[str, Experiment]:
     found = getattr(module, "experiments", None)
     is_mapping = isinstance(found, dict) and all(isinstance(one, Experiment) for one in found.values())
     return dict(found) if is_mapping and found else {}
+
+
+def _compared_by(module: ModuleType, reference: str) -> tuple[str, ...]:
+    """A module's `compared_by`, each name once; nothing where it has none."""
+    found = getattr(module, "compared_by", ())
+    names = (found,) if isinstance(found, str) else found
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"{reference} defines compared_by={shown(found)}; expected names of metrics, such as "
+            '("test_accuracy", "test_loss")'
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def experiment_names() -> list[str]:

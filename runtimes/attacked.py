@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, IncompatibleError
 from ..core.examples import Examples
 from ..core.experiment import Experiment
 from ..core.folds import InTheOpen, WeightedSum
@@ -30,7 +30,8 @@ class Attacked:
     experiment's transforms: what a client is asked to do, clipping say, an attacker need not. They collude, and know
     what the honest clients of the cohort send. With no attackers in a cohort its round has the bits of `simulation`.
     Rounds are synchronous. Memory: n·d for a cohort of n. What poisons examples is in `data.attacks`, not here.
-    Errors: ConfigError for a runtime of real devices and, when opened, for attackers that the experiment does not have.
+    Errors: ConfigError for a runtime of real devices and, when opened, for attackers that the experiment does not have;
+    IncompatibleError for an experiment with a part that excludes aggregations, such as a codec.
     """
 
     is_live = False
@@ -53,7 +54,12 @@ class Attacked:
         between = Intercepted(experiment, self.attack, self.attackers)
         self._hides_updates = experiment.aggregation is not None
         # The plan was checked against the experiment as it is, and its transform is among the transforms.
-        attacked = dataclasses.replace(experiment, fold=WeightedSum(), aggregation=between, plan=None)
+        try:
+            attacked = dataclasses.replace(experiment, fold=WeightedSum(), aggregation=between, plan=None)
+        except IncompatibleError as error:
+            raise IncompatibleError(
+                f"attackers stand where an aggregation would, which this excludes: {error}"
+            ) from error
         return self.simulation.open(attacked, memory, choices)
 
     def describe(self) -> Mapping[str, str]:
@@ -92,6 +98,9 @@ class Intercepted:
     def __init__(self, experiment: Experiment, attack: Attack, attackers: Sequence[int]):
         self.fold, self.aggregation = experiment.fold, experiment.aggregation
         self.attack, self.attackers = attack, frozenset(attackers)
+
+    def __repr__(self) -> str:
+        return f"Intercepted({self.attack!r}, attackers={sorted(self.attackers)})"
 
     @property
     def metrics(self) -> tuple[str, ...]:

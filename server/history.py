@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -14,10 +15,13 @@ from ..core.errors import ConfigError
 from ..core.serial import memory_of
 from ..core.spec import ModelSpec
 from ..core.types import RoundRecord, Vector
+from ..core.validation import suggest
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
+
+PERCENTILE = re.compile(r"_p\d+$")  # what a federated evaluation also measures
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,26 +63,31 @@ class History:
     def column(self, name: str) -> np.ndarray:
         """One number per round, NaN where not measured: a metric ("test_accuracy") or a field ("seconds").
 
-        Errors: ConfigError for a name that no round has.
+        Errors: ConfigError for a name that no round has, with the nearest one.
         """
         rows = [record.to_json() for record in self.rounds]
         if not any(name in row for row in rows):
-            known = sorted({key for row in rows for key in row})
-            raise ConfigError(f"no round has {name!r}; there is: {', '.join(known)}")
+            known = {key for row in rows for key in row if not PERCENTILE.search(key)}
+            raise ConfigError(f"no round has {name!r}; {suggest(name, known)}")
         return np.array([np.nan if row.get(name) is None else row[name] for row in rows], float)
 
     def rounds_to(self, target: float, metric: str = "test_accuracy") -> int | None:
-        """The first round in which metric reached target, as an accuracy does; None if it never did."""
-        reached = np.flatnonzero(self.column(metric) >= target)
+        """The first round in which metric reached target; None if it never did. A name that ends in "loss" falls."""
+        reached = self._reached(target, metric)
         return int(self.rounds[reached[0]].round) if len(reached) else None
 
     def time_to(self, target: float, metric: str = "test_accuracy") -> float | None:
-        """Virtual seconds until metric reached target, as an accuracy does; None if it never did.
+        """Virtual seconds until metric reached target; None if it never did. A name that ends in "loss" falls.
 
         Errors: ConfigError for a run without a virtual clock: its experiment had no devices.
         """
-        seconds, reached = self.column("virtual_seconds"), np.flatnonzero(self.column(metric) >= target)
+        seconds, reached = self.column("virtual_seconds"), self._reached(target, metric)
         return float(seconds[reached[0]]) if len(reached) else None
+
+    def _reached(self, target: float, metric: str) -> np.ndarray:
+        """The places of the rounds in which metric was at least target, or at most it where it falls."""
+        column = self.column(metric)
+        return np.flatnonzero(column <= target if metric.endswith("loss") else column >= target)
 
     def final(self) -> dict[str, Any]:
         """The last object that `umbel run --json` prints.

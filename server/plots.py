@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..core.errors import ConfigError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .comparison import Comparison
+    from .comparison import Comparison, Grid
     from .history import History
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart, without the yellow that is lost on white.
@@ -35,6 +38,18 @@ class Curve(NamedTuple):
     high: np.ndarray
 
 
+Groups = Mapping[str, Mapping[str, Curve]]  # by group and variant
+
+
+class Picture(NamedTuple):
+    """How a metric is drawn: panels, the size of each in inches, and what draws on a figure and its panels."""
+
+    rows: int
+    columns: int
+    each: tuple[float, float]
+    draw: Callable[[Any, Any], None]
+
+
 def plot_history(history: History, path: str | None = None) -> Figure:
     """A panel for every accuracy and one for every loss, per round, where there are any. Saved to path when given."""
     names = sorted({name for record in history.rounds for name in record.metrics})
@@ -43,7 +58,8 @@ def plot_history(history: History, path: str | None = None) -> Figure:
         ("loss", [n for n in names if n.endswith("_loss")]),
     ]
     panels = [(title, members) for title, members in groups if members] or [("loss", [])]
-    figure, (row,) = _panels(1, len(panels), each=(5.2, 3.6))
+    figure = _figure(5.2 * len(panels), 3.6)
+    (row,) = _panels(figure, 1, len(panels))
     for axes, (title, members) in zip(row, panels, strict=True):
         for name in members:
             alike = [other for other in members if other.split("_")[0] == name.split("_")[0]]
@@ -56,21 +72,45 @@ def plot_history(history: History, path: str | None = None) -> Figure:
     return _saved(figure, path)
 
 
-def plot_comparison(comparison: Comparison, path: str | None, metric: str, over: str) -> Figure:
-    """The metric's mean over seeds, from the least to the largest: a line per experiment.
+def plot_comparison(comparison: Comparison, path: str | None, metrics: Sequence[str], over: str) -> Figure:
+    """Each metric's mean over seeds, from the least to the largest: a line per experiment, one metric below the other.
 
     Experiments called "group/variant" have a panel for each group. Where all were measured but once, dots take the
-    place of lines.
+    place of lines, and where they form a grid, a map of its cells. Errors: ConfigError for a metric that no run has.
     """
+    pictures = [_pictured(comparison, metric, over) for metric in metrics]
+    heights = [one.rows * one.each[1] for one in pictures]
+    figure = _figure(max(one.columns * one.each[0] for one in pictures), sum(heights))
+    parts: Sequence[Any] = [figure]
+    if len(pictures) > 1:
+        parts = [*figure.subfigures(len(pictures), 1, squeeze=False, height_ratios=heights).flat]
+    for part, picture in zip(parts, pictures, strict=True):
+        picture.draw(part, _panels(part, picture.rows, picture.columns))
+    return _saved(figure, path)
+
+
+def _pictured(comparison: Comparison, metric: str, over: str) -> Picture:
+    """How a metric looks best."""
+    measuring = comparison.measuring(metric)
     curves = {
         name: curve
-        for name, histories in comparison.histories.items()
+        for name, histories in measuring.items()
         if histories and len((curve := _curve(histories, metric, over)).far)
     }
+    if not curves and any(measuring.values()):
+        raise ConfigError(f"no run measured {over!r} where it measured {metric!r}; choose another axis")
     groups = _grouped(curves)
-    if curves and all(len(curve.far) == 1 for curve in curves.values()):
-        return _saved(_dots(groups, metric), path)
-    return _saved(_lines(groups, metric, over), path)
+    if not curves or any(len(curve.far) > 1 for curve in curves.values()):
+        columns = len(groups) if len(groups) <= 3 else 2
+        each = (7.2, 4.2) if columns == 1 else (4.4, 3.8)
+        draw = partial(_draw_lines, groups=groups, metric=metric, over=over)
+        return Picture(-(-len(groups) // columns), columns, each, draw)
+    if (grid := comparison.grid) is not None:
+        column = max(0.8, 0.1 * max(map(len, grid.groups)))
+        size = 1.6 + column * len(grid.groups), 0.9 + 0.3 * len(grid.variants)
+        return Picture(1, 1, size, partial(_draw_map, grid=grid, curves=curves, metric=metric))
+    size = 5.8 if len(groups) == 1 else 3.1, 1.0 + 0.3 * len(_variants(groups))
+    return Picture(1, len(groups), size, partial(_draw_dots, groups=groups, metric=metric))
 
 
 def _curve(histories: Sequence[History], metric: str, over: str) -> Curve:
@@ -96,16 +136,14 @@ def _grouped(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
     return groups
 
 
-def _variants(groups: Mapping[str, Mapping[str, Curve]]) -> list[str]:
+def _variants(groups: Groups) -> list[str]:
     """Of all groups, each once."""
     return list(dict.fromkeys(name for group in groups.values() for name in group))
 
 
-def _lines(groups: Mapping[str, Mapping[str, Curve]], metric: str, over: str) -> Figure:
+def _draw_lines(figure: Any, rows: Any, groups: Groups, metric: str, over: str) -> None:
     """A panel of lines per group, and one legend for all."""
     looks = dict(zip(_variants(groups), _looks(), strict=False))
-    columns = len(groups) if len(groups) <= 3 else 2
-    figure, rows = _panels(-(-len(groups) // columns), columns, each=(7.2, 4.2) if columns == 1 else (4.4, 3.8))
     panels = list(rows.flat)
     unit, label = _unit(groups, over)
     known: dict[str, Any] = {}
@@ -129,15 +167,31 @@ def _lines(groups: Mapping[str, Mapping[str, Curve]], metric: str, over: str) ->
     figure.legend(
         known.values(), known, frameon=False, fontsize=9, loc="outside right center", ncols=-(-len(known) // 24)
     )
-    return figure
 
 
-def _dots(groups: Mapping[str, Mapping[str, Curve]], metric: str) -> Figure:
+def _draw_map(figure: Any, rows: Any, grid: Grid, curves: Mapping[str, Curve], metric: str) -> None:
+    """The grid as a table whose cells are the darker the larger their mean, in one panel."""
+    means = {name: curve.mean[0] for name, curve in curves.items()}
+    cells = np.array([[means.get(grid.name(group, one), np.nan) for group in grid.groups] for one in grid.variants])
+    axes = rows[0, 0]
+    axes.imshow(cells, cmap="Blues", aspect="auto")
+    dark = np.nanmin(cells) + 0.6 * (np.nanmax(cells) - np.nanmin(cells))
+    for (row, column), value in np.ndenumerate(cells):
+        shown, colour = ("–", "black") if np.isnan(value) else (f"{value:.3f}", "white" if value > dark else "black")
+        axes.text(column, row, shown, ha="center", va="center", color=colour, size=9)
+    axes.set_xticks(range(len(grid.groups)), grid.groups)
+    axes.set_yticks(range(len(grid.variants)), grid.variants)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    axes.set_title(metric.replace("_", " "), fontsize=10)
+
+
+def _draw_dots(figure: Any, rows: Any, groups: Groups, metric: str) -> None:
     """A panel of dots per group, in rows that all have in common."""
     from matplotlib.ticker import MaxNLocator
 
-    names = _variants(groups)
-    figure, (row,) = _panels(1, len(groups), each=(5.8 if len(groups) == 1 else 3.1, 1.0 + 0.3 * len(names)))
+    names, row = _variants(groups), rows[0]
     for axes, (group, curves) in zip(row, groups.items(), strict=True):
         for name, curve in curves.items():
             place, value = names.index(name), curve.mean[0]
@@ -156,7 +210,6 @@ def _dots(groups: Mapping[str, Mapping[str, Curve]], metric: str) -> Figure:
     for axes in row:
         axes.set_xticks(ticks)
         axes.set_xlim(low - 0.08 * room, high + (0.2 if len(groups) == 1 else 0.4) * room)  # to the right, figures
-    return figure
 
 
 def _looks() -> Iterator[tuple[str, Any]]:
@@ -167,7 +220,7 @@ def _looks() -> Iterator[tuple[str, Any]]:
             yield PALETTE[(place + turn) % len(PALETTE)], STYLES[turn % len(STYLES)]
 
 
-def _unit(groups: Mapping[str, Mapping[str, Curve]], over: str) -> tuple[float, str]:
+def _unit(groups: Groups, over: str) -> tuple[float, str]:
     """What to divide the horizontal axis by, and its label."""
     if over not in UNITS:
         return 1.0, AXES[over]
@@ -176,21 +229,26 @@ def _unit(groups: Mapping[str, Mapping[str, Curve]], over: str) -> tuple[float, 
     return size, f"{AXES[over]} ({unit})"
 
 
-def _panels(rows: int, columns: int, each: tuple[float, float]) -> tuple[Figure, Any]:
-    """An empty figure, and its panels, each of a size in inches: shape (rows, columns)."""
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure; inches."""
     from matplotlib import pyplot
 
-    figure = pyplot.figure(figsize=(each[0] * columns, each[1] * rows), layout="constrained")
+    figure = pyplot.figure(figsize=(width, height), layout="constrained")
     pyplot.close(figure)  # else a notebook shows it twice: as the cell's value, and as a figure left open
+    return figure
+
+
+def _panels(figure: Any, rows: int, columns: int) -> Any:
+    """Empty panels that fill a figure, or a part of one: shape (rows, columns)."""
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=9)
-    return figure, panels
+    return panels
 
 
-def _range(groups: Mapping[str, Mapping[str, Curve]]) -> tuple[float, float]:
+def _range(groups: Groups) -> tuple[float, float]:
     """Of the vertical scale. Where lines crowd, how they began lies outside: they differ in what comes later."""
     curves = [curve for group in groups.values() for curve in group.values()]
     crowded = max(map(len, groups.values())) > len(PALETTE)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from umbel.cli import complete_experiments, complete_settings
-from umbel.console import figures, print_table, to_json
+from umbel.console import figures, print_grid, print_table, to_json
 from umbel.core.loading import experiment_names, load_experiment
 from umbel.core.overrides import fit_to, override
 from umbel.core.types import RoundRecord
@@ -102,6 +102,27 @@ def test_a_terminal_of_any_width_shows_all_of_what_commands_take(capfd, monkeypa
     assert "…" not in shown
     lines = [line.rstrip() for line in shown.splitlines()]
     assert len(lines) == 2 or max(map(len, lines)) <= columns
+
+
+@pytest.mark.parametrize("columns", [16, 24, 40, 100])
+def test_a_terminal_of_any_width_shows_a_grid_in_blocks_that_fit(capfd, monkeypatch, columns):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    table = [["fold", *"abcdef"], *([f"row{row}", *(f"{row}.{place:02}" for place in range(6))] for row in range(9))]
+    print_grid(table)
+    shown = re.sub(r"\x1b\[\d*m", "", capfd.readouterr().out)
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= columns
+    blocks = [[line.split() for line in block.splitlines()] for block in shown.strip().split("\n\n")]
+    for place, row in enumerate(table):
+        assert [cell for block in blocks for cell in block[place][1:]] == row[1:]
+    assert all([row[0] for row in block] == [row[0] for row in table] for block in blocks)
+
+
+def test_a_grid_is_turned_round_where_only_that_fits(capsys):
+    wide = [["", *(f"a long title {place}" for place in range(9))], ["row", *"012345678"]]
+    for table in (wide, [*zip(*wide, strict=True)]):
+        print_grid(table)
+        assert len(capsys.readouterr().out.splitlines()) == 10
 
 
 def test_version_and_bare_command(here):

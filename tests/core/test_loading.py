@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from umbel import ConfigError
-from umbel.core.loading import experiment_names, load_experiment
+from umbel.core.loading import experiment_names, load_compared, load_experiment
 
 SMALL = "from federations import federation\nexperiment = federation()\n"
 
@@ -34,6 +34,20 @@ def test_what_a_file_defines_can_be_pickled(tmp_path):
     )
     model = load_experiment(str(path)).model
     assert pickle.loads(pickle.dumps(model)) is model
+
+
+@pytest.mark.parametrize(
+    ("line", "by"),
+    [("", ()), ("compared_by = 'test_loss'", ("test_loss",)), ("compared_by = ['b', 'a', 'b']", ("b", "a"))],
+)
+def test_a_file_says_what_it_is_compared_by(tmp_path, line, by):
+    path = tmp_path / "mine.py"
+    path.write_text(SMALL + line)
+    found = load_compared(str(path), ["rounds=9"])
+    assert ([(name, one.rounds) for name, one in found.experiments.items()], found.by) == ([("small", 9)], by)
+    path.write_text(SMALL + "compared_by = 3")
+    with pytest.raises(ConfigError, match="defines compared_by=3; expected names of metrics"):
+        load_compared(str(path))
 
 
 def test_every_name_is_loaded_by_itself():

@@ -1,6 +1,7 @@
 """The experiments that compare: each variant builds and trains, and says what it is."""
 
 import dataclasses
+import itertools
 import os
 import re
 from pathlib import Path
@@ -13,11 +14,13 @@ from umbel import Simulation, run
 from umbel.core.loading import load_experiments
 from umbel.data import PerClient
 from umbel.experiments import fashion_cnn_bn
+from umbel.runtimes.simulation import workers_of
+from umbel.strategies.attacks import ALL_ATTACKS
 
 mnist = pytest.mark.skipif(
     not Path(os.environ.get("UMBEL_DATA", "/nowhere"), "mnist.npz").is_file(), reason="no mnist.npz in $UMBEL_DATA"
 )
-COUNTS = {"optimizers_compared": 16, "strategies_compared": 30, "byzantine": 36, "regularisation": 4, "digits_split": 3}
+COUNTS = {"optimizers_compared": 16, "strategies_compared": 30, "byzantine": 72, "regularisation": 4, "digits_split": 3}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -36,7 +39,7 @@ def test_every_variant_differs_from_every_other(name):
             pytest.param(f"strategies_compared:shards/{kind}", marks=mnist)
             for kind in ("FedYogi", "Scaffold", "FedDyn", "DeltaSGD")
         ),
-        *(f"byzantine:{kind}" for kind in ("SignFlip/Bulyan", "Alie/Krum", "Backdoor/NormBound")),
+        *(f"byzantine:{kind}" for kind in ("Ipm/Bulyan", "LabelFlip/Krum", "Scaling/NormBound")),
         *(f"regularisation:{kind}" for kind in ("weight decay", "dropout", "label smoothing")),
         "digits_split:SplitFed, version 2",
     ],
@@ -46,6 +49,12 @@ def test_a_round_trains(reference):
     history = run(experiment, Simulation(workers=1, compile="graph"))
     assert np.isfinite(history.params).all()
     assert 0 <= history.column("test_accuracy")[-1] <= 1
+
+
+def test_attacks_share_the_workers_of_two_models():
+    """72 runs, and not 72 times the seconds that a model and its programs take to build."""
+    in_turn = [workers_of(one) for one in load_experiments("byzantine").values()]
+    assert 1 + sum(one != before for before, one in itertools.pairwise(in_turn)) == 2
 
 
 @mnist
@@ -93,6 +102,8 @@ def test_the_page_on_algorithms_runs_and_names_them_all():
         assert f"`{one.__name__}`" in page
     for fold in umbel.strategies.ALL_FOLDS:
         assert f"`{type(fold).__name__}`" in page
+    for attack in ALL_ATTACKS:
+        assert f"`{type(attack).__name__}(" in page
     found = {}
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(snippet, found)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from federations import blobs, dense, federation
-from umbel import AllClients, ConfigError, Simulation, data, run
+from umbel import AllClients, ConfigError, IncompatibleError, Simulation, TopK, data, run
 from umbel.core.examples import Examples
 from umbel.privacy.plan import FixedCohortPlan
 from umbel.privacy.secure_sum import SecureSum
@@ -103,6 +103,9 @@ def test_refusals():
         run(federation(), Attacked(graph(), SignFlip(), (0, 8, 99)))
     with pytest.raises(ConfigError, match="forge"):
         Attacked(graph(), dense, (0,))
+
+    with pytest.raises(IncompatibleError, match=r"attackers stand where .*TopK.*SignFlip"):
+        run(federation(codec=TopK(0.5)), Attacked(graph(), SignFlip(), (0,)))
 
     class Devices:
         is_live = True

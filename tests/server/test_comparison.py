@@ -1,12 +1,14 @@
 """Comparing experiments: equal to running them one by one, and one that cannot go on does not stop the others."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 
-from federations import federation
-from umbel import ConfigError, FixedCohort, Simulation, compare, run
+from federations import blobs, federation
+from umbel import ConfigError, FixedCohort, Simulation, compare, data, run
+from umbel.server.comparison import Comparison, grid_of
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,7 @@ def test_a_run_that_cannot_go_on_is_noted(simulation):
     found = compare([federation(name="mad", local=local), federation(rounds=1)], simulation)
     mad, good = found.rows()
     assert "learning_rate" in mad.stopped[0]
+    assert np.isnan([row.final for row in found.rows("validation_accuracy")]).all()
     assert np.isnan(mad.final)
     assert good.stopped == ()
     assert good.final > 0
@@ -51,6 +54,61 @@ def test_frame_and_plot(comparison, tmp_path):
     assert list(comparison.to_frame().index) == ["a", "b"]
     comparison.plot(str(tmp_path / "plot.png"), over="bytes")
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+@pytest.fixture(scope="module")
+def crossed(simulation):
+    """Two groups of two; the second alone has validation examples."""
+    held_out = data.Partitioned(data.Arrays(*blobs(64, seed=7)), clients=8)
+    parts = {"plain": {}, "held out": {"validation": held_out}}
+    named = {
+        f"{group}/{size}": federation(sampler=FixedCohort(size), rounds=1, **changes)
+        for group, changes in parts.items()
+        for size in (2, 4)
+    }
+    return compare(named, simulation, metrics=("test_loss", "validation_accuracy"))
+
+
+def test_a_metric_that_some_measure_is_missing_in_the_others(crossed):
+    assert [row.final for row in crossed.rows()] == [row.final for row in crossed.rows("test_loss")]
+    finals = {row.name: row.final for row in crossed.rows("validation_accuracy")}
+    assert [name for name, value in finals.items() if np.isnan(value)] == ["plain/2", "plain/4"]
+
+
+def test_a_grid_has_the_numbers_of_the_rows(crossed):
+    grid = crossed.to_grid("test_loss")
+    assert (list(grid.columns), list(grid.index)) == (["plain", "held out"], ["2", "4"])
+    for row in crossed.rows("test_loss"):
+        group, variant = row.name.split("/")
+        assert grid.loc[variant, group] == row.final
+    shown = crossed._repr_html_()
+    assert shown.count("<table") == 2
+    assert f"{row.final:.4f}" in shown
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["a/1", "a/2"], ["a/1", "b/1"], ["a/1", "a/2", "b/1"], ["a/1", "b"]])
+def test_other_names_form_no_grid(names):
+    assert grid_of(names) is None
+    with pytest.raises(ConfigError, match="group/variant"):
+        Comparison({name: [] for name in names}, {name: [] for name in names}).to_grid()
+
+
+def test_a_loss_is_best_where_it_is_smallest_and_reaches_a_target_from_above(comparison):
+    losses = np.array([history.column("test_loss") for history in comparison.histories["a"]])
+    row, _ = comparison.rows("test_loss", target=losses.max(axis=0)[1])
+    assert row.best == pytest.approx(losses.min(axis=1).mean())
+    assert (row.reached, row.rounds_to_target) == (2, 2)
+
+
+def test_a_model_is_built_once_per_seed(monkeypatch):
+    built = []
+    build = Simulation._build
+    monkeypatch.setattr(Simulation, "_build", lambda self, *given: (built.append(given[0].seed), build(self, *given)))
+    two = {str(size): federation(sampler=FixedCohort(size), rounds=1) for size in (2, 3)}
+    with contextlib.closing(Simulation(workers=1, compile="graph")) as fresh:
+        found = compare(two, fresh, seeds=2)
+    assert built == [1, 2]
+    assert {name: len(histories) for name, histories in found.histories.items()} == {"2": 2, "3": 2}
 
 
 def test_it_is_shown_in_brief(comparison):
@@ -64,5 +122,11 @@ def test_bad_requests(comparison, simulation):
         compare([federation(), federation()], simulation)
     with pytest.raises(ConfigError, match="no round has 'nonsense'"):
         comparison.rows("nonsense")
+    with pytest.raises(ConfigError, match="no experiment has validation examples, on which 'validation_loss'"):
+        compare([federation()], simulation, metrics=("test_loss", "validation_loss"))
+    with pytest.raises(ConfigError, match="no round has 'test_acuracy'; did you mean 'test_accuracy'"):
+        compare([federation(rounds=1)], simulation, metrics="test_acuracy")
     with pytest.raises(ConfigError, match="over='years'"):
         comparison.plot(over="years")
+    with pytest.raises(ConfigError, match="no run measured 'virtual_seconds' where it measured 'test_accuracy'"):
+        comparison.plot(over="virtual_seconds")

@@ -238,7 +238,7 @@ def test_history_in_other_forms(tmp_path):
     history.plot(str(tmp_path / "run.png"))
     assert (tmp_path / "run.png").stat().st_size > 5000
     assert history.rounds_to(0.0) == 1
-    with pytest.raises(ConfigError, match=r"no round has 'accuracy'; there is: .*test_accuracy"):
+    with pytest.raises(ConfigError, match=r"no round has 'accuracy'; did you mean .*test_accuracy"):
         history.column("accuracy")
 
 

@@ -87,14 +87,35 @@ def test_what_was_measured_once_is_drawn_as_dots_with_figures():
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["Krum", "Median"]
 
 
+def test_a_grid_is_drawn_as_a_map_whose_cells_are_the_means():
+    finals = {"flip__Krum": [0.125, 0.375], "flip__Median": [0.5], "none__Krum": [0.75], "none__Median": [1.0]}
+    (axes,) = (
+        compared(**{name: [history([one], every=20) for one in seeds] for name, seeds in finals.items()}).plot().axes
+    )
+    assert [text.get_text() for text in axes.texts] == ["0.250", "0.750", "0.500", "1.000"]
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0.25, 0.75], [0.5, 1.0]])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["flip", "none"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["Krum", "Median"]
+
+
+def test_metrics_are_drawn_one_below_the_other():
+    comparison = compared(A=[history([0.1, 0.2], test_loss=2.0)], B=[history([0.2, 0.3])])
+    both = comparison.plot(metric=("test_accuracy", "test_loss"))
+    assert [axes.get_ylabel() for axes in both.axes] == ["test accuracy", "test loss"]
+    assert [len(axes.lines) for axes in both.axes] == [2, 1]
+    one = comparison.plot()
+    assert [curve[2:] for curve in curves(one.axes[0])] == [curve[2:] for curve in curves(both.axes[0])]
+    assert both.get_size_inches()[1] == 2 * one.get_size_inches()[1]
+
+
 def test_text_is_large_enough_and_experiments_without_a_run_are_left_out(tmp_path):
     from matplotlib.text import Text
 
     some = {"lines__A": [history([0.1, 0.2])], "lines__B": []}
     dots = {"A": [history([0.1])], "B": []}
-    for number, figure in enumerate(
-        [compared(**some).plot(), compared(**dots).plot(), history([0.1]).plot(), compared(A=[]).plot()]
-    ):
+    grid = {f"{group}__{one}": [history([0.1])] for group in "AC" for one in "DE"}
+    figures = [compared(**named).plot() for named in (some, dots, grid, {"A": []})]
+    for number, figure in enumerate([*figures, history([0.1]).plot()]):
         figure.savefig(tmp_path / f"{number}.png")
         assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9
         assert not any(text.get_text() == "B" for text in figure.findobj(Text))

@@ -91,6 +91,16 @@ class TestFormulas:
         (forged,) = Ipm(0.5).forge(updates(1), honest, KEY)
         np.testing.assert_allclose(forged.delta, -0.5 * mean, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.parametrize(("agreement", "fooled"), [(0.5, True), (2.0, False)])
+    def test_a_small_ipm_is_krums_choice_where_honest_updates_differ_more_than_they_agree(self, agreement, fooled):
+        """m forged among n: Σ of n − m − 2 squared distances, (n − 2m − 1)·(σ² + (1 + ε)²μ²) against twice σ² each."""
+        generator = np.random.default_rng(0)
+        spread = generator.normal(size=(12, SIZE)).astype(np.float32)
+        honest = [ClientUpdate(np.float32(agreement) + row, row[:0], 1.0, {}) for row in spread]
+        forged = Ipm(0.1).forge(honest[:3], honest, KEY)
+        chosen = Krum(3).centre([update.delta for update in [*forged, *honest]], np.ones(15))
+        assert np.array_equal(chosen, forged[0].delta) == fooled
+
     def test_free_riders_send_noise_of_their_own_or_nothing(self):
         assert not FreeRide().forge(updates(1), [], KEY)[0].delta.any()
         one, other = FreeRide(0.5).forge(updates(2), [], KEY)
