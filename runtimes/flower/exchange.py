@@ -23,7 +23,8 @@ POLL_SECONDS = 0.05  # Grid.send_and_receive polls every 3 seconds, longer than 
 NODES_SECONDS = 1.0  # between two looks at who was started again
 STALLED_SECONDS = 5.0  # without another object of a reply, before anybody else's is read instead
 TTL_MARGIN_SECONDS = 5.0  # a message outlives the wait for its reply, so that who is late is late, not "unavailable"
-CRASHED = 8  # Flower's code for a client whose process died
+AWAY_SECONDS = 15.0  # that a node which has gone is given to come back
+GONE, CRASHED = 5, 8  # Flower's codes for a node that has left, and for a client whose process died
 
 
 class Late:
@@ -71,6 +72,7 @@ class Exchange:
         self._read: dict[int, Message | Failure] = {}  # one at most
         self._reading: int | None = None
         self._doubtful: dict[int, float] = {}  # who may have stopped uploading, and when
+        self._away: dict[int, tuple[float, Envelope]] = {}  # whose node has left: until when to wait, what to say then
         self._again: set[int] = set()  # sent twice
         self._lock = threading.Lock()  # a reply is read by several threads, which look around while they wait
 
@@ -104,6 +106,7 @@ class Exchange:
                 continue
             if time.monotonic() >= self._deadline:
                 self._look()
+                self._give_up_away(math.inf)
                 self._arrived |= {client: self._timeout(client) for client in left if client not in self._arrived}
                 continue
             self._look()
@@ -123,7 +126,7 @@ class Exchange:
 
     def _is_open(self, client: int) -> bool:
         """Whether a reply of this client is on its way, or there."""
-        return client in self._waiting.values() or self._is_there(client)
+        return client in self._waiting.values() or client in self._away or self._is_there(client)
 
     def _is_there(self, client: int) -> bool:
         """Whether it has at least begun to upload a reply."""
@@ -136,8 +139,11 @@ class Exchange:
                 continue  # another try's reply, after the one that counts
             if envelope.error is not None and self._is_open(client):
                 continue  # another try is on its way
-            if envelope.error is not None and envelope.error.code == CRASHED and self._may_repeat(client):
+            code = None if envelope.error is None or not self._may_repeat(client) else envelope.error.code
+            if code == CRASHED:
                 self._repeat([client], "its process died")
+            elif code == GONE:
+                self._away[client] = time.monotonic() + AWAY_SECONDS, envelope
             else:
                 self._arrived[client] = envelope
         if self._mail.was_cut() and (out := self._affected(set(self._contents))):
@@ -149,15 +155,22 @@ class Exchange:
             for client in moved:
                 self._forget(client)
             self._repeat(moved, "its node was started again")
+            self._give_up_away(time.monotonic())
+
+    def _give_up_away(self, moment: float) -> None:
+        """Wait no longer for those whose node should have been back by then."""
+        for client in [client for client, (until, _) in self._away.items() if until <= moment]:
+            self._arrived[client] = self._away.pop(client)[1]
 
     def _affected(self, clients: set[int]) -> list[int]:
         """Those among clients of whom nothing has arrived yet. The uploads of others may have ended: that is noted."""
         self._doubtful |= {client: time.monotonic() for client in clients if self._is_there(client)}
-        waiting = dict.fromkeys(self._waiting.values())
+        waiting = dict.fromkeys([*self._waiting.values(), *self._away])
         return [client for client in waiting if client in clients and not self._is_there(client)]
 
     def _forget(self, client: int) -> None:
         """What this client was sent so far is not waited for any more."""
+        self._away.pop(client, None)
         for identifier in [one for one, of in self._waiting.items() if of == client]:
             del self._waiting[identifier]
             self._late.add(identifier, client, self._label)

@@ -44,7 +44,7 @@ def simulated(folder, name, overrides=()):
 def test_a_run_survives_its_superlink(fed):
     """It is killed between two rounds, and again while clients train, and then stands still for 20 seconds: nobody is
     left out, and nothing is lost."""
-    overrides = ["rounds=4", "local.epochs=500", "local.batch_size=2"]  # a second of work
+    overrides = ["rounds=4", "local.epochs=100", "local.batch_size=1"]  # half a second of work
 
     def superlinks():
         return [pid for line, pid in children(process_of(fed / "server/state")).items() if "flower.secured" in line]
@@ -196,7 +196,7 @@ def test_a_client_that_is_let_go_in_mid_run_is_left_out(movable):
         revoke = threading.Thread(target=lambda: (wait_for(at_work, 120), operator.unregister(south.node)))
         with RemoteFederation(*connection(fed)) as remote:
             for name, content in remote.submit(
-                "parity.py:fedbn", ["rounds=4", "local.epochs=500", "local.batch_size=2"]
+                "parity.py:fedbn", ["rounds=4", "local.epochs=100", "local.batch_size=1"]
             ):
                 if name == "round":
                     rounds.append((content["record"]["clients"], [one[:2] for one in content["failures"]]))

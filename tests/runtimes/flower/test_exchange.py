@@ -10,10 +10,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from umbel.core.types import Failure
 from umbel.runtimes.flower import exchange as exchanges
-from umbel.runtimes.flower.exchange import CRASHED, Exchange, Late
+from umbel.runtimes.flower.exchange import CRASHED, GONE, Exchange, Late
 from umbel.runtimes.flower.private_exchange import Envelope
 
-SECONDS = 0.9  # of a round
+SECONDS = 2.0  # of a round
 STALLED_SECONDS = 0.2
 
 
@@ -75,6 +75,7 @@ def collect(monkeypatch):
     """Play an exchange with every client of a link; what its replies are. changes: of the link, by look."""
     monkeypatch.setattr(exchanges, "STALLED_SECONDS", STALLED_SECONDS)
     monkeypatch.setattr(exchanges, "NODES_SECONDS", 0.1)
+    monkeypatch.setattr(exchanges, "AWAY_SECONDS", 0.8)
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
 
     def play(link, changes=types.MappingProxyType({}), in_order=True):
@@ -135,3 +136,11 @@ def test_a_process_that_dies_is_asked_once_more_and_no_oftener(collect, fates, c
     link = Link(c0=fates)
     assert collect(link)[0] == (counts or Error(CRASHED, "of Flower's"))
     assert link.asked == [0, 0]
+
+
+def test_a_node_that_has_left_is_given_a_moment_to_come_back(collect):
+    """One that is started again is asked again; one that is not has failed, long before the deadline."""
+    began = time.monotonic()
+    replies = collect(Link(c0=[GONE, "whole"], c1=[GONE]), {2: {"moved": {0}}})
+    assert replies == {0: "0: 2", 1: Error(GONE, "of Flower's")}
+    assert time.monotonic() - began < SECONDS
