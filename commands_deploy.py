@@ -11,8 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from .console import print_table, to_json
+from .core.errors import ConfigError
 
 deploy = typer.Typer()
+authority = typer.Typer()
+deploy.add_typer(authority, name="authority")
 server = typer.Typer()
 client = typer.Typer()
 
@@ -82,13 +85,101 @@ def init(
     print(f"{folder}: kits of the server, of {len(names)} clients, and of the operator")
 
 
+@authority.callback(invoke_without_command=True)
+def authority_group(context: typer.Context) -> None:
+    """Replace the certificate authority, while runs go on: trust the new one, switch to it, retire the old one.
+
+    Each step changes files in the kits of DIR, names those that have to be copied to kits elsewhere, and says what
+    comes next. Parties that run take them up by themselves. A step that was interrupted is repeated.
+    """
+    _help_of(context)
+
+
+@authority.command("trust")
+def trust_authority(folder: FolderArgument) -> None:
+    """Make a new authority, which every kit in DIR trusts beside the old one."""
+    from .deploy.authority import trust
+
+    _print_step(
+        folder,
+        trust(folder),
+        "copy DIR/operator/ca.crt into every kit elsewhere, clients' and the server's; reload the server's nginx",
+    )
+
+
+@authority.command("switch")
+def switch_authority(
+    folder: FolderArgument,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="The server is not running, or cannot be asked what clients trust.")
+    ] = False,
+) -> None:
+    """Give the server a certificate of the new authority. Refused while a connected client does not trust it."""
+    from .deploy import federation
+    from .deploy.authority import switch
+    from .deploy.kits import OperatorKit
+
+    kit = OperatorKit.load(folder / "operator")
+    found = None if offline else federation.nodes(kit)
+    if found is None and not offline:
+        raise ConfigError(f"the server at {kit.address} does not answer, so what clients trust is not known; --offline")
+    changed = switch(folder, {} if found is None else federation.trusts_of(kit))
+    away = [node.name for node in found or [] if node.status != "online"]
+    if away:
+        print(f"not connected, and not asked: {', '.join(away)}; each needs ca.crt of operator in its kit")
+    _print_step(folder, changed, "copy server.key and server.crt to the server's kit; reload its nginx")
+
+
+@authority.command("retire")
+def retire_authority(folder: FolderArgument) -> None:
+    """Let every kit in DIR trust the new authority alone."""
+    from .deploy.authority import retire
+
+    _print_step(
+        folder,
+        retire(folder),
+        "copy DIR/operator/ca.crt into every kit elsewhere, clients' and the server's; reload the server's nginx",
+    )
+
+
+def _print_step(folder: Path, changed: Sequence[Path], elsewhere: str) -> None:
+    """What changed, what to do for kits that are not in the folder, and what comes next."""
+    from .deploy.authority import NEXT, stage_of
+
+    if not changed:
+        print("this step is done already; nothing changed")
+    print("".join(f"{path}\n" for path in changed) + elsewhere.replace("DIR", str(folder)))
+    if following := NEXT[stage_of(folder / "operator")]:
+        print(f"next, {following} {folder}")
+
+
 @deploy.command()
 def renew(folder: FolderArgument) -> None:
-    """Give the server a new certificate. Copy server.crt and server.key to where it runs, and restart it."""
-    from .deploy.kits import renew as renew_certificate
+    """Give the server a new certificate. Copy server.key and server.crt to where it runs, and reload its nginx."""
+    from .deploy.authority import renew as renew_certificate
     from .privacy.keys import day
 
     print(f"{folder / 'server' / 'server.crt'} expires on {day(int(renew_certificate(folder)))}")
+
+
+@deploy.command()
+def rekey(folder: FolderArgument, name: Annotated[str, typer.Argument(metavar="CLIENT", show_default=False)]) -> None:
+    """Give a client new keys, which it signs with and connects by. Between runs: end all parties, and start them again.
+
+    Prints the files that changed: copy each to the kit of the same name elsewhere. The old node key is never taken
+    again.
+    """
+    from .deploy.rotation import rekey as give_new_keys
+
+    print("\n".join(map(str, give_new_keys(folder, name))))
+
+
+@deploy.command()
+def token(folder: FolderArgument) -> None:
+    """Give the operator a new token. Between runs: copy server.toml to where the server runs, and restart it."""
+    from .deploy.rotation import retoken
+
+    print("\n".join(map(str, retoken(folder))))
 
 
 @deploy.command()
@@ -124,14 +215,22 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
         return
     answers = "answers" if found["server"]["connected"] else "does not answer"
     print(f"server {found['server']['address']} {answers}")
-    rows = [(one["name"], one["state"], one["since"][:19].replace("T", " ")) for one in found["clients"]]
-    print_table(["client", "state", "since"], rows)
+    rows = [(one["name"], one["state"], one["since"][:19].replace("T", " "), _trust(one)) for one in found["clients"]]
+    print_table(["client", "state", "since", "trusts"], rows)
     print_table(
         ["run", "status", "started"], [(str(one["run"]), one["status"], one["started"]) for one in found["runs"]]
     )
     for one in found["certificates"]:
-        warning = " (soon: umbel deploy renew)" if one["days"] < 14 else ""
-        print(f"{one['file']} expires in {one['days']:.0f} days{warning}")
+        remedy = "authority trust" if Path(one["file"]).name == "ca.crt" else "renew"
+        warning = f" (soon: umbel deploy {remedy})" if one["days"] < 14 else ""
+        print(f"{one['file']} {one['sha256'][:8]} expires in {one['days']:.0f} days{warning}")
+    if found["authority"]["next"]:
+        print(f"the authority is being replaced; next, {found['authority']['next']} {folder}")
+
+
+def _trust(client: dict[str, Any]) -> str:
+    """Which authorities a client trusts, as its certificates begin in the list below."""
+    return " ".join(one[:8] for one in client["trusts"] or [])
 
 
 @deploy.command()

@@ -70,7 +70,7 @@ def player(kit: OperatorKit) -> Callable[..., Outcome]:
     """What plays a run on a kit's federation."""
     from .runtimes.flower.remote import RemoteFederation, run_remote
 
-    federation = RemoteFederation(kit.address, kit.authority.read_bytes(), kit.token, len(kit.clients))
+    federation = RemoteFederation(kit.address, kit.authority, kit.token, len(kit.clients))
     return partial(run_remote, federation, timeout_seconds=float(kit.timeout_seconds))
 
 

@@ -2,6 +2,8 @@
 
     certificates   the authority, what it signs, and what is wrong with a certificate
     kits           a folder per party: made by `umbel deploy init`, read by everything else
+    authority      the server's certificate and the authority, replaced while runs go on
+    rotation       a client's keys and the operator's token, replaced between runs
     texts          what a kit holds besides: start script, systemd unit, compose file, nginx configuration
     supervisor     child processes that are started again, until the party is asked to stop
     parties        what the server and a client consist of

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -37,9 +38,9 @@ class Authority:
         return f"Authority({self.certificate.subject.rfc4514_string()!r})"
 
     @staticmethod
-    def new(name: str, days: float = AUTHORITY_DAYS) -> Authority:
-        """A fresh authority, P-256. It signs server certificates, and no further authorities."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    def new(name: str, days: float = AUTHORITY_DAYS, *, key: ec.EllipticCurvePrivateKey | None = None) -> Authority:
+        """An authority, with a fresh key, P-256, or this one. It signs server certificates, no further authorities."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
         builder = _builder(subject, subject, key.public_key(), days)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -48,16 +49,23 @@ class Authority:
 
     @staticmethod
     def load(certificate: Path, key: Path) -> Authority:
-        """The authority in two PEM files. Errors: ConfigError for files that are missing or hold something else."""
+        """The authority in two PEM files, of which the first may hold others besides.
+
+        Errors: ConfigError for files that are missing, hold something else, or do not belong together.
+        """
+        private = load_key(key)
+        for one in load_all(certificate):
+            if one.public_key() == private.public_key():
+                return Authority(one, private)
+        raise ConfigError(f"{certificate} and {key} do not hold a certificate and its key in PEM")
+
+    def issued(self, certificate: x509.Certificate) -> bool:
+        """Whether this authority signed a certificate."""
         try:
-            private = serialization.load_pem_private_key(key.read_bytes(), None)
-            if not isinstance(private, ec.EllipticCurvePrivateKey):
-                raise ValueError("of another kind")
-            return Authority(x509.load_pem_x509_certificate(certificate.read_bytes()), private)
-        except OSError as error:
-            raise ConfigError(f"the authority cannot be read from {error.filename}: {error.strerror}") from error
-        except ValueError:
-            raise ConfigError(f"{certificate} and {key} do not hold a certificate and its key in PEM") from None
+            certificate.verify_directly_issued_by(self.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
 
     def issue(self, hosts: Sequence[str], days: float = SERVER_DAYS, *, begins: datetime | None = None) -> Issued:
         """A server's certificate for these names and addresses, with a fresh P-256 key.
@@ -96,25 +104,52 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, kind, plain)
 
 
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The private key in a PEM file. Errors: ConfigError."""
+    try:
+        private = serialization.load_pem_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; restore the kit") from error
+    except ValueError:
+        raise ConfigError(f"{path} does not hold a private key in PEM") from None
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path} does not hold an elliptic-curve key")
+    return private
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256, hex: what a certificate is told apart by."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def check_pair(certificate: Path, key: Path, remedy: str) -> None:
+    """Errors: ConfigError for a certificate and a private key that do not belong together."""
+    if load(certificate).public_key() != load_key(key).public_key():
+        raise ConfigError(f"{certificate} and {key.name} do not belong together; {remedy}")
+
+
 def hosts_of(path: Path) -> list[str]:
     """The names and addresses that a certificate is for, in its order."""
-    names = _load(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    names = load(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in names]
 
 
 def expiry(path: Path) -> datetime:
-    """When the certificate in a PEM file expires. Errors: ConfigError for a file that holds none."""
-    return _load(path).not_valid_after_utc
+    """When the certificate in a PEM file expires; of several, the first to. Errors: ConfigError."""
+    return min(one.not_valid_after_utc for one in load_all(path))
 
 
 def days_left(path: Path) -> float:
-    """Days until the certificate in a PEM file expires; negative afterwards."""
+    """Days until the certificate in a PEM file expires, of several the first to; negative afterwards."""
     return (expiry(path) - datetime.now(UTC)) / timedelta(days=1)
 
 
 def check_dates(path: Path, remedy: str) -> None:
-    """Errors: ConfigError for a certificate that has expired, or is not valid yet."""
-    certificate, now = _load(path), datetime.now(UTC)
+    """Errors: ConfigError for a certificate that has expired, or is not valid yet; of several, when all are so."""
+    now = datetime.now(UTC)
+    certificate, *others = load_all(path)
+    if any(one.not_valid_before_utc <= now < one.not_valid_after_utc for one in others):
+        return
     if now >= certificate.not_valid_after_utc:
         raise ConfigError(
             f"certificate {path} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; {remedy}"
@@ -130,11 +165,16 @@ def probe(host: str, port: int, authority: Path) -> None:
     Errors: ConfigError that says what is wrong with its certificate, or that it speaks no TLS; OSError for a server
     that cannot be reached.
     """
-    where = f"the server at {host}:{port}"
     try:
         context = ssl.create_default_context(cafile=str(authority))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{authority} does not hold the federation's certificate: {error}") from error
+    shake_hands(host, port, context)
+
+
+def shake_hands(host: str, port: int, context: ssl.SSLContext) -> None:
+    """Shake hands with a server whose certificate has to please the context. Errors: as of `probe`."""
+    where = f"the server at {host}:{port}"
     try:
         with (
             socket.create_connection((host, port), PROBE_SECONDS) as plain,
@@ -217,9 +257,15 @@ def _is_label(part: str) -> bool:
     )
 
 
-def _load(path: Path) -> x509.Certificate:
+def load(path: Path) -> x509.Certificate:
+    """The first certificate in a PEM file. Errors: ConfigError."""
+    return load_all(path)[0]
+
+
+def load_all(path: Path) -> list[x509.Certificate]:
+    """All certificates in a PEM file, one or more. Errors: ConfigError."""
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificates(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"certificate {path} cannot be read: {error.strerror}") from error
     except ValueError:

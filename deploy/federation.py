@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..core.errors import ConfigError, UmbelError
 from ..runtimes.flower.secured import Node, Operator
 from . import certificates
+from .authority import NEXT, stage_of
 from .kits import OperatorKit, ServerKit
 from .supervisor import process_of
 
@@ -93,19 +94,25 @@ def status(folder: Path) -> dict[str, Any]:
     """What a folder of kits, or an operator's kit, says of its federation.
 
     server: {address, connected, process}; clients: [{name, state, since, process}], state being "online", "offline",
-    "registered" for one that never came, "unregistered", or "unknown" without a server; certificates: [{file, expires,
-    days}]; runs: [{run, status, started}], those that have not finished. process: its number, on this machine.
+    "registered" for one that never came, "unregistered", or "unknown" without a server, and trusts the SHA-256 of each
+    authority that one which is online trusts, null where it does not say; authority: {stage, next}, the stage being
+    "steady", or "trusted" or "switched" while one takes another's place (see `authority`), next what to do about it;
+    certificates: [{file, sha256, expires, days}]; runs: [{run, status, started}], those that have not finished.
+    process: its number, on this machine.
     """
     is_whole = (folder / "operator").is_dir()
     operator = OperatorKit.load(folder / "operator" if is_whole else folder)
     found = nodes(operator)
-    by_name = {node.name: node for node in found or []}
+    by_name, trusts = {node.name: node for node in found or []}, {} if found is None else trusts_of(operator)
+    stage = stage_of(operator.folder)
     clients = []
     for name in operator.clients:
         node = by_name.get(name)
         state = "unknown" if found is None else "unregistered" if node is None else node.status
         process = process_of(folder / "clients" / name / "state") if is_whole else None
-        clients.append({"name": name, "state": state, "since": node.since if node else "", "process": process})
+        trusted = sorted(trusts.get(name) or ()) or None
+        since = node.since if node else ""
+        clients.append({"name": name, "state": state, "since": since, "process": process, "trusts": trusted})
     files = [operator.authority, folder / "server" / "server.crt"] if is_whole else [operator.authority]
     return {
         "server": {
@@ -114,7 +121,8 @@ def status(folder: Path) -> dict[str, Any]:
             "process": process_of(folder / "server" / "state") if is_whole else None,
         },
         "clients": clients,
-        "certificates": [_certificate(path) for path in files],
+        "authority": {"stage": stage, "next": NEXT[stage]},
+        "certificates": [one for path in files for one in _certificates(path)],
         "runs": [] if found is None else [run._asdict() for run in _with(operator, Operator.runs)],
     }
 
@@ -134,8 +142,19 @@ def nodes(operator: OperatorKit) -> list[Node] | None:
         return None
 
 
+def trusts_of(operator: OperatorKit) -> dict[str, frozenset[str] | None]:
+    """{client: SHA-256 of each authority that it trusts}, of clients that are online; None for one that does not say.
+
+    Errors: as of `Operator`.
+    """
+    trusts = _with(operator, Operator.trusts)
+    return {
+        node.name: trusts.get(node.public_key) for node in _with(operator, Operator.nodes) if node.status == "online"
+    }
+
+
 def _with(operator: OperatorKit, question: Callable[[Operator], Any]) -> Any:
-    with Operator(operator.address, operator.authority.read_bytes(), operator.token) as connection:
+    with Operator(operator.address, operator.authority, operator.token) as connection:
         return question(connection)
 
 
@@ -194,7 +213,14 @@ def _signal(process: int, number: int) -> None:
         raise ConfigError(f"process {process} is another user's; end it as that user") from error
 
 
-def _certificate(path: Path) -> dict[str, Any]:
-    expires = certificates.expiry(path)
-    days = (expires - datetime.now(UTC)).total_seconds() / 86400
-    return {"file": str(path), "expires": expires.isoformat(timespec="seconds"), "days": round(days, 1)}
+def _certificates(path: Path) -> list[dict[str, Any]]:
+    found, now = certificates.load_all(path), datetime.now(UTC)
+    return [
+        {
+            "file": str(path),
+            "sha256": certificates.fingerprint(one),
+            "expires": one.not_valid_after_utc.isoformat(timespec="seconds"),
+            "days": round((one.not_valid_after_utc - now).total_seconds() / 86400, 1),
+        }
+        for one in found
+    ]

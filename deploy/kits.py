@@ -2,7 +2,7 @@
 
     DIR/server         server.toml  server.crt  server.key  identity.jwk  runtime.secret  clients/  nginx.conf
     DIR/clients/NAME   client.toml  policy.toml  node.key  identity.jwk  storage.jwk  runtime.secret
-    DIR/operator       operator.toml  ca.key  operator.jwk  control.token
+    DIR/operator       operator.toml  ca.key  operator.jwk  control.token    (ca.new.key: see `authority`)
     each of them       ca.crt  roster.bin  server.bin  operator.pub
 
 Each also has a folder `experiments` for files that runs may name, and `state` for what its processes write. Secrets
@@ -36,9 +36,8 @@ from . import texts
 from .certificates import (
     Authority,
     check_dates,
-    expiry,
+    check_pair,
     host_and_port,
-    hosts_of,
     is_loopback,
     joined,
     pem,
@@ -50,6 +49,7 @@ MOST_CLIENTS = 10_000
 ROUND_SECONDS = 600  # that a round waits for its clients
 PUBLIC_PORT, LOCAL_PORT = 443, 8443
 RENEW = "on the operator's host: umbel deploy renew"
+NEW_AUTHORITY = "on the operator's host: umbel deploy authority trust"
 STORE = "sqlite:///state/umbel.db"
 
 
@@ -72,8 +72,9 @@ class ServerKit:
         )
         require_private(folder, "server.key", "identity.jwk", "runtime.secret")
         check_dates(folder / "server.crt", RENEW)
+        check_pair(folder / "server.crt", folder / "server.key", f"copy both, or {RENEW}")
         require(Identity.load(folder).number is None, f"{folder}: identity.jwk is a client's; restore the server's")
-        check_dates(folder / "ca.crt", "make new kits: umbel deploy init")
+        check_dates(folder / "ca.crt", NEW_AUTHORITY)
         require(bool(re.fullmatch("[0-9a-f]{64}", fields["token_sha256"])), f"{folder}: token_sha256 is not a SHA-256")
         return ServerKit(folder, **{**fields, "store": _absolute_store(fields["store"], folder)})
 
@@ -105,7 +106,7 @@ class ClientKit:
         fields = _read(folder, "client", {"name": str, "number": int, "clients": int, "server": str})
         require_private(folder, "node.key", "identity.jwk", "storage.jwk", "runtime.secret")
         host_and_port(fields["server"])
-        check_dates(folder / "ca.crt", "ask the operator for a new kit")
+        check_dates(folder / "ca.crt", f"copy a new one into the kit; {NEW_AUTHORITY}")
         kit = ClientKit(folder, **fields)
         Key.load(folder / "storage.jwk").check("storage")
         require(
@@ -194,19 +195,6 @@ def make(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def renew(folder: Path) -> float:
-    """Give the server in a folder of kits a new certificate, for the same hosts, of the same authority. Its expiry."""
-    operator, server = folder / "operator", folder / "server"
-    require_private(operator, "ca.key")
-    issued = Authority.load(operator / "ca.crt", operator / "ca.key").issue(hosts_of(server / "server.crt"))
-    for name, content in (("server.key", issued.key), ("server.crt", issued.certificate)):
-        fresh = server / f".{name}.new"
-        fresh.unlink(missing_ok=True)
-        write(fresh, content, 0o600)
-        fresh.replace(server / name)
-    return expiry(server / "server.crt").timestamp()
-
-
 def require_private(folder: Path, *names: str) -> None:
     """Errors: ConfigError for a secret file that is missing, or that others than its owner may read or change."""
     for name in names:
@@ -283,7 +271,7 @@ class _Maker:
         write(kit / "server.toml", texts.SERVER_TOML + toml(values))
         (kit / "clients").mkdir()
         for name, key in zip(self.clients, node_keys, strict=True):
-            write(kit / "clients" / f"{name}.pub", _ssh_public(key))
+            write(kit / "clients" / f"{name}.pub", ssh_public(key))
         write(kit / "nginx.conf", texts.nginx(self.host, self.public_port, self.port))
         self._ways_to_start(kit, "server")
 
@@ -292,7 +280,7 @@ class _Maker:
     ) -> None:
         name = self.clients[number]
         kit = self._kit(f"clients/{name}", shared)
-        write(kit / "node.key", _ssh_private(node_key), 0o600)
+        write(kit / "node.key", ssh_private(node_key), 0o600)
         identity.save(kit / "identity.jwk")
         Key.generate("storage", 3650, owner=name).save(kit / "storage.jwk")
         write(kit / "runtime.secret", secrets.token_hex(32), 0o600)
@@ -379,12 +367,14 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _ssh_private(key: ec.EllipticCurvePrivateKey) -> bytes:
+def ssh_private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A node's key as OpenSSH writes it, not encrypted."""
     kind, plain = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, kind, plain)
 
 
-def _ssh_public(key: ec.EllipticCurvePrivateKey) -> bytes:
+def ssh_public(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Its public half, likewise."""
     kind = serialization.PublicFormat.OpenSSH
     return key.public_key().public_bytes(serialization.Encoding.OpenSSH, kind) + b"\n"
 

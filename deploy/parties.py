@@ -42,8 +42,7 @@ def run_server(folder: Path, stop: threading.Event, say: Say, note: Note) -> Non
         _require_free(kit.port)
         _warn_of_expiry(kit.folder, ("server.crt", "ca.crt"), say)
         supervisor.start("superlink", _superlink(kit), _superlink_environment(kit, token), kit.folder / "experiments")
-        authority = (kit.folder / "ca.crt").read_bytes()
-        with Operator(f"127.0.0.1:{kit.port}", authority, token) as operator:
+        with Operator(f"127.0.0.1:{kit.port}", kit.folder / "ca.crt", token) as operator:
             if not supervisor.wait_until(
                 lambda: _answers(operator), stop, START_SECONDS, "the SuperLink does not answer"
             ):
@@ -75,6 +74,7 @@ def run_client(folder: Path, data: str | None, address: str | None, stop: thread
             certificates.probe(host, port, authority)
         except OSError as error:  # not there yet; the SuperNode goes on trying
             say(f"the server at {host}:{port} cannot be reached: {error.strerror or error}; trying again")
+        _warn_of_expiry(kit.folder, ("ca.crt",), say)
         for stale in (state / "memory").glob("task-*.json"):  # of SuperNodes that are gone, at ports that they had
             stale.unlink()
         (runtime,) = free_ports(1)
@@ -116,8 +116,8 @@ def _register(operator: Operator, name: str, key: bytes) -> None:
         if "412" not in str(error):
             raise
         raise ConfigError(
-            f"the key of {name} was revoked before, and is never taken again; make new kits, or take its .pub out of "
-            "KIT/clients"
+            f"the key of {name} was revoked before, and is never taken again; give it another (umbel deploy rekey), or "
+            "take its .pub out of KIT/clients"
         ) from error
 
 
@@ -192,7 +192,8 @@ def _warn_of_expiry(folder: Path, names: Sequence[str], say: Say) -> None:
     for name in names:
         days = certificates.days_left(folder / name)
         if days < certificates.WARNING_DAYS:
-            say(f"warning: {name} expires in {days:.0f} days; on the operator's host: umbel deploy renew")
+            remedy = "authority trust" if name == "ca.crt" else "renew"
+            say(f"warning: {name} expires in {days:.0f} days; on the operator's host: umbel deploy {remedy}")
 
 
 def _why_supernode_ended(lines: Sequence[str], host: str, port: int, authority: Path) -> str | None:

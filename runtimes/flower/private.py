@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -44,11 +45,14 @@ from flwr.supercore.app_utils import start_parent_process_monitor
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.protobuf.client import ProtobufRequestContext
 
 # flwr.supercore.retry: whether and when a failed call is tried again.
 from flwr.supercore.retry import RetryInvoker
 
+from .private_delivery import hand_out_again
 from .private_patience import Retried, be_patient, upload_on
+from .private_tls import follow, follow_from_now_on
 
 LOOPBACK = "127.0.0.1"
 RETRY_SECONDS = 1.0  # between two tries to reach a server that is gone, at most
@@ -80,17 +84,20 @@ def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
 class Control:
     """The Control API of one SuperLink on loopback: submit a run, follow it, stop it.
 
-    certificates: of the authority that signed the SuperLink's, PEM; None: without TLS. interceptors: see `secured`.
+    certificates: of the authority that signed the SuperLink's, PEM, or a file that may be replaced; None: without TLS.
+    interceptors: see `secured`.
     """
 
-    def __init__(self, address: str, certificates: bytes | None = None, interceptors: Sequence[Any] = ()):
+    def __init__(self, address: str, certificates: bytes | Path | None = None, interceptors: Sequence[Any] = ()):
         with _no_proxy():
             self._client = ControlHttpClient.from_server_address(
                 address,
                 insecure=certificates is None,
-                root_certificates=certificates,
+                root_certificates=certificates.read_bytes() if isinstance(certificates, Path) else certificates,
                 interceptors=[RuntimeVersionHttpInterceptor(component_name="umbel"), *interceptors],
             )
+            if isinstance(certificates, Path):
+                follow(self._client, certificates)
 
     def start_run(self, pyproject: str) -> int:
         """Submit an app that consists of pyproject.toml alone: its components are installed on the nodes. Its id."""
@@ -111,6 +118,13 @@ class Control:
         """How the run stands."""
         found = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
         return RunStatus(found.status, found.sub_status, found.details)
+
+    def get_json(self, path: str) -> Any:
+        """What the SuperLink says at a path that is ours. Errors: httpx's."""
+        request = self._client._client.build_request("GET", f"{self._client._base_url}{path}")
+        reply = self._client._send(ProtobufRequestContext(path, None, request))
+        reply.raise_for_status()
+        return reply.json()
 
     def close(self) -> None:
         """Close the connection; an event stream that is being read ends."""
@@ -242,10 +256,12 @@ def main() -> None:
     """
     _, command, parent, *options = sys.argv
     end_with_parent(int(parent))
+    follow_from_now_on(options)
     sys.argv = [f"flower-{command}", *options]
     # The functions behind the console scripts: imported here, since each brings a whole server with it.
     if command == "superlink":
         be_patient()
+        hand_out_again()
         from flwr.superlink.cli import flower_superlink as run
     elif command == "superexec":
         from flwr.supercore.cli import flower_superexec as run

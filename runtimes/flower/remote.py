@@ -16,10 +16,11 @@ from .secured import Operator
 class RemoteFederation:
     """A SuperLink and its `clients` nodes. A context that closes the connection; the federation goes on.
 
-    address: host:port of the SuperLink. certificates: its authority's, PEM. token: the operator's.
+    address: host:port of the SuperLink. certificates: its authority's, PEM, or a file that may be replaced under a run.
+    token: the operator's.
     """
 
-    def __init__(self, address: str, certificates: bytes, token: str, clients: int):
+    def __init__(self, address: str, certificates: bytes | Path, token: str, clients: int):
         self.address, self.clients = address, clients
         self._operator = Operator(address, certificates, token)
 

@@ -16,6 +16,8 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 # httpx: Flower's clients raise its errors.
@@ -34,7 +36,9 @@ from flwr.superlink.auth_plugin import ControlAuthnPlugin
 
 from ...core.errors import ConfigError, UmbelError
 from .private import Control, end_with_parent
+from .private_delivery import hand_out_again
 from .private_patience import PATIENCE_SECONDS, be_patient
+from .private_tls import TRUSTS_PATH, serve_following
 
 TOKENS_VARIABLE = "UMBEL_CONTROL_TOKENS"  # SHA-256 of each token that is taken, hex, separated by commas
 
@@ -78,11 +82,15 @@ class TokenAuthenticator(ControlAuthnPlugin):
     def validate_tokens_in_metadata(self, metadata: Any) -> tuple[bool, AccountInfo | None]:
         """Whether a call's token is known; the account is Flower's only one, since its federations know no other."""
         token = dict(metadata).get(ACCESS_TOKEN_KEY, "")
-        digest = hashlib.sha256(token if isinstance(token, bytes) else token.encode()).hexdigest()
-        matches = [hmac.compare_digest(digest, known) for known in self._hashes]
-        if not any(matches):
+        if not self.lets_in(token if isinstance(token, bytes) else token.encode()):
             return False, None
         return True, AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
+
+    def lets_in(self, token: bytes) -> bool:
+        """Whether this is one of the tokens."""
+        digest = hashlib.sha256(token).hexdigest()
+        matches = [hmac.compare_digest(digest, known) for known in self._hashes]
+        return any(matches)
 
     def get_login_details(self) -> None:
         """There is no logging in: tokens are handed out with kits."""
@@ -110,10 +118,11 @@ class Bearer:
 class Operator:
     """The Control API of a SuperLink, as its operator: over TLS, with a token. A context that closes the connection.
 
+    certificates: of the authorities that are trusted, PEM; a file counts as it is when a connection is made.
     Errors of its calls: ConfigError when the token is refused; UmbelError when the SuperLink cannot be reached.
     """
 
-    def __init__(self, address: str, certificates: bytes, token: str):
+    def __init__(self, address: str, certificates: bytes | Path, token: str):
         self.address = address
         self.control = Control(address, certificates, [Bearer(token)])
 
@@ -145,6 +154,17 @@ class Operator:
     def unregister(self, node: int) -> None:
         """Let a node connect no longer; its next call is refused."""
         self.call("UnregisterNode", UnregisterNodeRequest(node_id=node))
+
+    def trusts(self) -> dict[bytes, frozenset[str]]:
+        """{public key, PEM: SHA-256 of each authority that the node trusts, hex}, of nodes that were heard since the
+        SuperLink was started. Nodes and SuperLinks of an older Umbel do not say."""
+        try:
+            found = self.control.get_json(TRUSTS_PATH)
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 404:
+                return {}
+            raise explained(error, self.address) from error
+        return {key.encode(): frozenset(trusted) for key, trusted in found.items()}
 
     def runs(self) -> list[RunInfo]:
         """Every run that has not finished."""
@@ -204,12 +224,14 @@ def main() -> None:
     end_with_parent(int(parent))
     authenticator = TokenAuthenticator()
     be_patient()
+    hand_out_again()
     sys.argv = ["flower-superlink", *options]
     # `flwr.superlink.cli` exports the function under the module's own name.
     import importlib
 
     command = importlib.import_module("flwr.superlink.cli.flower_superlink")
     command.load_control_authn_plugin = lambda: authenticator  # type: ignore[attr-defined]
+    command.uvicorn = SimpleNamespace(run=serve_following(authenticator.lets_in))  # type: ignore[attr-defined]
     command.flower_superlink()
 
 

@@ -25,8 +25,9 @@ from ...core.printable import printable
 from ...core.types import Failure, RoundRecord
 from ...server import History, run
 from ...server.monitoring import relayed
-from .identity import identity_of_this_process
+from .identity import KIT_VARIABLE, identity_of_this_process
 from .private import push_event
+from .private_tls import follow_kit
 from .runtime import FlowerRuntime
 
 if TYPE_CHECKING:  # SQLAlchemy is imported where there is a store
@@ -51,6 +52,7 @@ def main(grid: Grid, context: Context) -> None:
     The store's URL is read from the variable UMBEL_STORE.
     """
     config = context.run_config
+    follow_kit(grid, os.environ.get(KIT_VARIABLE))
     try:
         experiment = named_experiment(config)
         runtime = FlowerRuntime(

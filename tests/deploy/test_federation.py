@@ -293,7 +293,7 @@ def test_slow_connections_delay_nobody_and_are_cut(proxy):
                     one.send(b"\x16")
             began = time.monotonic()
             assert _health(*proxy) == 200
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 5  # half of what they are borne
             time.sleep(1)
         wait_for(lambda: all(map(_is_cut, slow)), 30)
     finally:

@@ -132,11 +132,12 @@ def test_a_kit_can_be_moved(fed, tmp_path):
 
 
 def test_a_renewed_certificate_is_of_the_same_authority_and_hosts(fed):
+    from umbel.deploy.authority import renew
     from umbel.deploy.certificates import hosts_of
 
     server = fed / "server"
     before = (server / "server.crt").read_bytes(), (server / "server.key").read_bytes(), hosts_of(server / "server.crt")
-    kits.renew(fed)
+    renew(fed)
     after = (server / "server.crt").read_bytes(), (server / "server.key").read_bytes(), hosts_of(server / "server.crt")
     assert before[0] != after[0]
     assert before[1] != after[1]

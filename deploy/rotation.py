@@ -1,0 +1,68 @@
+"""New keys and a new token in the kits of a folder, for parties that are stopped: between two runs, without overlap.
+
+Whoever signs, every other party knows by the roster that it read when it started: all parties take up a new roster
+together. Interrupted, either command is repeated; what it wrote before is replaced once more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ..core.errors import ConfigError
+from ..core.validation import suggest
+from ..privacy.identities import open_roster, operator_key
+from ..privacy.keys import Key
+from ..privacy.secagg.roster import Roster
+from .authority import put
+from .kits import ServerKit, require_private, ssh_private, ssh_public
+
+ROSTER, TOKEN = "roster.bin", "control.token"
+KEY_DAYS = 3650
+
+
+def rekey(folder: Path, name: str) -> list[Path]:
+    """Give a client new keys, to sign with and to connect by, and every kit a new roster. The files that changed.
+
+    Errors: ConfigError for a client that is not in the roster, and without the operator's key or the client's kit.
+    """
+    operator, client = folder / "operator", folder / "clients" / name
+    require_private(operator, "operator.jwk")
+    signing = Key.load(operator / "operator.jwk").check("operator").signing
+    roster = open_roster(operator / ROSTER, operator_key(operator))
+    names = [member.owner for member in roster.members]
+    if name not in names:
+        raise ConfigError(f"no client {name!r} in {operator / ROSTER}; {suggest(name, names)}")
+    require_private(client, "identity.jwk", "node.key")
+    key, node_key = Key.generate("node", KEY_DAYS, owner=name), ec.generate_private_key(ec.SECP384R1())
+    members = tuple(
+        one._replace(key=key.public.raw, expires=key.expires) if one.owner == name else one for one in roster.members
+    )
+    key.save(client / "identity.jwk", replace=True)
+    put(client / "node.key", ssh_private(node_key), 0o600)
+    put(folder / "server" / "clients" / f"{name}.pub", ssh_public(node_key))
+    changed = [client / "identity.jwk", client / "node.key", folder / "server" / "clients" / f"{name}.pub"]
+    signed = Roster(members).signed(signing)
+    for path in sorted(folder.glob(f"*/{ROSTER}")) + sorted(folder.glob(f"clients/*/{ROSTER}")):
+        put(path, signed)
+        changed.append(path)
+    return changed
+
+
+def retoken(folder: Path) -> list[Path]:
+    """Give the operator a new token, and the server its hash. The files that changed. Errors: ConfigError."""
+    operator, path = folder / "operator", folder / "server" / "server.toml"
+    require_private(operator, TOKEN)
+    ServerKit.load(folder / "server")
+    token = secrets.token_urlsafe(32)
+    line = f'token_sha256 = "{hashlib.sha256(token.encode()).hexdigest()}"'
+    text, found = re.subn(r'(?m)^token_sha256 *= *"[0-9a-f]{64}"', line, path.read_text("utf-8"))
+    if found != 1:
+        raise ConfigError(f'{path} has no line token_sha256 = "…" of its own; restore the kit')
+    put(path, text.encode())
+    put(operator / TOKEN, token.encode() + b"\n", 0o600)
+    return [path, operator / TOKEN]

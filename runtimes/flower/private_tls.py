@@ -1,0 +1,198 @@
+"""Certificates that are replaced while the processes which use them run. Not public in Flower; see `private`.
+
+A TLS context is made once, of what its files held then, and Flower's processes keep theirs for life: a new certificate
+or authority would count from their next start. Here every handshake looks whether the files were replaced, and is made
+with what they hold now; connections that are open stay open. So a federation's authority can be exchanged under a run.
+
+A node says with each call which authorities it trusts, by their SHA-256, so that the operator can tell when all trust
+the next one. Nothing else depends on it: a node that lies about it can lock out itself alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import ssl
+from base64 import b64decode
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# httpx: Flower's clients raise its errors, and are made of one of its clients each.
+import httpx
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from flwr.supercore.protobuf.client import ProtobufClient
+
+log = logging.getLogger(__name__)
+
+AUTHORITY_FILE = "ca.crt"  # of a kit: one authority, or several one after the other
+TRUSTS_HEADER = "umbel-trusts"
+TRUSTS_PATH = "/v1/control/umbel-trusts"
+FLEET_PATH = "/v1/fleet/"
+TRUSTS = re.compile(rb"[0-9a-f]{64}(,[0-9a-f]{64}){0,7}")
+ROOT_OPTION = "--root-certificates"
+
+
+class FollowingContext(ssl.SSLContext):
+    """A TLS context that is made anew for the next handshake when one of its files was replaced.
+
+    make: from the files as they are. Files that cannot be used, since one of two is still to come, are waited for;
+    until then the context before counts. Errors: those of make, for the first context alone.
+    """
+
+    def __new__(cls, files: Sequence[Path], make: Callable[[], ssl.SSLContext]) -> FollowingContext:
+        # Other libraries want an SSLContext; no handshake is made with this one itself.
+        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+
+    def __init__(self, files: Sequence[Path], make: Callable[[], ssl.SSLContext]):
+        self._files, self._make = tuple(files), make
+        self._protocols: list[str] = []
+        self._seen = self._look()
+        self._context = make()
+
+    def current(self) -> ssl.SSLContext:
+        """The context of what the files hold now, as far as that can be used."""
+        if (found := self._look()) != self._seen:
+            try:
+                context = self._make()
+            except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+                log.debug("certificates are left as they were: %s", error)
+                return self._context
+            if self._protocols:
+                context.set_alpn_protocols(self._protocols)
+            self._seen, self._context = found, context
+        return self._context
+
+    def set_alpn_protocols(self, alpn_protocols: Any) -> None:
+        """As the context's own, for every context to come."""
+        self._protocols = list(alpn_protocols)
+        self._context.set_alpn_protocols(self._protocols)
+
+    def wrap_socket(self, *words: Any, **options: Any) -> ssl.SSLSocket:
+        """As the context's own."""
+        return self.current().wrap_socket(*words, **options)
+
+    def wrap_bio(self, *words: Any, **options: Any) -> ssl.SSLObject:
+        """As the context's own."""
+        return self.current().wrap_bio(*words, **options)
+
+    def _look(self) -> tuple[tuple[int, int, int] | None, ...]:
+        return tuple(map(_stamp, self._files))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def trusting(bundle: Path) -> FollowingContext:
+    """A client's context: servers of the authorities in a PEM file, whichever these are at the time."""
+
+    def make() -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cafile=str(bundle))
+        return context
+
+    return FollowingContext([bundle], make)
+
+
+def follow(client: ProtobufClient, bundle: Path) -> None:
+    """Let one of Flower's clients trust what the file holds, from its next connection on."""
+    timeout = client._client.timeout
+    client._client = httpx.Client(verify=trusting(bundle), timeout=timeout, follow_redirects=True)
+
+
+def follow_kit(grid: Any, kit: str | None) -> None:
+    """Let a run's grid trust what the kit's file holds; nothing without a kit, or on a grid that makes no calls."""
+    client, bundle = getattr(grid, "_runtime_client", None), Path(kit or os.devnull) / AUTHORITY_FILE
+    if client is not None and bundle.is_file():
+        follow(client, bundle)
+
+
+def follow_from_now_on(options: Sequence[str]) -> None:
+    """Let every client that this process makes trust what the file of --root-certificates holds; and say what it is."""
+    if ROOT_OPTION not in options:
+        return
+    bundle = Path(options[options.index(ROOT_OPTION) + 1])
+    first = ProtobufClient.__init__
+
+    def init(self: ProtobufClient, base_url: str, **others: Any) -> None:
+        if isinstance(others.get("verify"), ssl.SSLContext):
+            context = trusting(bundle)
+            others |= {"verify": context, "interceptors": (*others.get("interceptors", ()), Announcer(context))}
+        first(self, base_url, **others)
+
+    ProtobufClient.__init__ = init  # type: ignore[method-assign]
+
+
+class Announcer:
+    """Says with every call which authorities its caller trusts."""
+
+    def __init__(self, context: FollowingContext):
+        self._context = context
+        self._said: tuple[ssl.SSLContext | None, str] = None, ""
+
+    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        """See Flower's ProtobufClientInterceptor."""
+        current = self._context.current()
+        if self._said[0] is not current:
+            found = (hashlib.sha256(one).hexdigest() for one in current.get_ca_certs(binary_form=True))
+            self._said = current, ",".join(sorted(found))
+        context.request.headers[TRUSTS_HEADER] = self._said[1]
+        return call_next(context)
+
+
+class TrustBook:
+    """A SuperLink's ASGI application, which takes note of what its nodes trust, and tells the operator.
+
+    What a node says counts where Flower took its call, and so its signature. lets_in: whether a bearer token is the
+    operator's. Its memory is as much as there are nodes whose keys were let in.
+    """
+
+    def __init__(self, app: Any, lets_in: Callable[[bytes], bool]):
+        self._app, self._lets_in = app, lets_in
+        self._trusts: dict[str, list[str]] = {}  # {public key, PEM: SHA-256 of each authority, hex}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = dict(scope["headers"])
+        if scope["path"] == TRUSTS_PATH:
+            return await self._tell(headers.get(b"authorization", b""), send)
+        said, key = headers.get(TRUSTS_HEADER.encode(), b""), headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER.encode())
+        if not scope["path"].startswith(FLEET_PATH) or key is None or not TRUSTS.fullmatch(said):
+            return await self._app(scope, receive, send)
+
+        async def note(message: Any) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 300:
+                self._trusts[b64decode(key).decode()] = said.decode().split(",")
+            await send(message)
+
+        return await self._app(scope, receive, note)
+
+    async def _tell(self, authorization: bytes, send: Any) -> None:
+        is_operator = self._lets_in(authorization.removeprefix(b"Bearer "))
+        status, body = (200, json.dumps(self._trusts).encode()) if is_operator else (401, b"{}")
+        head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+
+
+def serve_following(lets_in: Callable[[bytes], bool]) -> Callable[..., None]:
+    """`uvicorn.run`, with a `TrustBook` around the application, and a certificate that may be replaced."""
+    import uvicorn
+
+    def context_of(config: Any, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+        return FollowingContext([Path(config.ssl_certfile), Path(config.ssl_keyfile)], make)
+
+    def run(*, app: Any, **options: Any) -> None:
+        uvicorn.run(app=TrustBook(app, lets_in), ssl_context_factory=context_of, **options)
+
+    return run
