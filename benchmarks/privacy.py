@@ -138,7 +138,8 @@ NOTES = """## Notes
   server share the two cores, which on real devices each have their own. With distributed DP each of them draws noise
   for all its numbers: a hundred times what central DP draws.
 - *DP-SGD*: one worker, noise included, a private and a plain client each as it compiles best, the fastest of five. In
-  small batches the noise alone, a number for each parameter, takes longer than a plain step."""
+  small batches the noise alone, a number for each parameter, takes longer than a plain step: for the MLP's 199,210
+  parameters 0.43 ms of processor time, 2.1 ns a number, a quarter of it AES; a plain step of 32 examples takes 0.29."""
 
 if __name__ == "__main__":
     sys.exit(main())

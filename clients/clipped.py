@@ -84,7 +84,8 @@ def example_gradients(model: keras.Model, example: tuple, seeds: list[tuple]) ->
     """A lone example's gradient, for each trainable variable: float32. seeds: states of the model's generators."""
     variables = model.trainable_variables
     values = [tf.convert_to_tensor(variable.value) for variable in variables]
-    with tf.GradientTape() as tape, keras.StatelessScope([*zip(variables, values, strict=True), *seeds]):
+    known = [*zip(variables, values, strict=True), *seeds]
+    with tf.GradientTape() as tape, keras.StatelessScope(known, collect_losses=True):  # what layers add to the loss
         tape.watch(values)
         loss = batch_loss(model, example) - penalty(model)
     found = tape.gradient(loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from umbel.benchmarks import measure, report, scale
+from umbel.benchmarks import algorithms, measure, report, scale
 from umbel.benchmarks.contenders import workload
 from umbel.benchmarks.measure import Contender, Result, Run, RunFailed
 
@@ -101,3 +101,12 @@ def test_the_crowd_owns_ten_rows_each():
     assert set(population.sizes()) == {scale.EXAMPLES}
     own = population.examples(7)
     np.testing.assert_array_equal(own.x, population.resident().x[population.indices(7)])
+
+
+def test_what_an_algorithm_costs_leaves_out_the_rounds_that_compile():
+    rounds = [9.0] * algorithms.SETTLED + [1.0, 2.0, 7.0]
+    clock = algorithms.Clock([sum(rounds[:count]) for count in range(len(rounds) + 1)])
+    assert clock.per_round() == 2.0
+    assert {algorithms.experiment_of(name).strategy for name in algorithms.STRATEGIES} == {
+        *algorithms.STRATEGIES.values()
+    }

@@ -11,7 +11,7 @@ import tensorflow as tf
 from federations import CLASSES, FEATURES, blobs, dense, federation
 from umbel import AllClients, ClientError, IncompatibleError, Local, RunStopped, Simulation, data, derive, run
 from umbel.clients.clipped import Rule, ghost_sum, looped_sum
-from umbel.clients.contributions import Filter, Lookup, Outer, Whole
+from umbel.clients.contributions import Filter, Lookup, Outer, Whole, norms_are_cheaper
 from umbel.clients.ghost import can_ghost, contributions, uses_of
 from umbel.clients.per_example import Draws, draw_batches, width_for
 from umbel.privacy.per_example import PerExample
@@ -125,6 +125,7 @@ def gradients_alone(model, batch):
         x, y, weight = (*alone, None)[:3]
         with tf.GradientTape() as tape:
             loss = model._compile_loss(y, model(x, training=True), weight)
+            loss = loss + sum(one for layer in model.layers for one in layer._get_own_losses())
         wanted = [variable.value for variable in model.trainable_variables]
         found.append(flat(map(tf.convert_to_tensor, tape.gradient(loss, wanted))).astype(np.float64))
     return np.array(found)
@@ -182,6 +183,15 @@ def test_each_kind_of_contribution_is_used():
         gradients = tape.gradient(loss, [use.output for use in uses])
         kinds |= {type(part) for part in contributions(uses, gradients).values()}
     assert kinds == {Whole, Outer, Lookup, Filter}
+
+
+@pytest.mark.parametrize(
+    ("places", "inputs", "outputs", "expected"),
+    [(1, 784, 200, True), (16, 576, 64, True), (64, 400, 32, False), (128, 128, 128, False), (576, 25, 16, False)],
+)
+def test_of_norms_and_gradients_what_takes_less_time_is_computed(places, inputs, outputs, expected):
+    """As measured: 64 places of 400 × 32 take 2.0 ms by way of norms, 1.0 by gradients; 16 of 576 × 64, 1.0 and 1.3."""
+    assert norms_are_cheaper(places, inputs, outputs) is expected
 
 
 def test_norms_whose_terms_cancel_are_not_underestimated():
@@ -249,6 +259,19 @@ def test_any_other_model_is_looped_over():
     expected = clipped_by_hand(gradients_alone(model, (x, y)), 0.5)
     found = flat(tf.function(lambda: looped_sum(model, (x, y), rule([True] * SIZE, 0.5)))())
     np.testing.assert_allclose(found, expected, rtol=5e-3, atol=1e-5)
+
+
+def test_what_layers_add_to_the_loss_is_clipped_with_it():
+    model = compiled(layers.Dense(4, activity_regularizer=keras.regularizers.L2(0.5)), layers.Dense(CLASSES))
+    batch = batch_for(model)
+    assert not can_ghost(model)
+    expected = clipped_by_hand(gradients_alone(model, batch), 0.5)
+    found = flat(tf.function(lambda: looped_sum(model, batch, rule([True] * SIZE, 0.5)))())
+    np.testing.assert_allclose(found, expected, rtol=5e-3, atol=1e-5)
+    plain = compiled(layers.Dense(4), layers.Dense(CLASSES))
+    plain.set_weights(model.get_weights())
+    without = clipped_by_hand(gradients_alone(plain, batch), 0.5)
+    assert np.linalg.norm(found - without) > 0.1 * np.linalg.norm(without)
 
 
 def leaky(activation):

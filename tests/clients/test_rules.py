@@ -5,11 +5,12 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from federations import CLASSES, FEATURES, dense, dropped_and_normalised, federation
 from quadratics import RATE, Quadratics, close, linear
 from umbel import AllClients, ConfigError, Local, Simulation, derive, run
-from umbel.clients.optimizers import DeltaSGD
+from umbel.clients.optimizers import DeltaSGD, norm
 from umbel.core.experiment import extra_size
 from umbel.core.types import Broadcast
 from umbel.data import PerClient
@@ -20,6 +21,7 @@ from umbel.strategies.fedprox import FedProx, Proximal
 from umbel.strategies.scaffold import Scaffold
 
 ALGORITHMS = [FedProx(0.1), Scaffold(), FedNova(mu=0.1), FedDyn(0.1)]
+L2 = keras.regularizers.L2
 ONE_STEP = Local(epochs=1, batch_size=None, learning_rate=RATE, shuffle=False)
 
 
@@ -169,11 +171,20 @@ def by_default():
     return self_tuned(learning_rate=0.4)
 
 
-def by_hand(clients, client, w, start, gamma=2.0, delta=0.1, theta=1.0, mu=0.0):
-    """Algorithm 1's local steps in float64, with the iterates that the optimizer does not keep; also which term won."""
+def penalised():
+    """Ridge regression, whose outputs are penalised as well."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False, kernel_regularizer=L2(0.1))])
+    model.layers[0].activity_regularizer = L2(0.2)
+    model.compile(DeltaSGD(0.4), "mse")
+    return model
+
+
+def by_hand(clients, client, w, start, gamma=2.0, delta=0.1, theta=1.0, mu=0.0, ridge=0.0, activity=0.0):
+    """Algorithm 1's local steps in float64, with all iterates; also which term won."""
     x, rate, ratio, won, before = w, start, theta, set(), None
     for _ in range(clients.steps(client, epochs=2)):
         gradient = clients.gradient(client, x) + mu * (x - w)
+        gradient = gradient + 2 * ridge * x + activity * clients.curvature[client] @ x
         if before is not None:
             fitting = gamma * np.linalg.norm(x - before[0]) / (2 * np.linalg.norm(gradient - before[1]))
             grown = np.sqrt(1 + delta * ratio) * rate
@@ -191,6 +202,7 @@ def by_hand(clients, client, w, start, gamma=2.0, delta=0.1, theta=1.0, mu=0.0):
         (by_default, {"start": 0.4}),
         (loss_scaled, {"start": 0.4}),
         (another, {"start": 0.3, "gamma": 1.5, "delta": 0.5, "theta": 2.0}),
+        (penalised, {"start": 0.4, "ridge": 0.1, "activity": 0.2}),
     ],
 )
 def test_delta_sgd_is_its_closed_form(make, settings, how):
@@ -272,6 +284,37 @@ def test_delta_sgd_gets_by_without_a_curvature():
     for gradient in (0.0, 0.0, 1.0, 1.0):
         optimizer.apply([keras.ops.full((2,), gradient, "float32")], [variable])
     assert 0.0 < float(variable[0]) < 0.8
+
+
+def test_delta_sgd_gets_by_without_a_gradient_at_the_place_before():
+    """Scaled, a loss may overflow where the model was, and not where it is: the rate grows."""
+
+    class Steep(keras.Model):
+        def train_step(self, batch):
+            gradient = keras.ops.where(self.place > 0.95, batch, 1.0)
+            self.optimizer.apply([gradient], [self.place])
+            return {}
+
+    model = Steep()
+    model.place = model.add_weight(shape=(), initializer="ones", name="place")
+    model.compile(DeltaSGD(0.1))
+    model.optimizer.build([model.place])
+    step = model.optimizer.looking_back(model)
+    step(tf.constant(1.0))
+    step(tf.constant(np.inf))
+    assert float(model.place) == pytest.approx(1.0 - 0.1 - 0.1 * np.sqrt(1.1))
+
+
+@pytest.mark.parametrize(("is_compiled", "sums"), [(False, "L2Loss"), (True, "Split")])
+def test_norms_are_summed_as_the_compiler_is_fast_at(is_compiled, sums):
+    """And are the same however that is."""
+    generator = np.random.default_rng(0)
+    tensors = [generator.normal(size=shape).astype(np.float32) for shape in ((), (1, 127), (128,), (129,), (50, 100))]
+    compiled = tf.function(lambda: norm(tensors), jit_compile=is_compiled, autograph=False)
+    expected = np.sqrt(sum(np.square(one.astype(np.float64)).sum() for one in tensors))
+    assert float(compiled()) == pytest.approx(expected, rel=1e-6)
+    assert float(norm(tensors)) == pytest.approx(expected, rel=1e-6)
+    assert sums in {one.type for one in compiled.get_concrete_function().graph.get_operations()}
 
 
 def test_delta_sgd_round_trips_and_refuses():
