@@ -192,7 +192,7 @@ http {{
     send_timeout 30s;
     keepalive_timeout 75s;
     large_client_header_buffers 4 8k;
-    limit_conn connections 32;
+    limit_conn connections 64;
 
     location ~ ^/v1/fleet/({fleet})$ {{
       limit_except POST {{ deny all; }}

@@ -53,6 +53,7 @@ from flwr.supercore.retry import RetryInvoker
 from .private_delivery import hand_out_again
 from .private_patience import Retried, be_patient, upload_on
 from .private_tls import follow, follow_from_now_on
+from .private_waiting import serve
 
 LOOPBACK = "127.0.0.1"
 RETRY_SECONDS = 1.0  # between two tries to reach a server that is gone, at most
@@ -262,7 +263,10 @@ def main() -> None:
     if command == "superlink":
         be_patient()
         hand_out_again()
-        from flwr.superlink.cli import flower_superlink as run
+        # `flwr.superlink.cli` exports the function under the module's own name.
+        module = importlib.import_module("flwr.superlink.cli.flower_superlink")
+        module.uvicorn = SimpleNamespace(run=serve)  # type: ignore[attr-defined]
+        run = module.flower_superlink
     elif command == "superexec":
         from flwr.supercore.cli import flower_superexec as run
 

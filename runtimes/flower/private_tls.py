@@ -26,6 +26,8 @@ import httpx
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.protobuf.client import ProtobufClient
 
+from .private_waiting import serve
+
 log = logging.getLogger(__name__)
 
 AUTHORITY_FILE = "ca.crt"  # of a kit: one authority, or several one after the other
@@ -186,13 +188,12 @@ class TrustBook:
 
 
 def serve_following(lets_in: Callable[[bytes], bool]) -> Callable[..., None]:
-    """`uvicorn.run`, with a `TrustBook` around the application, and a certificate that may be replaced."""
-    import uvicorn
+    """`serve`, with a `TrustBook` around the application, and a certificate that may be replaced."""
 
     def context_of(config: Any, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
         return FollowingContext([Path(config.ssl_certfile), Path(config.ssl_keyfile)], make)
 
     def run(*, app: Any, **options: Any) -> None:
-        uvicorn.run(app=TrustBook(app, lets_in), ssl_context_factory=context_of, **options)
+        serve(TrustBook(app, lets_in), ssl_context_factory=context_of, **options)
 
     return run
