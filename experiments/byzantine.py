@@ -1,6 +1,4 @@
-"""Folds under attack, on handwritten digits: three of fifteen clients attack, and all fifteen are in every round.
-
-umbel compare byzantine --plot byzantine.png            # test accuracy, and the attack's success
+"""Folds under attack, on handwritten digits: 3 of 15 clients, all in every round. umbel compare byzantine --plot b.png
 
 Success is measured on the test images. Forged updates, and no attack: the share that the model has wrong. Flipped
 labels (digit d means 9 − d): the share called so. Backdoor (four lit corners mean 0): the share of lit images of other

@@ -1,5 +1,6 @@
 """Replies read object by object, from a SuperLink that is a dictionary: bit for bit, and never more than agreed."""
 
+import itertools
 import time
 from types import SimpleNamespace
 
@@ -101,11 +102,11 @@ def test_what_a_cohort_shares_is_sent_once(link):
 
 def test_what_was_stored_and_not_acknowledged_is_sent_again_with_the_rest(link):
     """A SuperLink takes an object once: asked again by a caller that heard no answer, it says it did not store it."""
-    store = link.PushObject
+    store, numbers = link.PushObject, itertools.count()  # several threads call
 
     def killed_after_the_second(request):
         store(request)
-        return PushObjectResponse(stored=len(link.uploads) != 2)
+        return PushObjectResponse(stored=next(numbers) != 1)
 
     link.PushObject = killed_after_the_second
     mail = mail_of(link)
