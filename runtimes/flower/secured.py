@@ -176,9 +176,15 @@ class Operator:
     def end_orphans(self) -> None:
         """End the runs that were being played, for a server that begins: whoever played them is gone. Clients would
         wait for the rest of their messages, and with them whatever is played next."""
-        for one in self.runs():
-            if one.status in ("starting", "running"):
-                self.call("StopRun", StopRunRequest(run_id=one.run))
+        for run in self._played():
+            try:
+                self.call("StopRun", StopRunRequest(run_id=run))
+            except UmbelError:
+                if run in self._played():  # it did not end by itself meanwhile
+                    raise
+
+    def _played(self) -> list[int]:
+        return [one.run for one in self.runs() if one.status in ("starting", "running")]
 
     def events(self, run: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """A run's events as they come, each once, though the SuperLink is started again meanwhile."""

@@ -20,6 +20,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.superlink.federation import NoOpFederationManager
 
+from umbel import UmbelError
 from umbel.runtimes.flower import private_patience
 from umbel.runtimes.flower.private import RETRY_SECONDS, make_patient
 from umbel.runtimes.flower.private_patience import (
@@ -32,6 +33,7 @@ from umbel.runtimes.flower.private_patience import (
     be_patient,
     upload_on,
 )
+from umbel.runtimes.flower.secured import Operator, RunInfo
 
 
 def status(code):
@@ -195,3 +197,19 @@ def test_an_upload_goes_on_after_an_object_that_was_stored_and_not_acknowledged(
         push("first", b"1")
         push("second", b"2")
     assert len(answers) == (not goes_on)
+
+
+@pytest.mark.parametrize("statuses", [["finished"], ["running"]])
+def test_a_run_that_ends_while_it_is_ended_keeps_no_server_from_starting(monkeypatch, statuses):
+    """The SuperLink refuses to stop it; that is an error for one that still runs."""
+    operator, seen = Operator.__new__(Operator), [["running"], statuses]
+
+    def refuse(method, request):
+        assert method == "StopRun"
+        raise UmbelError("412")
+
+    monkeypatch.setattr(operator, "runs", lambda: [RunInfo(1, status, "") for status in seen.pop(0)], raising=False)
+    monkeypatch.setattr(operator, "call", refuse, raising=False)
+    with contextlib.nullcontext() if statuses == ["finished"] else pytest.raises(UmbelError):
+        operator.end_orphans()
+    assert seen == []
