@@ -60,9 +60,6 @@ def compare_command(
 
     A run that cannot go on (it diverged, its budget is spent) is noted; the others go on.
     """
-    from .runtimes.simulation import Simulation, prepare
-    from .server.store import Store
-
     output = exclusive_output() if as_json else None
     if plot:
         check_plot_path(plot)
@@ -70,16 +67,8 @@ def compare_command(
         found, named = gathered(experiments, settings or [])
         metrics = tuple(dict.fromkeys(metric or named))
         check_before(found, metrics, over if plot else "round")
-    with (
-        contextlib.closing(Simulation(workers)) as runtime,
-        Store.open(store) as opened,
-        watching(quiet, len(found) * seeds) as shown,
-    ):
-        with without_native_logs():
-            for one in found.values():
-                prepare(one)
-            from .clients import worker  # noqa: F401  imports TensorFlow
-        comparison = compare(found, runtime, seeds=seeds, metrics=metrics, store=opened, watchers=shown)
+    with watching(quiet, len(found) * seeds) as shown:
+        comparison = played(found, metrics, seeds, workers, store, shown)
     try:
         if plot:
             save(comparison, plot, over)
@@ -88,6 +77,26 @@ def compare_command(
             print_json(comparison, target, output)
         else:
             report(comparison, target)
+
+
+def played(
+    experiments: Mapping[str, Experiment],
+    metrics: Sequence[str],
+    seeds: int,
+    workers: int | None,
+    store: str,
+    watchers: Callable[[str, int], Sequence[Watcher]],
+) -> Comparison:
+    """All runs, in simulation, kept in a store."""
+    from .runtimes.simulation import Simulation, prepare
+    from .server.store import Store
+
+    with contextlib.closing(Simulation(workers)) as runtime, Store.open(store) as opened:
+        with without_native_logs():
+            for one in experiments.values():
+                prepare(one)
+            from .clients import worker  # noqa: F401  imports TensorFlow
+        return compare(experiments, runtime, seeds=seeds, metrics=metrics, store=opened, watchers=watchers)
 
 
 def check_before(experiments: Mapping[str, Experiment], metrics: Sequence[str], over: str) -> None:

@@ -66,14 +66,16 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
     """
     found, operator = parties(folder), OperatorKit.load(folder / "operator")
     started: list[tuple[Party, subprocess.Popen]] = []
+    before: set[tuple[str, str]] = set()  # what the server took for online, though its process has ended
     try:
         for party in found:
             if process_of(party.state) is None:
+                before |= {one for one in _online(operator) if one[0] == party.name}
                 started.append((party, _start(party)))
                 say(f"{party.name}: started, log in {party.log}")
             if party.name == "server":
                 _wait(lambda: nodes(operator) is not None, started)
-        _wait(lambda: _online(operator) >= set(operator.clients), started)
+        _wait(lambda: {name for name, _ in _online(operator) - before} >= set(operator.clients), started)
     except BaseException:
         stop(folder, only=[party.name for party, _ in started])
         raise
@@ -158,8 +160,9 @@ def _with(operator: OperatorKit, question: Callable[[Operator], Any]) -> Any:
         return question(connection)
 
 
-def _online(operator: OperatorKit) -> set[str]:
-    return {node.name for node in nodes(operator) or [] if node.status == "online"}
+def _online(operator: OperatorKit) -> set[tuple[str, str]]:
+    """(name, since when) of each client that the server takes for connected."""
+    return {(node.name, node.since) for node in nodes(operator) or [] if node.status == "online"}
 
 
 def _start(party: Party) -> subprocess.Popen:

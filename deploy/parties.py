@@ -199,7 +199,10 @@ def _warn_of_expiry(folder: Path, names: Sequence[str], say: Say) -> None:
 def _why_supernode_ended(lines: Sequence[str], host: str, port: int, authority: Path) -> str | None:
     """In words: it was not let in, or the server is not the federation's any more."""
     if any("Failed to activate SuperNode" in line for line in lines):
-        return "the server does not know this node's key; on its host, put node's .pub into KIT/clients and restart it"
+        return (
+            "the server does not let this node in: it does not know its key (on its host, put node's .pub into "
+            "KIT/clients and restart it), or another process that has this key is connected"
+        )
     try:
         certificates.probe(host, port, authority)
     except ConfigError as error:

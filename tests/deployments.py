@@ -54,7 +54,7 @@ experiments = {
 """
 
 
-def wait_for(condition, seconds=120, every=0.2):
+def wait_for(condition, seconds=60, every=0.2):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

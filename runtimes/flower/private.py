@@ -52,15 +52,17 @@ from flwr.supercore.retry import RetryInvoker
 
 from .private_delivery import hand_out_again
 from .private_patience import Retried, be_patient, upload_on
+from .private_return import return_at_once
 from .private_tls import follow, follow_from_now_on
 from .private_waiting import serve
 
 LOOPBACK = "127.0.0.1"
 RETRY_SECONDS = 1.0  # between two tries to reach a server that is gone, at most
 TOO_MANY = 429  # a proxy's answer to who calls too often; Flower retries 502, 503 and 504
-CUT = ("eof", "reset", "closed", "broken pipe")  # in the words of what a connection is cut with
+CUT = ("eof", "reset", "closed", "broken pipe")  # in the words of what a handshake is cut with
 WAIT_SECONDS = 0.05  # in place of the SuperNode's own waits of 3 and 0.5 seconds
 LONGEST_WAIT_SECONDS = 0.2  # for what the server is still uploading; ever longer ones leave a link idle
+KEY_OPTION = "--auth-supernode-private-key"  # without it, a SuperNode has a new key and number each time
 
 
 class RunStatus(NamedTuple):
@@ -174,13 +176,16 @@ def end_with_parent(parent: int) -> None:
 def make_patient(invoker: RetryInvoker, noted: Callable[[], None] | None = None) -> RetryInvoker:
     """Let Flower's calls wait for a server that is started again, and come back soon after it has.
 
-    Its own give up where a TLS connection is cut, by the words of the error, and wait up to 20 seconds between tries.
-    noted: called whenever the server could not be reached, by the thread that wanted to.
+    Its own give up whatever has TLS in the words of its error, and wait up to 20 seconds between tries. Here only a
+    handshake that was refused is final. noted: called whenever the server could not be reached, by the thread that
+    wanted to.
     """
     gives_up, waits, notes = invoker.should_giveup, invoker.wait_function, invoker.on_backoff
 
     def is_final(error: Exception) -> bool:
-        is_cut = isinstance(error, httpx.TransportError) and any(word in str(error).lower() for word in CUT)
+        is_cut = isinstance(error, httpx.TransportError) and (
+            not isinstance(error, httpx.ConnectError) or any(word in str(error).lower() for word in CUT)
+        )
         is_busy = isinstance(error, httpx.HTTPStatusError) and error.response.status_code == TOO_MANY
         return not (is_cut or is_busy) and gives_up is not None and gives_up(error)
 
@@ -277,6 +282,8 @@ def main() -> None:
         finish_uploads()
         be_patient()
         quicken_supernode()
+        if KEY_OPTION in options:
+            return_at_once(Path(os.environ["FLWR_HOME"]))
     run()
 
 

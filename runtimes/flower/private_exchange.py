@@ -155,7 +155,7 @@ class SuperLinkMail:
             raise
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise Malformed("schema", f"its reply does not have Flower's form: {error}") from error
-        except Exception as error:
+        except Exception as error:  # whatever Flower's clients raise: one client's reply does not end a round
             raise Malformed("timeout", f"its reply did not arrive whole: {error}") from error
         finally:
             return_memory()

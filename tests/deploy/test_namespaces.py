@@ -143,7 +143,7 @@ def run_on(hosts, folder, *words):
 
 def all_online(hosts, folder):
     done = run_on(hosts, folder, "deploy", "status", folder / "fed/operator", "--json")
-    output, _ = done.communicate(timeout=240)
+    output, _ = done.communicate(timeout=60)
     return done.returncode == 0 and {one["state"] for one in json.loads(output)["clients"]} == {"online"}
 
 
@@ -166,7 +166,7 @@ def test_a_link_that_is_cut_delays_a_round_and_no_more(hosts, started):
             cut = threading.Thread(target=cut_the_link)
             cut.start()
     cut.join(CUT_SECONDS + 10)
-    _, errors = done.communicate(timeout=240)
+    _, errors = done.communicate(timeout=60)
     assert done.returncode == 0, errors
     *rounds, final = lines
     assert [(one["round"], one["clients"], one["failures"]) for one in rounds] == [(n, 2, 0) for n in range(1, 6)]
@@ -206,7 +206,7 @@ def test_a_link_of_a_megabit_is_waited_for_until_the_deadline(hosts, started):
         settings.write_text(re.sub(r"timeout_seconds = \d+", f"timeout_seconds = {seconds}", settings.read_text()))
         words = ("run", name, "--runtime", "flower", "--federation", started / "fed/operator", "--json")
         done = run_on(hosts, started, *words, "--set", "rounds=2")
-        output, errors = done.communicate(timeout=240)
+        output, errors = done.communicate(timeout=120)
         assert done.returncode == 0, errors
         return [json.loads(line) for line in output.splitlines()][:-1], errors
 
@@ -214,7 +214,7 @@ def test_a_link_of_a_megabit_is_waited_for_until_the_deadline(hosts, started):
         (small, _), (large, errors) = play("mine.py", 60), play("wide.py", DEADLINE_SECONDS)
     assert [(one["clients"], one["failures"]) for one in small] == [(2, 0)] * 2
     assert [(one["clients"], one["failures"]) for one in large] == [(1, 1)] * 2
-    assert all(one["seconds"] < DEADLINE_SECONDS + 15 for one in large)
+    assert all(one["seconds"] < DEADLINE_SECONDS + 5 for one in large)
     for round in (1, 2):
         assert f"round {round}: client 0 left out (timeout): " in errors  # no reply, or one that is not whole yet
 

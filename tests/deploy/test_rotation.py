@@ -277,7 +277,7 @@ def test_a_run_does_not_notice_that_the_authority_is_replaced(running, desk, cap
     assert final["params_sha256"] == umbel.run(experiment, Simulation(workers=1, compile="graph")).params_sha256
     said = [party.log.read_text()[logs[party.name] :] for party in parties]
     ended = [line for text in said for line in text.splitlines() if "started again" in line]
-    assert [line.partition(" ended")[0] for line in ended] == ["superlink"]
+    assert [line.partition(" ended")[0] for line in ended] == ["superlink"], "\n".join(said)
     with pytest.raises(ConfigError, match="not of this federation's authority"):
         shake_hands(*host_and_port(operator.address), old_only)
 

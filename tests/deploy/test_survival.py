@@ -87,8 +87,8 @@ def test_a_run_survives_its_superlink(fed):
         (number, 3, 0) for number in (1, 2, 3, 4)
     ]
     assert content["params_sha256"] == simulated(fed.parent, "scaffold", overrides)
-    assert records[3]["seconds"] > STILL_SECONDS - 5
-    assert seconds < 240
+    assert records[3]["seconds"] > STILL_SECONDS
+    assert seconds < 180
 
 
 def test_over_tls_runs_at_once_are_the_simulations_bit_for_bit(fed):
