@@ -24,7 +24,7 @@ test: .venv/installed-test
 check: .venv/installed-test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy *.py core strategies privacy data clients server runtimes experiments deploy
+	@$(BIN)/mypy $(filter-out __main__.py,$(wildcard *.py)) core strategies privacy data clients server runtimes experiments deploy
 	@$(BIN)/python -m pytest -q tests/test_layers.py
 
 bench: .venv/installed-test

@@ -25,7 +25,6 @@ POLL_SECONDS = 0.2
 TAIL_LINES = 15
 # Uncached byte code would treble the time that importing TensorFlow takes; parties cannot share a monitor's address.
 NOT_INHERITED = ("PYTHONDONTWRITEBYTECODE", "UMBEL_MONITOR")
-COMMAND = "from umbel.cli import main; main()"
 
 
 class Party(NamedTuple):
@@ -169,7 +168,7 @@ def _start(party: Party) -> subprocess.Popen:
     own = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     with open(os.open(party.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *party.words],
+            [sys.executable, "-m", "umbel", *party.words],
             env=own,
             stdin=subprocess.DEVNULL,
             stdout=log,

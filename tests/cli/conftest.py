@@ -9,7 +9,7 @@ import pytest
 
 from umbel.cli import execute
 
-COMMAND = [sys.executable, "-c", "from umbel.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "umbel"]
 MODEL = """
 def build_model():
     import keras

@@ -145,7 +145,7 @@ def test_completion_knows_experiments_files_and_settings(here):
     Context.params = {}
     assert "population.by.alpha=" in complete_settings(Context, "population.")
     shell = {**os.environ, "_UMBEL_COMPLETE": "complete_bash", "COMP_WORDS": "umbel run digits_f", "COMP_CWORD": "2"}
-    command = [sys.executable, "-c", "from umbel.cli import main; main()"]
+    command = [sys.executable, "-m", "umbel"]
     assert subprocess.run(command, env=shell, capture_output=True, text=True).stdout.split() == ["digits_fedavg"]
 
 

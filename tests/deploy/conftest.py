@@ -14,7 +14,7 @@ from umbel.deploy import federation, kits
 from umbel.deploy.supervisor import process_of
 from umbel.runtimes.flower.processes import free_ports
 
-COMMAND = [sys.executable, "-c", "from umbel.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "umbel"]
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("UMBEL_")}
 
 

@@ -162,7 +162,7 @@ def test_an_unregistered_key_is_refused_and_sigterm_ends_the_client(fed, folder)
     kit = folder / "unknown/clients/thief"
     shutil.copy(fed / "operator/ca.crt", kit / "ca.crt")
     address = OperatorKit.load(fed / "operator").address
-    words = [sys.executable, "-c", federation.COMMAND, "client", "start", str(kit), "--address", address]
+    words = [sys.executable, "-m", "umbel", "client", "start", str(kit), "--address", address]
     client = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     try:
         said = iter(client.stderr.readline, "")
@@ -195,7 +195,7 @@ def test_a_process_that_dies_is_started_again_and_let_in(fed, operator):
 
 def test_a_key_is_not_used_by_two(fed, operator, folder):
     shutil.copytree(fed / "clients/north", folder / "copy", ignore=shutil.ignore_patterns("state"))
-    words = [sys.executable, "-c", federation.COMMAND, "client", "start", folder / "copy", "--address"]
+    words = [sys.executable, "-m", "umbel", "client", "start", folder / "copy", "--address"]
     before = since(operator, "north")
     client = subprocess.Popen([*words, operator.address], stderr=subprocess.PIPE, text=True)
     try:

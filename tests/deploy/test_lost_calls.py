@@ -131,7 +131,7 @@ def proxy(running):
     os.kill(process_of(west.state), signal.SIGTERM)
     wait_for(lambda: process_of(west.state) is None)
     proxy = Proxy(ServerKit.load(running / "server").port)
-    words = [sys.executable, "-c", federation.COMMAND, "client", "start", str(west.kit), "--address", proxy.address]
+    words = [sys.executable, "-m", "umbel", "client", "start", str(west.kit), "--address", proxy.address]
     with open(west.log, "ab") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log)
     try:

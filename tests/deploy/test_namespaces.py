@@ -18,7 +18,6 @@ import pytest
 
 from deployments import EXPERIMENT, wait_for
 from umbel.deploy import kits
-from umbel.deploy.federation import COMMAND
 
 pytestmark = pytest.mark.deployment
 
@@ -105,11 +104,11 @@ def started(hosts, tmp_path_factory):
         processes.append(subprocess.Popen(command, env=clean(), stdout=log, stderr=log))
 
     make_data(folder)
-    start("server", "-c", COMMAND, "server", "start", str(folder / "fed/server"))
+    start("server", "-m", "umbel", "server", "start", str(folder / "fed/server"))
     start("server", "-c", FORWARD, SERVER, "443", "8443")
     for party in ("north", "south"):
         kit = folder / "fed/clients" / party
-        start(party, "-c", COMMAND, "client", "start", str(kit), "--data", str(folder / "data.npz"))
+        start(party, "-m", "umbel", "client", "start", str(kit), "--data", str(folder / "data.npz"))
     try:
         yield folder
     finally:
@@ -137,7 +136,7 @@ def clean():
 
 def run_on(hosts, folder, *words):
     """An `umbel` command on the server's host, where the operator is."""
-    command = ["ip", "netns", "exec", hosts["server"], sys.executable, "-c", COMMAND, *map(str, words)]
+    command = ["ip", "netns", "exec", hosts["server"], sys.executable, "-m", "umbel", *map(str, words)]
     return subprocess.Popen(command, cwd=folder, env=clean(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -35,7 +35,7 @@ def test_the_page_works_as_it_is_written(commands, tmp_path, command):
             assert done.returncode == 0, (words, done.stderr)
             said[" ".join(words[1:3])] = done.stdout
     finally:
-        subprocess.run([sys.executable, "-c", "from umbel.cli import main; main()", "deploy", "stop", tmp_path / "fed"])
+        subprocess.run([sys.executable, "-m", "umbel", "deploy", "stop", tmp_path / "fed"])
     assert "all clients are connected" in said["deploy up"]
     assert re.findall(r"^(\w+) +online", said["deploy status"], re.M) == ["north", "south", "west"]
     assert "finished" in said["runs --store"]

@@ -1,0 +1,5 @@
+"""`python -m umbel`: the command `umbel`, where its script is not on the path."""
+
+from .cli import main
+
+main()
