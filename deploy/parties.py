@@ -75,8 +75,6 @@ def run_client(folder: Path, data: str | None, address: str | None, stop: thread
         except OSError as error:  # not there yet; the SuperNode goes on trying
             say(f"the server at {host}:{port} cannot be reached: {error.strerror or error}; trying again")
         _warn_of_expiry(kit.folder, ("ca.crt",), say)
-        for stale in (state / "memory").glob("task-*.json"):  # of SuperNodes that are gone, at ports that they had
-            stale.unlink()
         (runtime,) = free_ports(1)
         own = NOTHING_OF_OTHERS | {POLICY_VARIABLE: str(kit.folder / "policy.toml")}
         if source is not None:

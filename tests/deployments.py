@@ -71,6 +71,11 @@ def children(process):
     return found
 
 
+def has_begun(log, since):
+    """Whether a worker has begun to train, by its log from byte `since` on."""
+    return b"train: begun" in log.read_bytes()[since:]
+
+
 def connection(fed):
     kit = OperatorKit.load(fed / "operator")
     return kit.address, kit.authority.read_bytes(), kit.token, len(kit.clients)

@@ -50,6 +50,7 @@ from flwr.supercore.protobuf.client import ProtobufRequestContext
 # flwr.supercore.retry: whether and when a failed call is tried again.
 from flwr.supercore.retry import RetryInvoker
 
+from .private_crashes import miss_workers
 from .private_delivery import hand_out_again
 from .private_patience import Retried, be_patient, upload_on
 from .private_return import return_at_once
@@ -282,6 +283,7 @@ def main() -> None:
         finish_uploads()
         be_patient()
         quicken_supernode()
+        miss_workers()
         if KEY_OPTION in options:
             return_at_once(Path(os.environ["FLWR_HOME"]))
     run()

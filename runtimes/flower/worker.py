@@ -16,35 +16,33 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 
 from . import client
 from .identity import identity_of_this_process, sealer_of_this_process
 from .memory import Disk
 from .private import end_with_parent
-from .private_tasks import CRASHED, RAISED, Task, Tasks
+from .private_tasks import Task, Tasks
 from .signing import SignedApp
 
 log = logging.getLogger(__name__)
 
 SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.01, 0.1  # between two looks for a task: just after one, and when idle
 LONGEST_AWAY_SECONDS = 2.0  # between two tries to reach a SuperNode that is not there
+RAISED = 2  # Flower's code: the client's code raised
 App = Callable[[Message, Context], Message]
 
 
 def serve(tasks: Tasks, app: App = client.app, stop: threading.Event | None = None) -> None:
     """Work on tasks, one at a time, until stop is set. Neither a task nor an absent SuperNode makes it raise.
 
-    A task that a predecessor died on is reported as such at once: the server may then issue it again.
+    Whoever asks for a task has ended the one before: a SuperNode takes back what came to nothing.
     """
     stop = stop or threading.Event()
-    pending, pause, away = tasks.interrupted(), SHORTEST_POLL_SECONDS, SHORTEST_POLL_SECONDS
-    if pending is not None and pending.is_begun:
-        _report(pending)
-        pending = None
+    pause, away = SHORTEST_POLL_SECONDS, SHORTEST_POLL_SECONDS
     while not stop.is_set():
         try:
-            task = pending or tasks.acquire()
+            task = tasks.acquire()
             away = SHORTEST_POLL_SECONDS
         except Exception as error:
             if away == SHORTEST_POLL_SECONDS:
@@ -52,7 +50,6 @@ def serve(tasks: Tasks, app: App = client.app, stop: threading.Event | None = No
             away = min(2 * away, LONGEST_AWAY_SECONDS)
             stop.wait(away)
             continue
-        pending = None
         if task is None:
             pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
             stop.wait(pause)
@@ -67,30 +64,22 @@ def _work(task: Task, app: App) -> None:
     try:
         with task:
             message, context = task.pull()
-            pulled = time.perf_counter()
+            pulled, kind = time.perf_counter(), message.metadata.message_type
+            log.info("%s: begun", kind)
             try:
                 reply = app(message, context)
             except Exception as error:
                 log.exception("the client's code failed")
-                task.fail(RAISED, f"{type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}"
+                task.push(Message(Error(RAISED, reason), reply_to=message), reason)
                 return
-            worked, kind = time.perf_counter(), message.metadata.message_type
+            worked = time.perf_counter()
             del message
             task.push(reply)
             pushed = time.perf_counter()
             log.info("%s: in %.3f, work %.3f, out %.3f s", kind, pulled - began, worked - pulled, pushed - worked)
     except Exception as error:  # whatever Flower's client raises for a SuperNode that is gone, or a run that is over
         log.warning("a task came to nothing: %s: %s", type(error).__name__, error)
-
-
-def _report(task: Task) -> None:
-    """Tell the SuperNode that whoever worked on the task died."""
-    try:
-        with task:
-            task.fail(CRASHED, "the client's process died at work, and was started again")
-        log.warning("the process before this one died at work; that has been reported")
-    except Exception as error:
-        log.warning("the process before this one died at work; its SuperNode does not want to know: %s", error)
 
 
 def import_tensorflow() -> None:
@@ -114,7 +103,7 @@ def main() -> None:
     client.keep_in(Disk(options.home, *((sealer.seal, sealer.unseal) if sealer is not None else ())))
     app = client.app if identity is None else SignedApp(client.app, identity)
     secret = None if options.secret_file is None else options.secret_file.read_bytes()
-    tasks = Tasks(options.address, options.home, secret)
+    tasks = Tasks(options.address, secret)
     threading.Thread(target=import_tensorflow, name="umbel-imports", daemon=True).start()
     try:
         serve(tasks, app)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import umbel
-from deployments import CLIENTS, PARITY, children, connection, wait_for, write_kits
+from deployments import CLIENTS, PARITY, children, connection, has_begun, wait_for, write_kits
 from umbel import ConfigError, Simulation, UmbelError
 from umbel.core.loading import load_experiment
 from umbel.deploy import federation, kits
@@ -53,13 +53,11 @@ def test_a_run_survives_its_superlink(fed):
         wait_for(superlinks)  # one that was killed is being started again
         os.kill(*superlinks(), number)
 
-    def at_work(since):
-        journals = (fed / "clients/north/state/memory").glob("task-*.json")
-        return any('"message"' in journal.read_text() for journal in journals if journal.stat().st_mtime > since)
+    log = fed / "clients/north/state/log"
 
     def kill_when_at_work(since):
         until = time.monotonic() + 2  # news of the round before may come late, and must not kill in the one after
-        wait_for(lambda: at_work(since) or time.monotonic() > until, every=0.01)
+        wait_for(lambda: has_begun(log, since) or time.monotonic() > until, every=0.01)
         signal_superlink(signal.SIGKILL)
 
     def let_go_on():
@@ -74,7 +72,7 @@ def test_a_run_survives_its_superlink(fed):
             if name == "round" and len(records) == 1:
                 signal_superlink(signal.SIGKILL)
             if name == "round" and len(records) == 2:
-                later.append(threading.Thread(target=kill_when_at_work, args=(time.time(),)))
+                later.append(threading.Thread(target=kill_when_at_work, args=(log.stat().st_size,)))
                 later[-1].start()
             if name == "round" and len(records) == 3:
                 signal_superlink(signal.SIGSTOP)  # at once: the last round has begun
@@ -187,20 +185,23 @@ def test_a_client_that_is_let_go_in_mid_run_is_left_out(movable):
     federation.up(fed, lambda text: None)
     kit, rounds = OperatorKit.load(fed / "operator"), []
 
-    def at_work():
-        journals = list((fed / "clients/south/state/memory").glob("task-*.json"))
-        return any('"message"' in one.read_text() for one in journals if one.stat().st_mtime > armed)
+    log = fed / "clients/south/state/log"
 
     with Operator(kit.address, kit.authority.read_bytes(), kit.token) as operator:
         (south,) = (node for node in operator.nodes() if node.name == "south")
-        revoke = threading.Thread(target=lambda: (wait_for(at_work, 120), operator.unregister(south.node)))
+
+        def unregister_at_work():
+            wait_for(lambda: has_begun(log, armed), 120)
+            operator.unregister(south.node)
+
+        revoke = threading.Thread(target=unregister_at_work)
         with RemoteFederation(*connection(fed)) as remote:
             for name, content in remote.submit(
                 "parity.py:fedbn", ["rounds=4", "local.epochs=100", "local.batch_size=1"]
             ):
                 if name == "round":
                     rounds.append((content["record"]["clients"], [one[:2] for one in content["failures"]]))
-                    armed = time.time()
+                    armed = log.stat().st_size
                 if len(rounds) == 1 and name == "round":
                     revoke.start()
         revoke.join(1)

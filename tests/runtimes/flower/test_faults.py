@@ -1,7 +1,5 @@
 """What processes die of, with real ones: a SuperLink, three SuperNodes and their warm workers, on loopback."""
 
-import base64
-import json
 import os
 import signal
 import threading
@@ -9,6 +7,7 @@ import time
 
 import pytest
 
+from deployments import has_begun, wait_for
 from umbel import Simulation, UmbelError, run
 from umbel.core.loading import load_experiment
 from umbel.core.types import RoundRecord
@@ -51,6 +50,25 @@ experiment = Experiment(
 )
 """
 
+DYING = """
+import os, signal, sys
+from pathlib import Path
+
+if "umbel.runtimes.flower.private_tasks" in sys.modules:  # in a worker
+    from umbel.runtimes.flower import private_tasks
+    upload = private_tasks.upload
+
+    def die_between(client, about, objects, rejected):
+        first = dict(list(objects.items())[:1])
+        if first and len(objects) > 3 and not (mark := Path(__file__).with_name("died")).exists():
+            mark.touch()
+            upload(client, about, first, rejected)
+            os.kill(os.getpid(), signal.SIGKILL)
+        upload(client, about, objects, rejected)
+
+    private_tasks.upload = die_between
+"""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -81,21 +99,15 @@ def process(federation, name):
     return federation._processes._running[name].pid
 
 
-def when_at_work(place, client, victim, number):
+def when_at_work(federation, client, victim, number):
     """In the background: signal a process as soon as the client has a message and trains."""
-    began = time.time()
+    log = federation._processes._log(f"worker {client}")
+    since = log.stat().st_size
 
     def watch():
-        while time.time() < began + 120:
-            for journal in (place / "clients" / f"client-{client}").glob("task-*.json"):
-                try:
-                    message = base64.b64decode(json.loads(journal.read_text()).get("message", ""))
-                    if b"train" in message and journal.stat().st_mtime > began:  # its kind: not the question who it is
-                        time.sleep(0.15)  # from the pull into the training
-                        return os.kill(victim, number)
-                except (FileNotFoundError, ValueError):  # just removed, or half written
-                    pass
-            time.sleep(0.002)
+        wait_for(lambda: has_begun(log, since), 120, every=0.002)
+        time.sleep(0.1)  # into the training
+        os.kill(victim, number)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -113,7 +125,7 @@ def test_a_killed_worker_and_a_killed_node_change_nothing(place, federation, sim
     for name, content in federation.submit(str(place / "remembering.py")):
         events.append((name, content))
         if name == "round" and content["record"]["round"] == 1:
-            watcher = when_at_work(place, 1, worker, signal.SIGKILL)
+            watcher = when_at_work(federation, 1, worker, signal.SIGKILL)
         if name == "round" and content["record"]["round"] == 3:
             assert not watcher.is_alive()
             os.kill(node, signal.SIGKILL)
@@ -123,11 +135,23 @@ def test_a_killed_worker_and_a_killed_node_change_nothing(place, federation, sim
     assert events[-1][1]["params_sha256"] == simulated.params_sha256
 
 
+def test_a_worker_killed_while_it_hands_in_its_reply_changes_nothing(place, federation, simulated):
+    """Its SuperNode has a part of the reply, will never have the rest, and is started again for it."""
+    (place / "dying.py").write_text(EXPERIMENT + DYING)
+    names = [f"SuperNode {client}" for client in range(CLIENTS)]
+    before = [process(federation, name) for name in names]
+    events = list(federation.submit(str(place / "dying.py")))
+    assert (place / "died").exists()
+    assert sum(process(federation, name) != was for name, was in zip(names, before, strict=True)) == 1
+    assert [(record.clients, record.failures) for record in records_of(events)] == [(CLIENTS, 0)] * ROUNDS
+    assert events[-1][1]["params_sha256"] == simulated.params_sha256
+
+
 def test_who_is_late_is_left_out_and_comes_back(place, federation):
     """A client is stopped, as by a suspended laptop: the round ends at its deadline. What it sends afterwards counts
     for nothing, and it takes part again."""
     stopped, overrides = process(federation, "worker 0"), ["rounds=3", "seed=3"]
-    watcher = when_at_work(place, 0, stopped, signal.SIGSTOP)
+    watcher = when_at_work(federation, 0, stopped, signal.SIGSTOP)
     records, failures = [], []
     try:
         for name, content in federation.submit(str(place / "remembering.py"), overrides, timeout_seconds=12):
@@ -155,7 +179,7 @@ def test_a_run_is_resumed_after_everything_was_killed(place, federation, simulat
             for name, content in doomed.submit(str(place / "remembering.py")):
                 stored = content["run"] if name == "start" else stored
                 if name == "round" and content["record"]["round"] == 1:
-                    when_at_work(place, 2, process(doomed, "SuperLink"), signal.SIGKILL)
+                    when_at_work(doomed, 2, process(doomed, "SuperLink"), signal.SIGKILL)
 
     with pytest.raises(UmbelError, match=r"SuperLink|run"):
         play_until_killed()
