@@ -182,7 +182,7 @@ def since(operator, name):
 
 
 def test_a_process_that_dies_is_started_again_and_let_in(fed, operator):
-    """At once, though the server has not missed the one before; which is not so for a copy of the kit elsewhere."""
+    """At once, though the server has not missed the one before."""
     party = next(party for party in federation.parties(fed) if party.name == "north")
     process, before, said = process_of(party.state), since(operator, "north"), len(party.log.read_text())
     victim = next(pid for line, pid in children(process).items() if "private supernode" in line)
@@ -194,6 +194,7 @@ def test_a_process_that_dies_is_started_again_and_let_in(fed, operator):
 
 
 def test_a_key_is_not_used_by_two(fed, operator, folder):
+    """A copy of a kit is refused while its client is connected, and does not disturb it."""
     shutil.copytree(fed / "clients/north", folder / "copy", ignore=shutil.ignore_patterns("state"))
     words = [sys.executable, "-m", "umbel", "client", "start", folder / "copy", "--address"]
     before = since(operator, "north")
