@@ -9,26 +9,29 @@ history = run(experiment, Simulation())
 from importlib.metadata import version as _version
 
 from . import data, privacy, strategies
-from .clustering import Clustering, cluster_clients
 from .core.chain import Chain
+from .core.defaults import use as _use_defaults
 from .core.devices import Around, Deadline, Devices, Diurnal, Traces
 from .core.epochs import Epochs
 from .core.errors import ClientError, ConfigError, IncompatibleError, RunStopped, StoreError, UmbelError
 from .core.examples import Examples
-from .core.experiment import Experiment, Local
+from .core.experiment import Experiment
+from .core.local import Local
 from .core.overrides import override
 from .core.phases import FineTune
+from .core.quiet import import_quietly as _import_quietly
 from .core.random import derive
 from .core.selection import InTime, Oort, PowerOfChoice
-from .data import FeatureStatistics, Standardised, federated_statistics
-from .federated import Flower
-from .keyring import register as _register_keys
+from .data import FeatureStatistics, Standardised
+from .deploy.federated import Flower
 from .privacy import AdaptiveClip, Clip, ClipPerLayer, Homomorphic, PerExample, PerExamplePlan, PrivacyPlan, SecureSum
+from .runtimes.ray.runtime import Ray
 from .runtimes.simulation import Simulation
 from .server import (
     AllClients,
     Constant,
     Cosine,
+    EachClient,
     EarlyStopping,
     ExponentialDecay,
     FixedCohort,
@@ -41,8 +44,6 @@ from .server import (
     StopAt,
     WarmUp,
     WeightedCohort,
-    compare,
-    cross_validate,
     run,
 )
 from .strategies import (
@@ -70,9 +71,18 @@ from .strategies import (
     SplitFed,
     TopK,
 )
+from .studies import compare, cross_validate
+from .studies.clustering import Clustering, cluster_clients
+from .studies.export import register as _register_exports
+from .studies.report import register as _register_reports
+from .studies.statistics import federated_statistics
+from .studies.sweep import Sweep, sweep
 
 __version__ = _version("umbel")
-_register_keys()
+_import_quietly()
+_use_defaults(strategy=FedAvg, runtime=Simulation)
+_register_exports()
+_register_reports()
 
 __all__ = [
     "IFCA",
@@ -92,6 +102,7 @@ __all__ = [
     "Devices",
     "Ditto",
     "Diurnal",
+    "EachClient",
     "EarlyStopping",
     "Epochs",
     "Examples",
@@ -129,6 +140,7 @@ __all__ = [
     "Proximal",
     "Quantised",
     "RandomK",
+    "Ray",
     "ReduceOnPlateau",
     "RunStopped",
     "Scaffold",
@@ -141,6 +153,7 @@ __all__ = [
     "StepDecay",
     "StopAt",
     "StoreError",
+    "Sweep",
     "TopK",
     "Traces",
     "UmbelError",
@@ -156,4 +169,5 @@ __all__ = [
     "privacy",
     "run",
     "strategies",
+    "sweep",
 ]

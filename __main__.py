@@ -1,5 +1,5 @@
 """`python -m umbel`: the command `umbel`, where its script is not on the path."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-"""What algorithms cost: the processor time of a simulated round, over FedAvg's.
+"""Cost of algorithms: the processor time of a simulated round, over FedAvg's.
 
     python -m umbel.benchmarks.algorithms [--compile graph] [--only DeltaSGD,Scaffold]    # mnist.npz in $UMBEL_DATA
 
@@ -55,13 +55,13 @@ class Clock:
     def on_end(self, history: Any) -> None: ...
 
     def per_round(self) -> float:
-        """The median, without the first rounds, which compile."""
+        """Return the median time of a round, without the first rounds, which compile."""
         rounds = [after - before for before, after in zip(self.readings, self.readings[1:], strict=False)]
         return statistics.median(rounds[SETTLED:])
 
 
 def experiment_of(name: str) -> Experiment:
-    """The 2NN's federation, with the strategy of that name."""
+    """Return the 2NN's federation, with the strategy of that name."""
     model = strategies_compared.delta_sgd if name == "DeltaSGD" else mnist_2nn.experiment.model
     local = Local(epochs=1, batch_size=10, learning_rate=0.05)
     changes = {"strategy": STRATEGIES[name], "model": model, "local": local, "weighting": "uniform"}
@@ -69,7 +69,7 @@ def experiment_of(name: str) -> Experiment:
 
 
 def seconds(names: Sequence[str], how: Any, passes: int = PASSES) -> dict[str, float]:
-    """Processor time of a round of each."""
+    """Measure the processor time of a round of each."""
     least = dict.fromkeys(names, float("inf"))
     for _ in range(passes):
         for name in names:
@@ -80,7 +80,7 @@ def seconds(names: Sequence[str], how: Any, passes: int = PASSES) -> dict[str, f
 
 
 def main() -> int:
-    """0 when all was measured."""
+    """Measure and print; return 0 when all was measured."""
     parser = argparse.ArgumentParser(description="What algorithms cost, over FedAvg.")
     parser.add_argument("--compile", choices=("xla", "graph"), default="xla")
     parser.add_argument("--only", help=f"comma-separated: {', '.join(STRATEGIES)}")

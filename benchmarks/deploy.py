@@ -32,26 +32,27 @@ from rich.table import Table
 from umbel.benchmarks import deploy_work as work
 from umbel.benchmarks.report import ROOT, machine, markdown_table
 from umbel.runtimes.flower.local import LocalFederation, pyproject
-from umbel.runtimes.flower.private import Control, without_proxy
+from umbel.runtimes.flower.private import ControlApi, without_proxy
 from umbel.runtimes.flower.processes import SWITCHES, free_ports, healthy
+from umbel.server import RoundDone, Started
 
 MIB = 2**20
 SAMPLE_SECONDS = 0.02
-GOAL, MEMORY_GOAL = 8.0, 3.0  # times faster per round; times the model
-STOCK_ROUNDS = 3  # of half a minute each
+GOAL, MEMORY_GOAL = 8.0, 3.0  # how many times faster a round is; the server's memory in models
+STOCK_ROUNDS = 3  # number of stock Flower's rounds, of half a minute each
 
 
 class Measured(NamedTuple):
     """One contender on one piece of work."""
 
-    seconds: list[float]  # per round, the first left out
-    memory: float  # bytes: the server's peak over its beginning
-    resident: float  # bytes: the peak itself
+    seconds: list[float]  # seconds of each round, the first left out
+    memory: float  # bytes of the server's peak over its beginning
+    resident: float  # bytes of the peak itself
     accuracy: float | None
 
 
 class ServerMemory:
-    """Watches the process of the ServerApp, found by the folder that its federation lives in."""
+    """A watch over the process of the ServerApp, found by the folder that its federation lives in."""
 
     def __init__(self, home: Path):
         self._mark = f"FLWR_HOME={home}".encode()
@@ -60,7 +61,7 @@ class ServerMemory:
         self._process: Path | None = None
 
     def begin(self) -> None:
-        """The model is built: from here on peaks count."""
+        """Begin to watch: the model is built, and from here on peaks count."""
         self._process = self._find()
         with contextlib.suppress(OSError):
             (self._process / "clear_refs").write_text("5")  # forget the peak so far
@@ -68,7 +69,7 @@ class ServerMemory:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def end(self) -> None:
-        """No more."""
+        """Watch no more."""
         self._stop.set()
 
     def _watch(self) -> None:
@@ -93,23 +94,23 @@ class ServerMemory:
 
 
 def ours(name: str, clients: int, rounds: int) -> Measured:
-    """Umbel's own federation, as `umbel run --runtime flower` starts it."""
+    """Measure Umbel's own federation, as `umbel run --runtime flower` starts it."""
     with tempfile.TemporaryDirectory() as folder, LocalFederation(clients, memory=folder) as federation:
         memory, seconds, accuracy = ServerMemory(federation._processes.home), [], None
         reference = f"{ROOT / 'benchmarks' / 'deploy_work.py'}"
-        for event, content in federation.submit(f"{reference}:{name}", [f"rounds={rounds}"], join_seconds=300):
-            if event == "start":
+        for event in federation.submit(f"{reference}:{name}", [f"rounds={rounds}"], join_seconds=300):
+            if isinstance(event, Started):
                 memory.begin()
-            if event == "round":
-                record = content["record"]
-                seconds.append(record["seconds"] + (record["eval_seconds"] or 0.0))
-                accuracy = record["metrics"].get("validation_accuracy")
+            if isinstance(event, RoundDone):
+                record = event.record
+                seconds.append(record.seconds + (record.eval_seconds or 0.0))
+                accuracy = record.metrics.get("validation_accuracy")
         memory.end()
     return Measured(seconds[1:], memory.peak - memory.before, memory.peak, accuracy)
 
 
 def stock(name: str, clients: int, rounds: int) -> Measured:
-    """Flower's own commands with their defaults, but for telemetry, update checks and installations at run time."""
+    """Measure Flower's own commands with their defaults, but for telemetry, update checks and late installations."""
     with tempfile.TemporaryDirectory() as folder, _stock_federation(Path(folder), clients) as control:
         config = {"work": name, "clients": clients, "rounds": rounds}
         app = pyproject(config).replace("umbel.runtimes.flower.server:app", "umbel.benchmarks.deploy_stock:server")
@@ -129,8 +130,8 @@ def stock(name: str, clients: int, rounds: int) -> Measured:
 
 
 @contextlib.contextmanager
-def _stock_federation(home: Path, clients: int) -> Iterator[Control]:
-    """A SuperLink and SuperNodes as their documentation starts them."""
+def _stock_federation(home: Path, clients: int) -> Iterator[ControlApi]:
+    """Start a SuperLink and SuperNodes as their documentation does."""
     link, *ports = free_ports(1 + clients)
     environment = without_proxy({**os.environ, **SWITCHES, "FLWR_HOME": str(home)})
     environment.pop("FLWR_SUPEREXEC_TASK_POLL_INTERVAL")  # ours, not Flower's
@@ -149,7 +150,7 @@ def _stock_federation(home: Path, clients: int) -> Iterator[Control]:
                 running.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True))
             while number == 0 and not healthy(f"127.0.0.1:{link}"):
                 time.sleep(0.1)
-        control = Control(f"127.0.0.1:{link}")
+        control = ControlApi(f"127.0.0.1:{link}")
         try:
             yield control
         finally:
@@ -166,7 +167,7 @@ def _stock_federation(home: Path, clients: int) -> Iterator[Control]:
 
 
 def rows(results: dict[str, Measured]) -> list[tuple[str, ...]]:
-    """What is shown: the work, stock, ours, and one over the other."""
+    """Return the rows that are shown: the work, stock, ours, and one over the other."""
     tiny, tiny_stock = results["tiny"], results["tiny, stock"]
     large, large_stock = results["large"], results["large, stock"]
 
@@ -199,7 +200,7 @@ def rows(results: dict[str, Measured]) -> list[tuple[str, ...]]:
 
 
 def goals(results: dict[str, Measured]) -> list[str]:
-    """A sentence for each goal that was missed."""
+    """Return a sentence for each goal that was missed."""
     median = {name: statistics.median(one.seconds) for name, one in results.items()}
     missed = []
     if median["tiny, stock"] < GOAL * median["tiny"]:
@@ -236,7 +237,7 @@ Machine: {machine}. {date}."""
 
 
 def write(results: dict[str, Measured]) -> None:
-    """docs/benchmarks-deploy.md."""
+    """Write docs/benchmarks-deploy.md."""
     tiny, tiny_stock = results["tiny"], results["tiny, stock"]
     text = PAGE.format(
         table=markdown_table(HEADINGS, rows(results)),
@@ -253,7 +254,7 @@ def write(results: dict[str, Measured]) -> None:
 
 
 def main() -> int:
-    """0 when every goal was met, 1 otherwise."""
+    """Measure, print and write the page; return 0 when every goal was met, 1 otherwise."""
     parser = argparse.ArgumentParser(description="Stock Flower against Umbel over Flower.")
     parser.add_argument("--rounds", type=int, default=6, help="of Umbel's; the first is left out")
     parser.add_argument("--only", choices=("tiny", "large"), help="this one of Umbel's; no page is written")

@@ -23,7 +23,7 @@ server = ServerApp()
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """Fit, or echo."""
+    """Fit the tiny model, or send the large one back."""
     arrays = message.content["arrays"].to_numpy_ndarrays()
     metrics = {"num-examples": 1}
     if context.run_config["work"] == "tiny":
@@ -36,7 +36,7 @@ def train(message: Message, context: Context) -> Message:
 
 @client.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Loss and accuracy on the client's own test examples."""
+    """Measure loss and accuracy on the client's own test examples."""
     model, (x, y) = work.build_tiny(), _part("test", context)
     model.set_weights(message.content["arrays"].to_numpy_ndarrays())
     loss, accuracy = model.evaluate(x, y, verbose=0)
@@ -50,14 +50,14 @@ class Timed(FedAvg):
     grid: Grid
 
     def configure_train(self, server_round, arrays, config, grid):
-        """The beginning of a round."""
+        """Tell that a round begins, then begin it."""
         push_event(grid, "round", {"round": server_round, "time": time.time()})
         return super().configure_train(server_round, arrays, config, grid)
 
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """As many rounds as asked for."""
+    """Play as many rounds as asked for."""
     is_tiny, clients = context.run_config["work"] == "tiny", int(context.run_config["clients"])
     weights = work.build_tiny().get_weights() if is_tiny else [np.zeros((work.SIDE, work.SIDE), np.float32)]
     strategy = Timed(

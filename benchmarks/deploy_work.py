@@ -1,4 +1,4 @@
-"""What is deployed in `benchmarks/deploy.py`: a tiny MLP on handwritten digits, and a model of 100 MB."""
+"""Work that `benchmarks/deploy.py` deploys: a tiny MLP on handwritten digits, and a model of 100 MB."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from umbel import Examples, Experiment, FedAvg, FixedCohort, Local
 from umbel.data import Digits, Iid, Partitioned
 
-CLIENTS = 3  # of the tiny model
-LARGE_CLIENTS = 2  # of the large one
+CLIENTS = 3  # number of the tiny model's clients
+LARGE_CLIENTS = 2  # number of the large model's clients
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 1, 32, 0.1
-SIDE = 5000  # of the large model's one matrix
+SIDE = 5000  # height and width of the large model's one matrix
 LARGE_BYTES = 4 * SIDE * SIDE
 
 
 def build_tiny() -> Any:
-    """64-32-10: what a round takes is not the arithmetic."""
+    """Build an MLP of 64-32-10: what a round takes is not the arithmetic."""
     import keras
 
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(10)])
@@ -28,7 +28,7 @@ def build_tiny() -> Any:
 
 
 def build_large() -> Any:
-    """25,000,000 parameters in one matrix."""
+    """Build a model of 25,000,000 parameters in one matrix."""
     import keras
 
     model = keras.Sequential([keras.Input((SIDE,)), keras.layers.Dense(SIDE, use_bias=False)])
@@ -43,14 +43,14 @@ class Rows:
     count: int = 4
 
     def load(self) -> Examples:
-        """Zeros, and one."""
+        """Make zeros, and a one in each row."""
         x = np.zeros((self.count, SIDE), np.float32)
         x[:, 0] = 1.0
         return Examples.of((x, np.zeros((self.count, SIDE), np.float32)))
 
 
 def part(split: str) -> Partitioned:
-    """The digits of a split, dealt to the clients."""
+    """Deal the digits of a split to the clients."""
     return Partitioned(Digits(split), by=Iid(), clients=CLIENTS)
 
 

@@ -16,7 +16,7 @@ class InstallError(Exception):
 
 
 def interpreter(name: str | None) -> Path:
-    """The Python of environment `name`, made on first use and again when its list changes; None is the running one.
+    """Return the Python of environment `name`, made on first use and again when its list changes; None: this one.
 
     Packages are byte-compiled. Errors: InstallError.
     """
@@ -35,14 +35,14 @@ def interpreter(name: str | None) -> Path:
 
 
 def versions(name: str, packages: tuple[str, ...]) -> dict[str, str]:
-    """The pinned versions of some packages of an environment."""
+    """Return the pinned versions of some packages of an environment."""
     lines = (HERE / "requirements" / f"{name}.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if "==" in line)
     return {package: pins[package] for package in packages}
 
 
 def _commands(folder: Path, python: Path, requirements: Path) -> list[list[str]]:
-    """uv where it is installed, since it is ten times faster; else venv and pip."""
+    """Return the commands that make it: uv's where it is installed, ten times faster; else venv's and pip's."""
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if uv:
         install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python)]

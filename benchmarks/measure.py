@@ -1,4 +1,4 @@
-"""One contender, one model, in a fresh interpreter: what it took."""
+"""Measurement of one contender on one model, in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from umbel.benchmarks.environments import HERE, InstallError, interpreter
 
-WARM_UP = 2  # rounds left out: tracing, compiling, starting actors
+WARM_UP = 2  # number of rounds left out: tracing, compiling, starting actors
 TIMEOUT_SECONDS = 300
 
 # Every contender alike: CPU only, byte-compiled packages, no telemetry, nothing asked of the network.
@@ -46,9 +46,9 @@ class Contender:
 class Run(NamedTuple):
     """One run in one process."""
 
-    seconds: tuple[float, ...]  # per round, after warm-up
-    first_round: float  # from the start of the process to the end of its first round
-    accuracy: float  # on the test set, after the last round
+    seconds: tuple[float, ...]  # seconds of each round after warm-up
+    first_round: float  # seconds from the start of the process to the end of its first round
+    accuracy: float  # accuracy on the test set, after the last round
     note: str | None
 
 
@@ -60,7 +60,7 @@ class Result(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Per round: the median over all rounds of all runs."""
+        """Seconds per round: the median over all rounds of all runs."""
         return statistics.median(second for run in self.runs for second in run.seconds)
 
     @property
@@ -71,17 +71,17 @@ class Result(NamedTuple):
 
     @property
     def first_round(self) -> float:
-        """The better of the runs: the first may have had to read everything from disk."""
+        """The better first round of the runs: the first may have had to read everything from disk."""
         return min(run.first_round for run in self.runs)
 
     @property
     def accuracy(self) -> float:
-        """Mean over the runs."""
+        """Mean accuracy over the runs."""
         return statistics.fmean(run.accuracy for run in self.runs)
 
     @property
     def note(self) -> str:
-        """What the contender says it chose."""
+        """Choices that the contender says it made."""
         return ", ".join(sorted({run.note for run in self.runs if run.note}))
 
 
@@ -90,7 +90,7 @@ class RunFailed(Exception):
 
 
 def measure(contender: Contender, model: str, rounds: int) -> Run:
-    """Run it once. Errors: RunFailed."""
+    """Run a contender once. Errors: RunFailed."""
     try:
         python = interpreter(contender.environment)
     except InstallError as error:
@@ -105,7 +105,7 @@ def measure(contender: Contender, model: str, rounds: int) -> Run:
 
 
 def measure_scale() -> dict[str, Any]:
-    """`scale.py` in a fresh interpreter: a million clients. Errors: RunFailed."""
+    """Run `scale.py` in a fresh interpreter: a million clients. Errors: RunFailed."""
     lines = list(_reports([str(interpreter(None)), str(HERE / "scale.py"), "--json"]))
     if not lines:
         raise RunFailed("printed no result")
@@ -113,7 +113,7 @@ def measure_scale() -> dict[str, Any]:
 
 
 def _reports(command: Sequence[str]) -> Iterator[tuple[float, dict]]:
-    """(seconds since the process began, report) for each JSON line it prints. Errors: RunFailed."""
+    """Yield (seconds since the process began, report) for each JSON line it prints. Errors: RunFailed."""
     environment = {**os.environ, **QUIET}
     environment.pop("PYTHONPATH", None)
     with tempfile.TemporaryFile("w+") as complaints:
@@ -150,7 +150,7 @@ def _read(process: subprocess.Popen, began: float, arrived: queue.Queue) -> None
 
 
 def _last_error(complaints: str) -> str:
-    """The last line that names an exception, else the last line, at most 200 characters."""
+    """Return the last line that names an exception, else the last line, at most 200 characters."""
     lines = [line.strip() for line in complaints.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line.split(":")[0]]
     return (named or lines or [""])[-1][:200]

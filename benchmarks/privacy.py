@@ -1,4 +1,4 @@
-"""What privacy costs, against AES, memcpy and Flower's own code timed in the same run.
+"""Cost of privacy, against AES, memcpy and Flower's own code timed in the same run.
 
     python -m umbel.benchmarks.privacy [--only masking,noise] [--json]
 
@@ -29,7 +29,7 @@ PACKAGES = ("umbel", "cryptography", "numpy", "dp-accounting", "tenseal", "flwr"
 
 
 def play(subjects: Sequence, console: Console) -> tuple[list[Row], list[str]]:
-    """The rows of all subjects, and a sentence for each that could not be measured."""
+    """Return the rows of all subjects, and a sentence for each that could not be measured."""
     rows: list[Row] = []
     failures: list[str] = []
     for subject in subjects:
@@ -43,7 +43,7 @@ def play(subjects: Sequence, console: Console) -> tuple[list[Row], list[str]]:
 
 
 def cells(row: Row) -> tuple[str, str, str, str]:
-    """A row as text."""
+    """Return a row as text."""
     verdict = {None: "–", True: "yes", False: "no"}[row.is_met]
     if row.target is None:
         return row.what, amount(row.measured, row.unit), "–", verdict
@@ -56,13 +56,13 @@ def cells(row: Row) -> tuple[str, str, str, str]:
 
 
 def amount(number: float, unit: str) -> str:
-    """Three digits and a unit."""
+    """Write three digits and a unit."""
     digits = 3 if number < 0.1 or 0.995 < number < 1.095 else 2 if number < 10 else 1 if number < 100 else 0
     return f"{number:.{digits}f} {unit}"
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For the terminal."""
+    """Return the rows as a table for the terminal."""
     shown = Table(title="What privacy costs", title_justify="left")
     for position, heading in enumerate(HEADINGS):
         shown.add_column(heading, justify="left" if position in (0, 3) else "right")
@@ -72,7 +72,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def write(rows: Sequence[Row]) -> None:
-    """docs/benchmarks-privacy.md, whole."""
+    """Write docs/benchmarks-privacy.md, whole."""
     found = []
     for name in PACKAGES:
         try:
@@ -101,7 +101,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """0 when all was measured and every target met, 1 otherwise."""
+    """Measure and print; return 0 when all was measured and every target met, 1 otherwise."""
     options = arguments()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if hasattr(os, "sched_setaffinity"):

@@ -25,25 +25,25 @@ from umbel.privacy.secagg.session import Session
 
 T = TypeVar("T")
 CLIENTS = 100
-THRESHOLD = 67  # two thirds of them
-OWN = 0  # the client that is timed
+THRESHOLD = 67  # two thirds of the clients
+OWN = 0  # number of the client that is timed
 
 
 class Cost(NamedTuple):
-    """What one client spent in one session."""
+    """Cost of one client in one session."""
 
-    seconds: float  # of processor, all threads
+    seconds: float  # processor time, all threads
     sent_bytes: int
 
 
 class Clock:
-    """Adds up the processor time of what it runs."""
+    """A clock that adds up the processor time of what it runs."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def time(self, work: Callable[..., T], *arguments: object) -> T:
-        """work(*arguments)."""
+        """Call work(*arguments), on the clock."""
         started = time.process_time()
         result = work(*arguments)
         self.seconds += time.process_time() - started
@@ -51,14 +51,14 @@ class Clock:
 
 
 def parties(size: int) -> tuple[Terms, dict[int, Ed25519PrivateKey]]:
-    """Terms for a vector of `size` numbers, and each client's identity."""
+    """Make terms for a vector of `size` numbers, and each client's identity."""
     identities = {node: Ed25519PrivateKey.generate() for node in range(CLIENTS)}
     members = (Member(node, key.public_key().public_bytes_raw(), "", 1) for node, key in identities.items())
     return Terms(Roster(tuple(members)), FixedPoint(1.0, CLIENTS), size, model=bytes(32)), identities
 
 
 def umbel_client(vector: np.ndarray) -> Cost:
-    """One of Umbel's clients, masking with all others: every stage, and the encoding of its vector.
+    """Play one of Umbel's clients, masking with all others: every stage, and the encoding of its vector.
 
     It comes first at each stage, so that nothing was computed before by the others, who share its process.
     """
@@ -89,7 +89,7 @@ def umbel_client(vector: np.ndarray) -> Cost:
 
 
 def flower_client(vector: np.ndarray) -> Cost:
-    """The same of Flower's SecAgg+, by its own functions, with its default ranges."""
+    """Play the same client of Flower's SecAgg+, by its own functions, with its default ranges."""
     from flwr.common import ndarrays_to_parameters
     from flwr.common.secure_aggregation.crypto.symmetric_encryption import encrypt, generate_shared_key
     from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext_concat
@@ -119,7 +119,7 @@ def flower_client(vector: np.ndarray) -> Cost:
 
 
 def server_unmask(size: int, dropped: int) -> tuple[float, int]:
-    """Processor seconds in which the server takes the masks off a sum of a hundred clients, and how many masks.
+    """Return the processor seconds in which the server unmasks a sum of a hundred clients, and the number of masks.
 
     dropped: clients that share their secrets and send no vector.
     """

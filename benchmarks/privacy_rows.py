@@ -1,4 +1,4 @@
-"""What protecting a run costs: a function for each subject, that gives the rows of the table."""
+"""Costs of protecting a run: a function for each subject, that gives the rows of the table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from umbel.core.types import Vector
 from umbel.privacy.secagg import FixedPoint, shamir
 from umbel.privacy.secagg.masking import BLOCK_BYTES, apply_masks, stream
 
-SIZE = 1_663_370  # parameters of the 5×5 CNN
+SIZE = 1_663_370  # number of parameters of the 5×5 CNN
 BYTES = 4 * SIZE
 PASSES = 7
 MASKS = 16
@@ -29,19 +29,19 @@ class Row(NamedTuple):
     what: str
     measured: float
     target: float | None  # None: nothing was promised
-    unit: str  # "×" of what `what` names, "ms", "s" or "M/s"
-    at_least: bool = False  # the target is a floor; else a ceiling
+    unit: str  # "×" for a ratio to what `what` names, "ms", "s" or "M/s"
+    at_least: bool = False  # whether the target is a floor; else a ceiling
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the target is met; None without one."""
+        """True where the target is met, False where it is not, None without one."""
         if self.target is None:
             return None
         return self.measured >= self.target if self.at_least else self.measured <= self.target
 
 
 def medians(*works: Callable[[], Any], passes: int = PASSES) -> list[float]:
-    """Median seconds of processor that each work takes, all threads together.
+    """Measure the median processor seconds that each work takes, all threads together.
 
     They take turns, so that a machine that slows down slows all alike.
     """
@@ -56,12 +56,12 @@ def medians(*works: Callable[[], Any], passes: int = PASSES) -> list[float]:
 
 @cache
 def update() -> Vector:
-    """A vector as clients send them."""
+    """Draw a vector as clients send them."""
     return np.random.default_rng(0).normal(0, 0.1, SIZE).astype(np.float32)
 
 
 def aes_ctr(masks: int) -> None:
-    """AES-128-CTR alone, over as many bytes as so many masks of SIZE numbers, into memory that stays in the cache."""
+    """Run AES-128-CTR alone, over as many bytes as so many masks of SIZE numbers, into memory that stays cached."""
     zeros, buffer = memoryview(bytes(BLOCK_BYTES)), bytearray(BLOCK_BYTES + 16)
     for _ in range(masks):
         source = stream(bytes(32))
@@ -145,7 +145,7 @@ def accounting() -> Iterator[Row]:
 
 
 def homomorphic() -> Iterator[Row]:
-    from umbel.privacy.homomorphic import ClientContext
+    from umbel.privacy.contexts import ClientContext
     from umbel.privacy.schemes import BFV, CKKS, quantize
 
     bounds: Sequence[tuple[Any, float, float]] = ((BFV, 4.0, 3.5), (CKKS, 7.6, 2.0))
@@ -164,11 +164,14 @@ def homomorphic() -> Iterator[Row]:
 
 
 def envelopes() -> Iterator[Row]:
-    from umbel.privacy import frames
-    from umbel.privacy.envelopes import Binding, seal
-    from umbel.privacy.keys import Key
+    from umbel.privacy.keys import KeyFile, frames
+    from umbel.privacy.keys.envelopes import Binding, seal
 
-    recipient, sender, binding = Key.generate("recipient", 1).public, Key.generate("node", 1), Binding("run", 1, 1)
+    recipient, sender, binding = (
+        KeyFile.generate("recipient", 1).public,
+        KeyFile.generate("node", 1),
+        Binding("run", 1, 1),
+    )
     body, key = update().tobytes(), os.urandom(32)
     ours, raw = medians(
         lambda: seal(body, recipient, sender, binding), lambda: AESGCM(key).encrypt(bytes(12), body, None)

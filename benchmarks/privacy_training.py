@@ -1,4 +1,4 @@
-"""What protection costs where clients train: whole simulated rounds, and DP-SGD's steps."""
+"""Costs of protection where clients train: whole simulated rounds, and DP-SGD's steps."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CLIENTS, ROUNDS, PASSES = 100, 5, 3
 
 
 def build_mlp() -> Any:
-    """The benchmark's MLP, compiled."""
+    """Build the benchmark's MLP, compiled."""
     import keras
 
     return workload.build(keras, "mlp")
 
 
 def build_small_cnn() -> Any:
-    """5×5 convolutions of 16 and 32 filters, a dense layer of 64: 49,386 parameters."""
+    """Build 5×5 convolutions of 16 and 32 filters, and a dense layer of 64: 49,386 parameters."""
     import keras
 
     layers = keras.layers
@@ -67,9 +67,9 @@ def simulation() -> Iterator[Row]:
     spread = DistributedPlan(cohort=CLIENTS, survivors_floor=80, limit=limit, **budget)
     grid = SecureSum(limit=limit, metrics=(), minimum_clients=80)
     experiments = {
-        "secure sum": dataclasses.replace(plain, aggregation=hiding),
-        "secure sum and central DP": dataclasses.replace(plain, sampler=None, plan=central, aggregation=silent),
-        "secure sum and distributed DP": dataclasses.replace(plain, sampler=None, plan=spread, aggregation=grid),
+        "secure sum": dataclasses.replace(plain, secure_aggregation=hiding),
+        "secure sum and central DP": dataclasses.replace(plain, sampler=None, plan=central, secure_aggregation=silent),
+        "secure sum and distributed DP": dataclasses.replace(plain, sampler=None, plan=spread, secure_aggregation=grid),
     }
     kinds = {("plain", "arithmetic"): plain}
     kinds |= {(name, mode): one for name, one in experiments.items() for mode in ("arithmetic", "protocol")}
@@ -99,9 +99,10 @@ def per_example() -> Iterator[Row]:
 
 
 def best_ratio(build: Any, shape: tuple[int, ...], batch: int, steps: int, privacy: Any) -> float:
-    """A private client's round over a plain one's: each as it compiles best, the fastest of several, in turns."""
+    """Time a private client's round over a plain one's: each as it compiles best, the fastest of several, in turns."""
     from umbel import AllClients, Experiment, FedAvg, Local
-    from umbel.clients.worker import Worker
+    from umbel.clients.round import train_client
+    from umbel.clients.tensorflow.engine import TensorFlowEngine
     from umbel.core.random import derive
     from umbel.core.types import NOTHING, Broadcast
     from umbel.data import PerClient
@@ -118,7 +119,7 @@ def best_ratio(build: Any, shape: tuple[int, ...], batch: int, steps: int, priva
     )
     private = dataclasses.replace(plain, local=Local(batch_size=batch, per_example=privacy))
     workers = {
-        (kind, xla): Worker(one, xla=xla)
+        (kind, xla): TensorFlowEngine(one, xla=xla)
         for kind, one in (("plain", plain), ("private", private))
         for xla in (False, True)
     }
@@ -128,7 +129,7 @@ def best_ratio(build: Any, shape: tuple[int, ...], batch: int, steps: int, priva
         for kind, worker in workers.items():
             broadcast = Broadcast(1, worker.initial_params, NOTHING, (), 0.1)
             started = time.perf_counter()
-            worker.train(broadcast, 0, derive(number), data, rows)
+            train_client(worker, broadcast, 0, derive(number), data, rows)
             if number:  # the first traces and compiles
                 fastest[kind] = min(fastest[kind], time.perf_counter() - started)
     return min(fastest["private", False], fastest["private", True]) / min(

@@ -1,4 +1,4 @@
-"""What the results say: a check that all learned the same, tables, docs/benchmarks.md and README.md."""
+"""Report of the results: a check that all learned the same, tables, docs/benchmarks.md and README.md."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OURS, FLOOR = "umbel_simulation", "bare_"
 CAPTIONS = {"mlp": "MLP 784-200-200-10, 199,210 parameters", "cnn": "5×5 CNN, 1,663,370 parameters"}
 LEARNED = 0.5  # accuracy above which a model has learned something; chance is 0.1
-TOLERANCE = 0.05  # of accuracy after few rounds, between contenders that shuffle differently
+TOLERANCE = 0.05  # difference allowed in accuracy after few rounds, between contenders that shuffle differently
 PINNED = (("flower", ("flwr", "ray")), ("fedjax", ("fedjax", "jax")), ("pfl", ("pfl", "tf-keras")))
 
 
 def of_model(results: Results, model: str) -> dict[Contender, Result]:
-    """The results on one model."""
+    """Return the results on one model."""
     return {contender: result for (contender, played), result in results.items() if played == model}
 
 
 def models(results: Results) -> list[str]:
-    """The models played, in order."""
+    """List the models played, in order."""
     return list(dict.fromkeys(model for _, model in results))
 
 
 def disagreements(results: Results) -> list[str]:
-    """A sentence for each contender that did not learn, or not what the others learned."""
+    """Return a sentence for each contender that did not learn, or not what the others learned."""
     faults = []
     for model in models(results):
         ran = {contender: result for contender, result in of_model(results, model).items() if result.runs}
@@ -56,20 +56,20 @@ def disagreements(results: Results) -> list[str]:
 
 
 def ratio(results: Mapping[Contender, Result], result: Result) -> float | None:
-    """How many times Umbel's seconds; None without both."""
+    """Return how many times Umbel's seconds a result took; None without both."""
     ours = next((one for contender, one in results.items() if contender.script == OURS), None)
     return result.seconds / ours.seconds if ours and ours.runs and result.runs else None
 
 
 def above_floor(results: Mapping[Contender, Result]) -> float | None:
-    """Umbel's seconds over those of the fastest hand-written loop; None without both."""
+    """Return Umbel's seconds over those of the fastest hand-written loop; None without both."""
     ours = [one.seconds for contender, one in results.items() if contender.script == OURS and one.runs]
     floor = [one.seconds for contender, one in results.items() if contender.script.startswith(FLOOR) and one.runs]
     return ours[0] / min(floor) if ours and floor else None
 
 
 def rows(results: Mapping[Contender, Result]) -> Iterable[tuple[str, ...]]:
-    """Contender, seconds per round, spread, times Umbel, first round, accuracy, what it chose."""
+    """Yield contender, seconds per round, spread, times Umbel, first round, accuracy, what it chose."""
     for contender, result in results.items():
         if not result.runs:
             yield (contender.title, "–", "–", "–", "–", "–", result.reason or "")
@@ -91,7 +91,7 @@ HEADINGS = ("contender", "s/round", "min–max", "× Umbel", "first round, s", "
 
 
 def tables(results: Results) -> list[Table]:
-    """One table a model, for the terminal."""
+    """Return one table a model, for the terminal."""
     shown = []
     for model in models(results):
         own = of_model(results, model)
@@ -107,7 +107,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def as_json(results: Results, source: str, scaled: dict | None) -> dict:
-    """Everything measured."""
+    """Return everything measured."""
     entries = [
         {"contender": contender.script, "model": model, "reason": result.reason}
         | {"runs": [run._asdict() for run in result.runs]}
@@ -117,14 +117,14 @@ def as_json(results: Results, source: str, scaled: dict | None) -> dict:
 
 
 def markdown_table(headings: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    """A Markdown table, the first column to the left and the numbers to the right."""
+    """Write a Markdown table, the first column to the left and the numbers to the right."""
     headings = list(headings)
     rule = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [headings, rule, *body])
 
 
 def cell(results: Mapping[Contender, Result], contender: Contender, result: Result) -> str:
-    """Seconds per round and, for a peer, times Umbel."""
+    """Write seconds per round and, for a peer, times Umbel."""
     if not result.runs:
         return "–"
     times = ratio(results, result)
@@ -132,7 +132,7 @@ def cell(results: Mapping[Contender, Result], contender: Contender, result: Resu
 
 
 def summary(results: Results) -> str:
-    """README's table: seconds per round and times Umbel, a column a model."""
+    """Write README's table: seconds per round and times Umbel, a column a model."""
     names = models(results)
     body = {}
     for model in names:
@@ -144,7 +144,7 @@ def summary(results: Results) -> str:
 
 
 def machine() -> str:
-    """Processor, cores in use, memory, system."""
+    """Describe the machine: processor, cores in use, memory, system."""
     try:
         name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -156,14 +156,14 @@ def machine() -> str:
 
 
 def packages() -> str:
-    """The versions that took part."""
+    """List the versions that took part."""
     own = [f"{name} {importlib.metadata.version(name)}" for name in ("umbel", "tensorflow", "keras")]
     pinned = [f"{name} {version}" for env, names in PINNED for name, version in versions(env, names).items()]
     return ", ".join(own + pinned)
 
 
 def write(results: Results, source: str, scaled: dict | None) -> None:
-    """docs/benchmarks.md whole, and README.md between its markers, where it has them."""
+    """Write docs/benchmarks.md whole, and README.md between its markers, where it has them."""
     parts = [
         PREAMBLE.format(
             data=source, machine=machine(), packages=packages(), date=datetime.date.today(), warm_up=WARM_UP

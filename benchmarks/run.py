@@ -57,7 +57,7 @@ def play(contenders: Sequence[Contender], models: Sequence[str], rounds: int, co
 
 
 def play_scale(console: Console) -> dict | None:
-    """A million clients; None, and the reason printed, when that fails."""
+    """Measure a million clients; None, and the reason printed, when that fails."""
     try:
         result = measure_scale()
     except RunFailed as failure:
@@ -86,7 +86,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """0 when every contender ran and learned the same, 1 otherwise."""
+    """Measure, print and write the pages; return 0 when every contender ran and learned the same, 1 otherwise."""
     options = arguments()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])

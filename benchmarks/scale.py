@@ -30,7 +30,7 @@ from umbel import Examples, Experiment, FedAvg, FixedCohort, Local, Scaffold, Si
 
 ROWS, FEATURES, CLASSES = 100_000, 64, 10
 EXAMPLES = 10
-SETTLED = 5  # the round from which memory must not grow
+SETTLED = 5  # number of the round from which memory must not grow
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +72,13 @@ class MemoryWatch:
 
 
 def memory(field: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process, MiB. Linux only."""
+    """Read VmRSS (now) or VmHWM (peak) of this process, MiB. Linux only."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
 def crowd(clients: int) -> Crowd:
-    """Ten classes around ten centres; every client draws its rows at random."""
+    """Draw ten classes around ten centres; every client draws its rows at random."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, CLASSES, ROWS)
     centres = generator.standard_normal((CLASSES, FEATURES), np.float32)
@@ -89,7 +89,7 @@ def crowd(clients: int) -> Crowd:
 
 
 def build() -> Any:
-    """A digits-sized MLP: 64-32-10."""
+    """Build a digits-sized MLP: 64-32-10."""
     import keras
 
     model = keras.Sequential(
@@ -100,7 +100,7 @@ def build() -> Any:
 
 
 def measure(clients: int, cohort: int, rounds: int, scaffold: bool = False) -> dict[str, Any]:
-    """Play the rounds; seconds per round (the first left out), memory and the training loss, first and last.
+    """Play the rounds; return seconds per round (the first left out), memory and the training loss, first and last.
 
     scaffold: with its strategy, a store on disk, and what the store came to.
     """
@@ -145,7 +145,7 @@ def measure(clients: int, cohort: int, rounds: int, scaffold: bool = False) -> d
 
 
 def seen(experiment: Experiment) -> set[int]:
-    """The clients that took part."""
+    """Return the clients that took part."""
     clients, found = range(len(experiment.population)), set[int]()
     for number in range(1, experiment.rounds + 1):
         key = derive(experiment.seed, "round", number).derive("cohort")
@@ -154,7 +154,7 @@ def seen(experiment: Experiment) -> set[int]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The result for the terminal."""
+    """Return the result as a table for the terminal."""
     shown = Table(title=f"{result['clients']:,} clients, {result['cohort']:,} a round, {result['rounds']} rounds")
     shown.add_column("measured")
     shown.add_column("", justify="right")
@@ -164,7 +164,7 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, how much) of a result."""
+    """List (what, how much) of a result."""
     return [
         ("seconds per round", f"{result['seconds']:.3f} ({result['fastest']:.3f}–{result['slowest']:.3f})"),
         ("per client", f"{1e3 * result['seconds'] / result['cohort']:.2f} ms"),

@@ -20,7 +20,7 @@ try:  # not public; there in TensorFlow 2.21. Without it norms take longer under
 except ImportError:  # pragma: no cover
     is_for_xla = None
 
-STRANDS = 5  # odd: as long as a power of two, they would meet in the same places of the processor's cache
+STRANDS = 5  # an odd number: strands as long as a power of two would meet in the same places of the processor's cache
 
 
 @keras.saving.register_keras_serializable("umbel")
@@ -88,7 +88,7 @@ class DeltaSGD(keras.optimizers.Optimizer):
         super().apply(grads, variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """One variable's step; where nothing looks back, its gradient is kept for the next."""
+        """Take one variable's step; where nothing looks back, its gradient is kept for the next."""
         gradient = ops.cast(ops.convert_to_tensor(gradient), variable.dtype)
         if self._look is None:
             self.assign(self._before[self._get_variable_index(variable)], gradient)
@@ -96,7 +96,7 @@ class DeltaSGD(keras.optimizers.Optimizer):
         self.assign(variable, variable - ops.cast(self._rate, variable.dtype) * gradient)
 
     def looking_back(self, model: keras.Model) -> Callable[[tuple], dict[str, Any]]:
-        """model's train_step, where g_(k−1) is of the batch at hand: it takes that gradient first, at x_(k−1).
+        """Return model's train_step, where g_(k−1) is of the batch at hand: it takes that gradient first, at x_(k−1).
 
         model: compiled with this optimizer, built. Of the first of the two passes nothing else is left: statistics,
         metrics, seeds and a loss scale stay as they are, so that Dropout, too, is the same in both. Before a round's
@@ -140,7 +140,7 @@ class DeltaSGD(keras.optimizers.Optimizer):
                 del outer.apply
 
     def get_config(self) -> dict[str, Any]:
-        """Keras's, and only what __init__ takes."""
+        """Return Keras's config, and only what __init__ takes."""
         return {
             "learning_rate": float(self.learning_rate),
             "gamma": self.gamma,
@@ -150,7 +150,7 @@ class DeltaSGD(keras.optimizers.Optimizer):
         }
 
     def _adapt(self, pairs: Sequence[tuple[Any, Any]]) -> None:
-        """η, θ and ‖g‖ of this step. pairs: g_k and g_(k−1), of each variable."""
+        """Compute η, θ and ‖g‖ of this step. pairs: g_k and g_(k−1), of each variable."""
         change = norm([gradient - ops.cast(before, gradient.dtype) for gradient, before in pairs])
         moved = self._rate * self._length
         grown = ops.sqrt(1 + self.delta * self._ratio) * self._rate
@@ -166,20 +166,20 @@ class DeltaSGD(keras.optimizers.Optimizer):
 
 
 class Look:
-    """What the first of two passes over a batch finds."""
+    """Gradients that the first of two passes over a batch finds."""
 
     def __init__(self) -> None:
-        self.is_first = True  # the pass that is under way
-        self.gradients: dict[int, Any] = {}  # by the variable's index
+        self.is_first = True  # whether the pass under way is the first
+        self.gradients: dict[int, Any] = {}  # gradients by the variable's index
 
 
 def norm(tensors: Sequence[Any]) -> tf.Tensor:
-    """√Σ x² over all numbers of all tensors: float32."""
+    """Compute √Σ x² over all numbers of all tensors: float32."""
     return tf.sqrt(tf.add_n([squares(tensor) for tensor in tensors]))
 
 
 def squares(tensor: Any) -> tf.Tensor:
-    """Σ x²: float32."""
+    """Compute Σ x²: float32."""
     flat = tf.reshape(tf.cast(tf.convert_to_tensor(tensor), tf.float32), [-1])
     if is_for_xla is None or not is_for_xla(tf.compat.v1.get_default_graph()):
         return 2 * tf.nn.l2_loss(flat)

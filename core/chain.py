@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .protocols import UpdateTransform
+from .bases import UpdateTransform
 from .random import Key
 from .spec import ModelSpec
+from .traits import Trait
 from .types import ClientUpdate, State, Total
 
 
-class Chain:
-    """transforms, in the order the client applies them. `Chain()` changes nothing.
+class Chain(UpdateTransform):
+    """Transforms in the order in which the client applies them. `Chain()` changes nothing.
 
     Composes: a Chain is itself a transform. Equal chains compare equal; the repr rebuilds it.
     """
 
     def __init__(self, *transforms: UpdateTransform):
         self.transforms = transforms
+
+    @property
+    def needs(self) -> Trait:
+        """Nothing of its own: its members declare what they need."""
+        return Trait.NONE
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.transforms))})"
@@ -32,17 +38,17 @@ class Chain:
         return len(self.transforms)
 
     def init(self, spec: ModelSpec) -> State:
-        """A tuple of the members' states."""
+        """Return a tuple of the members' states."""
         return tuple(transform.init(spec) for transform in self.transforms)
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
-        """On the client: first to last."""
+        """Apply the members on the client, first to last."""
         for position, (transform, own) in enumerate(zip(self.transforms, state, strict=True)):
             update = transform.encode(own, update, key.derive(position))
         return update
 
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
-        """Once, on the server: last to first. Returns the members' new states and the decoded total."""
+        """Undo the members once, on the server, last to first. Return their new states and the decoded total."""
         states = list(state)
         for position in reversed(range(len(self.transforms))):
             states[position], total = self.transforms[position].decode(states[position], total, key.derive(position))
@@ -50,7 +56,7 @@ class Chain:
 
 
 def flattened(transforms: UpdateTransform) -> Iterator[UpdateTransform]:
-    """The transforms of a chain, and of the chains in it; or the one that is none."""
+    """Yield the transforms of a chain, and of the chains in it; or the one transform that is no chain."""
     if isinstance(transforms, Chain):
         for one in transforms.transforms:
             yield from flattened(one)

@@ -1,69 +1,81 @@
-"""What an Experiment refuses because parts of it could never do what they promise together.
+"""Refusals of an experiment besides those that its parts declare (core/traits.py): numbers, and orders of parts.
 
 Nothing here loads data: a population's number of clients counts where it is known without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
+from .algorithms import AsynchronousStrategy
+from .bases import Population
 from .chain import flattened
 from .errors import ConfigError, IncompatibleError
+from .recipe import Recipe, course_of, declared
+from .traits import check_compatible
+from .validation import lacking
 
-if TYPE_CHECKING:
-    from .experiment import Experiment
+
+def check_together(recipe: Recipe) -> None:
+    """Raise ConfigError or IncompatibleError for parts that could never do together what each promises."""
+    check_compatible(declared(recipe))
+    _check_division(recipe)
+    if recipe.deadline is not None and recipe.devices is None:
+        raise ConfigError(f"{recipe.deadline!r} needs devices, whose speeds say who is late")
+    check_aggregator(recipe)
+    _check_order(recipe)
+    _check_released(recipe)
+    _check_phases(recipe)
+    if recipe.plan is not None:
+        recipe.plan.check(recipe)
 
 
-def check_fold(experiment: Experiment, clients: int | None = None) -> None:
-    """Errors: ConfigError for rounds that never have as many updates as the fold needs.
+def _check_division(recipe: Recipe) -> None:
+    """Raise ConfigError where an example could be in both training and validation."""
+    divisions = [None if one is None else one.part_of for one in (recipe.population, recipe.validation)]
+    if None not in divisions and divisions[0] != divisions[1]:
+        raise ConfigError("population and validation are parts of different divisions; examples would be in both")
 
-    clients: of the population; None: as many as can be told without loading it.
+
+def check_aggregator(recipe: Recipe, clients: int | None = None) -> None:
+    """Raise ConfigError for rounds that never have as many updates as the aggregator needs.
+
+    clients: number of clients in the population; None: as many as can be told without loading it.
     """
-    fold, sampler = experiment.fold, experiment.sampler
-    needed, most = getattr(fold, "min_clients", 1), _most_updates(experiment, clients)
-    if most is not None and most < needed:
-        source = experiment.strategy if getattr(experiment.strategy, "buffer", None) == most else sampler
+    aggregator, most = recipe.aggregator, _most_updates(recipe, clients)
+    if most is not None and most < aggregator.min_clients:
+        source = recipe.strategy if recipe.strategy.buffer == most else recipe.sampler
         raise ConfigError(
-            f"{fold!r} needs {needed} updates a round; {source!r} gives {most} at most. Enlarge the cohort, or expect "
-            "fewer attackers"
+            f"{aggregator!r} needs {aggregator.min_clients} updates a round; {source!r} gives {most} at most. Enlarge "
+            "the cohort, or expect fewer attackers"
         )
 
 
-def check_pooling(experiment: Experiment) -> None:
-    """Errors: IncompatibleError where pooled statistics would not be those of all examples.
+def _most_updates(recipe: Recipe, clients: int | None) -> int | None:
+    """Return the upper bound on the updates in a round; None where nothing bounds them."""
+    if isinstance(recipe.strategy, AsynchronousStrategy):
+        return recipe.strategy.buffer  # may be more than are at work at any time, and the same client twice
+    bounds = (recipe.sampler.most_clients, recipe.population.known_clients if clients is None else clients)
+    return min((bound for bound in bounds if bound is not None), default=None)
 
-    A transform with `pools_statistics` works on the mean of whole updates as they were trained. What has
-    `by_coordinate`, a fold or a transform, mixes or scales each number of an update in its own way.
-    """
-    transforms = list(flattened(experiment.transforms))
-    pooling = next((one for one in transforms if getattr(one, "pools_statistics", False)), None)
-    if pooling is None:
-        return
-    if transforms[0] != pooling or transforms.count(pooling) > 1:
+
+def _check_order(recipe: Recipe) -> None:
+    """Raise IncompatibleError where pooled statistics would not be those of whole updates as they were trained."""
+    transforms = list(flattened(recipe.transforms))
+    pooling = next((one for one in transforms if one.pools_statistics), None)
+    if pooling is not None and (transforms[0] != pooling or transforms.count(pooling) > 1):
         raise IncompatibleError(
             f"{pooling!r} works on updates as they were trained; put it first in transforms, and once"
         )
-    apart = next((one for one in (experiment.fold, *transforms) if getattr(one, "by_coordinate", False)), None)
-    if apart is not None:
-        raise IncompatibleError(
-            f"{pooling!r} pools means and variances that belong together; {apart!r} treats each number on its own"
-        )
-    if getattr(experiment.strategy, "mixes_models", False):
-        raise IncompatibleError(f"{pooling!r} is for one mean over all clients; {experiment.strategy!r} takes others")
-    if experiment.codec is not None:
-        raise IncompatibleError(
-            f"{pooling!r} squares the clients' mean, and {experiment.codec!r} loses a part of it; drop one of them"
-        )
 
 
-def check_released(experiment: Experiment) -> None:
-    """Errors: IncompatibleError for a plan, and clients whose inputs are standardised by what the plan does not cover.
+def _check_released(recipe: Recipe) -> None:
+    """Raise IncompatibleError for a plan, and clients whose inputs are standardised by what the plan does not cover.
 
     A population with `statistics` says what these cost: 0 where they are public, infinity without noise.
     """
-    plan = experiment.plan
-    for statistics in released(experiment.population):
+    plan = recipe.plan
+    for statistics in recipe.population.released:
         if plan is None or statistics.epsilon == 0:
             continue
         if statistics.epsilon == float("inf"):
@@ -78,54 +90,58 @@ def check_released(experiment: Experiment) -> None:
             )
 
 
-def released(population: Any) -> list[Any]:
-    """The statistics that a population, or one that it is made from, is standardised by."""
-    found = []
-    while population is not None:
-        if hasattr(population, "statistics"):
-            found.append(population.statistics)
-        division = getattr(population, "division", None)
-        population = getattr(population, "population", getattr(division, "population", None))
-    return found
+def _check_phases(recipe: Recipe) -> None:
+    """Raise ConfigError for phases that the other parts leave nothing to do, and nothing to learn from."""
+    if {what for _, what in course_of(recipe).parts} != {"all"} and not recipe.personal:
+        raise ConfigError(
+            f'{recipe.rule!r} trains what stays at home apart from the rest: say what it is, personal=("…",)'
+        )
+    tune = recipe.fine_tune
+    if tune is None:
+        return
+    if recipe.validation is None:
+        raise ConfigError(f"{tune!r} is for what clients hold out; give a validation population, as from split_clients")
+    if tune.learning_rate is None and not lacking(recipe.local.learning_rate, ("at",)):
+        raise ConfigError(f"{tune!r} needs a learning_rate of its own: local.learning_rate changes with the rounds")
 
 
-def spent(experiment: Experiment, ledger: Mapping[str, int]) -> float | None:
-    """ε of everything that was released of the clients' data: the ledger's, and that of the statistics which
-    standardise their inputs. None without a plan. Holds at `delta_of`."""
-    if experiment.plan is None:
+def spent(recipe: Recipe, ledger: Mapping[str, int]) -> float | None:
+    """Return ε of everything that was released of the clients' data, None without a plan. It holds at `delta_of`.
+
+    That is the ledger's, and that of the statistics which standardise the clients' inputs.
+    """
+    if recipe.plan is None:
         return None
-    return experiment.plan.spent(ledger) + price_of(experiment.population)[0]
+    return recipe.plan.spent(ledger) + price_of(recipe.population)[0]
 
 
-def delta_of(experiment: Experiment) -> float | None:
-    """δ of everything released. None without a plan."""
-    if experiment.plan is None:
+def delta_of(recipe: Recipe) -> float | None:
+    """Return δ of everything that was released of the clients' data, None without a plan."""
+    if recipe.plan is None:
         return None
-    return experiment.plan.delta + price_of(experiment.population)[1]
+    return recipe.plan.delta + price_of(recipe.population)[1]
 
 
-def price_of(population: Any) -> tuple[float, float]:
-    """ε and δ of the statistics that standardise a population's inputs: sums, by sequential composition."""
-    found = released(population)
-    return sum(one.epsilon for one in found), sum(one.delta for one in found)
+def has_noise(recipe: Recipe) -> bool:
+    """Whether noise is on what is released, with a plan that prices it or without."""
+    adds_noise = any(one.adds_noise for one in flattened(recipe.transforms))
+    return recipe.plan is not None or recipe.local.per_example is not None or adds_noise
 
 
-def _most_updates(experiment: Experiment, clients: int | None) -> int | None:
-    """That a round can have; None where nothing bounds them."""
-    sampler: Any = experiment.sampler
-    while hasattr(sampler, "sampler"):  # InTime, whose own size is a guess
-        sampler = sampler.sampler
-    known = _known_clients(experiment.population) if clients is None else clients
-    bounds = (getattr(experiment.strategy, "buffer", None), getattr(sampler, "size", None), known)
-    is_asynchronous = hasattr(experiment.strategy, "receive")
-    # A buffer may hold more than are at work at any time, and the same client twice.
-    counted = bounds[:1] if is_asynchronous else bounds[1:]
-    return min((bound for bound in counted if bound is not None), default=None)
+def check_fresh(recipe: Recipe) -> None:
+    """Errors: ConfigError, asked of real devices, for released statistics whose noise follows from a seed.
+
+    A seed is in the experiment's file, which all parties have, and whoever has it takes the noise off.
+    """
+    for statistics in recipe.population.released:
+        if statistics.noise == "seeded" and statistics.epsilon > 0:
+            raise ConfigError(
+                f"the noise on {statistics!r} follows from a public seed, and hides nothing of real clients; compute "
+                "them anew with federated_statistics(…, seed=None), and keep the result"
+            )
 
 
-def _known_clients(population: Any) -> int | None:
-    """Their number where it is a field, or the length of one."""
-    clients = getattr(population, "clients", None)
-    if isinstance(clients, int):
-        return clients
-    return len(clients) if isinstance(clients, Sequence) else None
+def price_of(population: Population) -> tuple[float, float]:
+    """Return ε and δ of the statistics that standardise a population's inputs: sums, by sequential composition."""
+    released = population.released
+    return sum(one.epsilon for one in released), sum(one.delta for one in released)

@@ -10,23 +10,28 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from .errors import ConfigError
 from .random import Key, derive
-from .validation import require, require_real
+from .traits import Trait
+from .types import UNAVAILABLE
+from .validation import fields_of, require, require_methods, require_real
 
-REASONS = ("", "dropped_out", "unavailable")  # why a client's work came to nothing; "" where it did not
+REASONS = ("", "dropped_out", UNAVAILABLE)  # why a client's work came to nothing; "" where it did not
 NEVER = -math.inf
 HOUR = 3600.0
 
 
 @dataclass(frozen=True)
 class Around:
-    """Log-normal about a median, drawn once per client. sigma: of the logarithm; with 1, one in six is 2.7 times faster
-    than the median, and one in six 2.7 times slower."""
+    """Log-normal numbers about a median, drawn once per client.
+
+    sigma: standard deviation of the logarithm; with 1, one in six is 2.7 times faster than the median, and one in six
+    2.7 times slower.
+    """
 
     median: float
     sigma: float
@@ -58,14 +63,14 @@ class Listed:
 
 
 class Windows(Protocol):
-    """When the clients of one run can be reached."""
+    """The times at which the clients of one run can be reached."""
 
     def until(self, clients: np.ndarray, at: float) -> np.ndarray:
-        """When each one's present window ends: float64 seconds, shape (len(clients),); −∞ for one out of reach."""
+        """Return when each one's present window ends: float64 seconds, shape (len(clients),); −∞ if out of reach."""
 
 
 class Availability(Protocol):
-    """When clients can be reached, as part of an experiment."""
+    """Times at which clients can be reached, as part of an experiment."""
 
     def windows(self, clients: int, key: Key) -> Windows: ...
 
@@ -87,19 +92,19 @@ class Diurnal:
         require_real("spread_hours", self.spread_hours, at_least=0)
 
     def windows(self, clients: int, key: Key) -> DailyWindows:
-        """A window per client and day."""
+        """Draw a window per client and day."""
         starts = self.start_hour + self.spread_hours * key.generator().standard_normal(clients)
         return DailyWindows(starts, self.hours)
 
 
 class DailyWindows(NamedTuple):
-    """The same window every day. starts: hours after midnight, shape (clients,)."""
+    """The same window every day for each client. starts: hours after midnight, shape (clients,)."""
 
     starts: np.ndarray
     hours: float
 
     def until(self, clients: np.ndarray, at: float) -> np.ndarray:
-        """See Windows."""
+        """Same as `Windows.until`."""
         if self.hours == 24:
             return np.full(len(clients), math.inf)
         passed = (at / HOUR - self.starts[clients]) % 24
@@ -108,7 +113,7 @@ class DailyWindows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Traces:
-    """Windows as they were recorded: client k could be reached in [start, end), in seconds of the virtual clock.
+    """Recorded windows: client k could be reached in [start, end), in seconds of the virtual clock.
 
     client, start, end: arrays with one entry per window, in any order. A client without a window is never in reach.
     period_seconds: the traces repeat after it; None: when they end, nobody is in reach.
@@ -150,7 +155,7 @@ class Traces:
 
     @staticmethod
     def read(path: str, period_seconds: float | None = None) -> Traces:
-        """The traces in a CSV file whose first line is client,start,end (seconds).
+        """Read the traces in a CSV file whose first line is client,start,end (seconds).
 
         Errors: ConfigError naming the file's line, for a file that is missing or a row that is not three numbers.
         """
@@ -167,7 +172,7 @@ class Traces:
         return Traces(np.array(client), np.array(start), np.array(end), period_seconds)
 
     def windows(self, clients: int, key: Key) -> RecordedWindows:
-        """The recorded windows. Errors: ConfigError for one of a client that the population does not have."""
+        """Return the recorded windows. Errors: ConfigError for one of a client that the population does not have."""
         last = int(self.client[-1])
         require(last < clients, f"the traces name client {last}; the population has clients 0 to {clients - 1}")
         offsets = np.searchsorted(self.client, np.arange(clients + 1))
@@ -175,7 +180,7 @@ class Traces:
 
 
 class RecordedWindows(NamedTuple):
-    """Client k's windows are entries offsets[k] to offsets[k + 1] − 1, ascending."""
+    """Recorded windows of all clients: client k's are entries offsets[k] to offsets[k + 1] − 1, ascending."""
 
     offsets: np.ndarray
     starts: np.ndarray
@@ -183,7 +188,7 @@ class RecordedWindows(NamedTuple):
     period: float | None
 
     def until(self, clients: np.ndarray, at: float) -> np.ndarray:
-        """See Windows."""
+        """Same as `Windows.until`."""
         past = 0.0 if self.period is None else at // self.period * self.period
         low, high = self.offsets[clients], self.offsets[np.asarray(clients) + 1]
         first, now = low, at - past
@@ -217,22 +222,26 @@ class Devices:
     dropout: float = 0.0
     availability: Availability | None = None
 
+    needs: ClassVar[Trait] = Trait.ONE_EXCHANGE
+    hides: ClassVar[Trait] = Trait.NONE
+
     def __post_init__(self) -> None:
-        for name in ("examples_per_second", "down_bytes_per_second", "up_bytes_per_second"):
-            value = getattr(self, name)
+        speeds = fields_of(self, "examples_per_second", "down_bytes_per_second", "up_bytes_per_second")
+        for name, value in speeds.items():
             if isinstance(value, (np.ndarray, list, tuple)):
                 object.__setattr__(self, name, Listed(np.asarray(value)))
             elif value is not None and not isinstance(value, (Around, Listed)):
                 require_real(name, value, above=0)
         require_real("dropout", self.dropout, at_least=0, at_most=1)
         if self.availability is not None:
-            require(hasattr(self.availability, "windows"), f"expected availability={self.availability!r}.windows()")
+            require_methods("availability", self.availability, ("windows",), "Diurnal()")
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """When a synchronous round ends, on the virtual clock, though clients are still at work: they stop, and keep
-    nothing of the round. Bonawitz et al. 2019, https://arxiv.org/abs/1902.01046
+    """End of a synchronous round on the virtual clock though clients are still at work: they keep nothing of the round.
+
+    Clients that are still at work then stop. Bonawitz et al. 2019, https://arxiv.org/abs/1902.01046
 
     seconds: after which the round ends with what has arrived; None: no limit.
     over_selection: clients sampled for each that is needed: with FixedCohort(130) and 1.3 the round ends with the
@@ -242,6 +251,13 @@ class Deadline:
     seconds: float | None = None
     over_selection: float = 1.0
 
+    needs: ClassVar[Trait] = Trait.COHORTS
+
+    @property
+    def hides(self) -> Trait:
+        """Independent clients, where the fastest are counted: then one client decides whether another is counted."""
+        return Trait.INDEPENDENT_CLIENTS if self.over_selection > 1 else Trait.NONE
+
     def __post_init__(self) -> None:
         if self.seconds is not None:
             require_real("seconds", self.seconds, above=0)
@@ -249,17 +265,17 @@ class Deadline:
 
 
 class Fates(NamedTuple):
-    """What becomes of clients that are asked to train."""
+    """Outcome for clients that are asked to train."""
 
-    ends: np.ndarray  # float64 seconds on the virtual clock: when the update arrives, or the client is lost
-    reasons: np.ndarray  # int8: index into REASONS
+    ends: np.ndarray  # when the update arrives, or the client is lost: float64 seconds on the virtual clock
+    reasons: np.ndarray  # why each client's work came to nothing: int8, index into REASONS
 
 
 class Fleet:
     """The devices of one run: arrays of shape (clients,)."""
 
     def __init__(self, devices: Devices, clients: int, key: Key):
-        """Errors: ConfigError for arrays or traces of other clients."""
+        """Draw the fleet. Errors: ConfigError for arrays or traces of other clients."""
         self.clients, self.dropout = clients, devices.dropout
         self._seconds_per_example = _inverse(devices, "examples_per_second", clients, key)
         self._seconds_per_byte_down = _inverse(devices, "down_bytes_per_second", clients, key)
@@ -268,23 +284,26 @@ class Fleet:
         self._windows = None if availability is None else availability.windows(clients, key.derive("availability"))
 
     def seconds(self, clients: np.ndarray, examples: np.ndarray, bytes_down: int, bytes_up: int) -> np.ndarray:
-        """Download, training and upload of each client: float64, shape (len(clients),). examples: of all epochs."""
+        """Return the time that download, training and upload take each client: float64 seconds, shape (len(clients),).
+
+        examples: number of examples in all epochs together.
+        """
         down, up = self._seconds_per_byte_down[clients], self._seconds_per_byte_up[clients]
         return bytes_down * down + examples * self._seconds_per_example[clients] + bytes_up * up
 
     def until(self, clients: np.ndarray, at: float) -> np.ndarray:
-        """When each goes out of reach: float64; −∞ for one that is out of reach now."""
+        """Return when each client goes out of reach: float64; −∞ for one that is out of reach now."""
         return np.full(len(clients), math.inf) if self._windows is None else self._windows.until(clients, at)
 
     def reachable(self, clients: Sequence[int], at: float) -> Sequence[int]:
-        """Those of clients that can be reached."""
+        """Return the members of clients that can be reached."""
         if self._windows is None:
             return clients
         numbers = np.asarray(clients)
         return numbers[self.until(numbers, at) > at].tolist()
 
     def fates(self, clients: np.ndarray, seconds: np.ndarray, at: float, key: Key) -> Fates:
-        """What becomes of clients that begin now work of `seconds`."""
+        """Draw what becomes of clients that begin now work of `seconds`."""
         chances = key.generator().random((2, len(clients)))
         gives_up, until = chances[0] < self.dropout, self.until(clients, at)
         ends = at + np.where(gives_up, chances[1] * seconds, seconds)
@@ -294,13 +313,13 @@ class Fleet:
 
 @functools.lru_cache(maxsize=4)
 def fleet_of(devices: Devices, clients: int, seed: int) -> Fleet:
-    """The fleet that devices stands for in a run; built once."""
+    """Return the fleet that devices stands for in a run; built once."""
     return Fleet(devices, clients, derive(seed, "devices"))
 
 
 def _inverse(devices: Devices, name: str, clients: int, key: Key) -> np.ndarray:
-    """Seconds per unit for each client; a number for all takes no memory."""
-    value = getattr(devices, name)
+    """Return the seconds per unit for each client; a number for all takes no memory."""
+    value = fields_of(devices, name)[name]
     if isinstance(value, Listed):
         require(len(value.values) == clients, f"expected {clients} numbers in {name}, got {len(value.values)}")
         return 1 / value.values
@@ -320,5 +339,5 @@ def _row(path: str, line: int, row: list[str]) -> tuple[int, float, float]:
 
 
 def _window(client: np.ndarray, start: np.ndarray, end: np.ndarray, position: np.ndarray) -> str:
-    """A window as an error names it; nothing at no position."""
+    """Name a window for an error; nothing at no position."""
     return "".join(f"client {client[i]}'s window from {start[i]:g} s to {end[i]:g} s" for i in position)

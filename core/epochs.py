@@ -1,4 +1,4 @@
-"""How many passes over its own examples a client makes, where not all make as many: devices differ."""
+"""Numbers of passes over its own examples that a client makes, where not all make as many: devices differ."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from .errors import ConfigError
 from .random import derive
 from .validation import require, require_count
 
-WORDS = 4  # 64-bit numbers that Philox makes at a time; a client uses the first of its own four
+WORDS = 4  # number of 64-bit numbers that Philox makes at a time; a client uses the first of its own four
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """low to high epochs, each as likely, drawn anew for every client in every round: devices that are now fast, now
-    slow. As in the experiments of FedProx (Li et al. 2020) and FedNova (Wang et al. 2020)."""
+    """A number of epochs from low to high, each as likely, drawn anew for every client in every round.
+
+    It models devices that are now fast, now slow, as in the experiments of FedProx (Li et al. 2020) and FedNova (Wang
+    et al. 2020).
+    """
 
     low: int
     high: int
@@ -27,16 +30,19 @@ class Epochs:
 
     @property
     def most(self) -> int:
-        """That any client makes."""
+        """Largest number of epochs that any client makes."""
         return self.high
 
     @property
     def mean(self) -> float:
-        """Expected."""
+        """Expected number of epochs."""
         return (self.low + self.high) / 2
 
     def of(self, clients: np.ndarray, round: int, seed: int) -> np.ndarray:
-        """Each one's number in `round`: int64, shape (len(clients),). It depends on (seed, round, client) alone."""
+        """Draw each client's number of epochs in `round`: int64, shape (len(clients),).
+
+        It depends on (seed, round, client) alone.
+        """
         first, last = int(clients.min(initial=np.iinfo(np.int64).max)), int(clients.max(initial=-1))
         if last < 0:
             return np.zeros(0, np.int64)
@@ -50,16 +56,18 @@ class Epochs:
 
 @dataclass(frozen=True, eq=False)
 class ListedEpochs:
-    """One number of epochs ≥ 1 per client, the same in every round: int64, shape (clients,)."""
+    """A number of epochs > 0 for each client, the same in every round: shape (clients,), int64 where all are whole."""
 
     values: np.ndarray
 
     def __post_init__(self) -> None:
         given = np.array(self.values)
         require(given.ndim == 1 and len(given) > 0, f"expected one number per client, got shape {given.shape}")
-        values = given.astype(np.int64) if given.dtype.kind in "iu" else np.zeros(len(given), np.int64)
-        wrong = np.flatnonzero(values < 1)
-        require(not len(wrong), f"client {wrong[:1]}: expected an integer ≥ 1, got epochs={given[wrong[:1]]}")
+        values = given.astype(np.float64) if given.dtype.kind in "iuf" else np.zeros(len(given))
+        wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+        require(not len(wrong), f"client {wrong[:1]}: expected a number > 0, got epochs={given[wrong[:1]]}")
+        if (values == np.floor(values)).all():
+            values = values.astype(np.int64)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
 
@@ -70,17 +78,20 @@ class ListedEpochs:
         return hash(self.values.tobytes())
 
     @property
-    def most(self) -> int:
-        """That any client makes."""
-        return int(self.values.max())
+    def most(self) -> float:
+        """Largest number of epochs that any client makes."""
+        return self.values.max().item()
 
     @property
     def mean(self) -> float:
-        """Over clients."""
+        """Mean number of epochs over all clients."""
         return float(self.values.mean())
 
     def of(self, clients: np.ndarray, round: int, seed: int) -> np.ndarray:
-        """Each one's number: int64, shape (len(clients),). Errors: ConfigError for a client that is not listed."""
+        """Return each client's number of epochs: shape (len(clients),).
+
+        Errors: ConfigError for a client that is not listed.
+        """
         last = int(clients.max(initial=-1))
         if last >= len(self.values):
             raise ConfigError(f"local.epochs lists {len(self.values)} clients, and there is a client {last}")

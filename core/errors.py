@@ -57,3 +57,11 @@ class ClientError(UmbelError):
         known = [("round", round), ("client", client), ("batch", batch)]
         where = ", ".join(f"{name} {value}" for name, value in known if value is not None)
         super().__init__(f"{where}: {message}" if where else message)
+
+
+def error_named(name: str) -> type[UmbelError] | None:
+    """Return the class of that name above; None for another name."""
+    return next((kind for kind in KINDS if kind.__name__ == name), None)
+
+
+KINDS = (UmbelError, ConfigError, IncompatibleError, StoreError, RunStopped, BudgetSpent, ClientError)

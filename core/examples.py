@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .coercion import as_array, frame_columns, is_frame, target_columns
 from .errors import ConfigError
 
 Arrays = Any  # an array, or a dict, list or tuple of arrays (a model with several inputs or outputs)
@@ -24,7 +27,7 @@ def map_arrays(function: Callable[[Any], Any], arrays: Arrays) -> Arrays:
 
 
 def leaves(arrays: Arrays) -> Iterator[Any]:
-    """Every array of a nested structure, in a fixed order."""
+    """Yield every array of a nested structure, in a fixed order."""
     if isinstance(arrays, dict):
         for value in arrays.values():
             yield from leaves(value)
@@ -36,7 +39,7 @@ def leaves(arrays: Arrays) -> Iterator[Any]:
 
 
 def brief(arrays: Arrays) -> str:
-    """Nested arrays as a log line shows them: type and shape."""
+    """Show nested arrays as a log line does: type and shape."""
     if isinstance(arrays, dict):
         return "{" + ", ".join(f"{name}: {brief(part)}" for name, part in arrays.items()) + "}"
     if isinstance(arrays, (tuple, list)):
@@ -62,24 +65,26 @@ class Examples(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Size of all arrays in bytes."""
         return sum(array.nbytes for part in self for array in leaves(part))
 
     def take(self, rows: np.ndarray | slice) -> Examples:
-        """The examples at `rows`, as a copy (a view for a slice)."""
+        """Return the examples at `rows`, as a copy (a view for a slice)."""
         return Examples(*(map_arrays(lambda array: array[rows], part) for part in self))
 
     @staticmethod
     def of(value: Examples | tuple | Arrays) -> Examples:
         """Check that value, (x,), (x, y) or (x, y, sample_weight), holds arrays of one length; return it as Examples.
 
-        Lists of arrays count as several inputs, never as examples. Errors: ConfigError for no array, an array with
-        no first axis, or unequal lengths.
+        Frames, tensors and sparse matrices become arrays; see `coercion.as_array`. Lists of arrays count as several
+        inputs, never as examples. Errors: ConfigError for no array, an array with no first axis, unequal lengths, or
+        a value that no array can stand for.
         """
         parts = value if isinstance(value, tuple) else (value,)
         if not 1 <= len(parts) <= 3:
             raise ConfigError(f"expected (x, y) or (x, y, sample_weight), got a tuple of {len(parts)}")
-        examples = Examples(*(map_arrays(as_array, part) for part in parts))
+        named = zip(Examples._fields, parts, strict=False)
+        examples = Examples(*(map_arrays(partial(as_array, name=name), part) for name, part in named))
         lengths = [array.shape[0] if array.ndim else None for part in examples for array in leaves(part)]
         if not lengths or None in lengths:
             raise ConfigError(
@@ -91,6 +96,33 @@ class Examples(NamedTuple):
         return examples
 
 
-def as_array(value: Any) -> np.ndarray:
-    """value as an array; memory-mapped arrays stay on disk."""
-    return value if isinstance(value, np.ndarray) else np.asarray(value)
+@dataclass(frozen=True, eq=False)
+class FrameExamples:
+    """Examples that came with a data frame, as a Source that still knows its columns by name."""
+
+    examples: Examples
+    names: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(value: tuple) -> FrameExamples:
+        """Check a tuple (x, y) or (x, y, sample_weight) with a frame in it, as `Examples.of` does; keep its columns."""
+        names = frame_columns(value[0]) if is_frame(value[0]) else ()
+        return FrameExamples(Examples.of(value), names, target_columns(value[1]) if len(value) > 1 else ())
+
+    def load(self) -> Examples:
+        """Return the examples, in the frame's order of columns."""
+        return self.examples
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the column of each feature."""
+        return self.names
+
+    def ordered(self, columns: tuple[str, ...]) -> FrameExamples:
+        """Return the same examples with their features in this order."""
+        x = self.examples.x[:, [self.names.index(name) for name in columns]]
+        return FrameExamples(self.examples._replace(x=x), columns, self.targets)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the column of each label, where labels have several."""
+        return self.targets

@@ -7,6 +7,6 @@ import signal
 
 
 def crash_point(name: str, round: int) -> None:
-    """SIGKILL this process when UMBEL_CRASH_AT is "name:round": no cleanup runs, as with a power cut."""
+    """Kill this process (SIGKILL) when UMBEL_CRASH_AT is "name:round": no cleanup runs, as with a power cut."""
     if os.environ.get("UMBEL_CRASH_AT") == f"{name}:{round}":
         os.kill(os.getpid(), signal.SIGKILL)

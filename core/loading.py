@@ -1,18 +1,20 @@
-"""Finding an experiment: by its name in `umbel.experiments`, or by the path of a file."""
+"""Experiments found by their name in `umbel.experiments`, or by the path of a file."""
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import importlib
 import importlib.util
 import pkgutil
-import sys
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeVar
 
+from .backend import require_backend
+from .beside import PREFIX, run_file
 from .errors import ConfigError
 from .experiment import Experiment
 from .overrides import override
@@ -24,18 +26,19 @@ PACKAGE = f"{__name__.partition('.')[0]}.experiments"
 
 
 class Compared(NamedTuple):
-    """What a module or a file defines to be run side by side."""
+    """The experiments that a module or a file defines, to be run side by side."""
 
-    experiments: dict[str, Experiment]  # by name, at least one
-    by: tuple[str, ...]  # metrics: its `compared_by`; none where it names none
+    experiments: dict[str, Experiment]  # {name: experiment}, at least one
+    by: tuple[str, ...]  # metrics of the module's `compared_by`; none where it names none
 
 
 def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Experiment:
-    """The `experiment` of a module of `umbel.experiments` ("digits_fedavg") or of a file ("work/mine.py").
+    """Load the `experiment` of a module of `umbel.experiments` ("digits_fedavg") or of a file ("work/mine.py").
 
-    overrides: `key=value` assignments, applied left to right. A file is run anew at each call; its module stays in
-    `sys.modules`, so that what it defines can be pickled. Errors: ConfigError for an unknown name (with the nearest
-    one), a missing file, a file that fails, or one that defines no Experiment.
+    overrides: `key=value` assignments, applied left to right. A file is run anew at each call, with the modules beside
+    it that it imports (see `core/beside.py`); they stay in `sys.modules`, so that what they define can be pickled.
+    Errors: ConfigError for an unknown name (with the nearest one), a missing file, a file that fails, or one that
+    defines no Experiment.
     """
     if ":" in reference and not Path(reference).exists():
         return next(iter(load_experiments(reference, overrides).values()))
@@ -43,7 +46,7 @@ def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Experiment
 
 
 def load_experiments(reference: str, overrides: Sequence[str] = ()) -> dict[str, Experiment]:
-    """Every experiment that a module or file defines, by name: `experiments`, a mapping, or else its one `experiment`.
+    """Load every experiment that a module or file defines, by name: its mapping `experiments`, or its one `experiment`.
 
     "NAME:VARIANT" is one of a mapping. Errors: as for `load_experiment`; ConfigError for an unknown variant.
     """
@@ -51,7 +54,7 @@ def load_experiments(reference: str, overrides: Sequence[str] = ()) -> dict[str,
 
 
 def load_compared(reference: str, overrides: Sequence[str] = ()) -> Compared:
-    """`load_experiments`, with what they are compared by: the module's `compared_by`, names of metrics.
+    """Load experiments as `load_experiments` does, with the metrics of the module's `compared_by`, a tuple of names.
 
     Errors: as for `load_experiments`; ConfigError for a `compared_by` of anything else.
     """
@@ -71,14 +74,26 @@ def load_compared(reference: str, overrides: Sequence[str] = ()) -> Compared:
 
 
 def _only(module: ModuleType, reference: str) -> Experiment:
-    """A module's `experiment`. Errors: ConfigError for a module without one, or with something else of that name."""
+    """Return a module's `experiment`.
+
+    Errors: ConfigError for a module without one, or with something else of that name.
+    """
     found, several = getattr(module, "experiment", None), _several(module)
+    others = [name for name, value in vars(module).items() if isinstance(value, Experiment)]
     if found is None and several:
         first = next(iter(several))
         raise ConfigError(
             f"{reference} defines {len(several)} experiments; run one, such as {reference}:{first}, or all of them: "
             f"umbel compare {reference}"
         )
+    if found is None and others:
+        raise ConfigError(
+            f"{reference} defines {' and '.join(others[:3])}, and no `experiment`: call one of them so, or put them "
+            "into experiments = {name: …}"
+        )
+    if found is None and hasattr(module, "experiments"):
+        listed = shown(module.experiments)
+        raise ConfigError(f"{reference} defines experiments={listed}; expected experiments = {{name: Experiment(…)}}")
     if not isinstance(found, Experiment):
         kind = "no `experiment`" if found is None else f"experiment of type {type(found).__name__}"
         raise ConfigError(f"{reference} defines {kind}; expected experiment = Experiment(…)")
@@ -86,14 +101,14 @@ def _only(module: ModuleType, reference: str) -> Experiment:
 
 
 def _several(module: ModuleType) -> dict[str, Experiment]:
-    """A module's `experiments`, if it is a mapping to nothing else."""
+    """Return a module's `experiments`, if it is a mapping to nothing else; else an empty one."""
     found = getattr(module, "experiments", None)
     is_mapping = isinstance(found, dict) and all(isinstance(one, Experiment) for one in found.values())
     return dict(found) if is_mapping and found else {}
 
 
 def _compared_by(module: ModuleType, reference: str) -> tuple[str, ...]:
-    """A module's `compared_by`, each name once; nothing where it has none."""
+    """Return a module's `compared_by`, each name once; nothing where it has none."""
     found = getattr(module, "compared_by", ())
     names = (found,) if isinstance(found, str) else found
     if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
@@ -105,7 +120,7 @@ def _compared_by(module: ModuleType, reference: str) -> tuple[str, ...]:
 
 
 def experiment_names() -> list[str]:
-    """The names that `load_experiment` knows, sorted. Imports none of them."""
+    """List the names that `load_experiment` knows, sorted. Imports none of them."""
     folder = importlib.import_module(PACKAGE).__path__
     return sorted(
         name for _, name, is_package in pkgutil.iter_modules(folder) if not is_package and not name.startswith("_")
@@ -113,6 +128,7 @@ def experiment_names() -> list[str]:
 
 
 def _module(reference: str) -> ModuleType:
+    require_backend()
     is_path = reference.endswith(".py") or "/" in reference or "\\" in reference
     return _load_file(Path(reference)) if is_path else _load_name(reference)
 
@@ -120,47 +136,53 @@ def _module(reference: str) -> ModuleType:
 def _load_name(name: str) -> ModuleType:
     names = experiment_names()
     if name not in names:
-        remedy = f"{suggest(name, names)}. " if names else ""
+        remedy = f"{_suggested(name, names)}. " if names else ""
+        if Path(f"{name}.py").is_file():
+            remedy = f"did you mean the file {name}.py? "
+        elif name and Path(name).exists():
+            raise ConfigError(f"{name} is no Python file; give the path of a .py file that defines `experiment`")
         raise ConfigError(f"unknown experiment {name!r}: {remedy}Or give the path of a .py file")
     module = f"{PACKAGE}.{name}"
     return _imported(name, lambda: importlib.import_module(module))
 
 
+def _suggested(name: str, names: Sequence[str]) -> str:
+    """Return the tail of an error about an unknown name: the first that begins with it, or as `suggest`."""
+    longer = [one for one in names if name and one.startswith(name)]
+    if not longer:
+        return suggest(name, names)
+    others = f" Others that begin so: {', '.join(longer[1:])}" if longer[1:] else ""
+    return f"did you mean {longer[0]!r}?{others}"
+
+
 def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise ConfigError(f"there is no file {path}")
-    # The digest keeps two files of one stem apart, and a file apart from any installed module of its name.
-    name = f"umbel_experiment_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module
-    try:
-        # Not through the byte-code cache, which takes a file edited within a second, at the same size, for unchanged.
-        _imported(str(path), lambda: exec(compile(path.read_bytes(), str(path), "exec"), vars(module)))
-    except ConfigError:
-        del sys.modules[name]
-        raise
-    return module
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], n=1)
+        remedy = f"; did you mean {near[0]}?" if near and near[0] != path.name else ""
+        raise ConfigError(f"{path} is a folder" if path.is_dir() else f"there is no file {path}{remedy}")
+    return _imported(str(path), lambda: run_file(path))
 
 
 def _imported(reference: str, load: Callable[[], T]) -> T:
-    """load(), with anything it raises as a ConfigError of one line that says where."""
+    """Call load(), with anything it raises as a ConfigError of one line that says where."""
     try:
         return load()
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        reason = error.msg if isinstance(error, SyntaxError) else str(error).strip().split("\n")[0]
+        text = error.msg if isinstance(error, SyntaxError) else str(error).strip().split("\n")[0]
+        reason = re.sub(rf"\b{PREFIX}\w+\.", "", text)  # what lies beside a file is known by its own name
         raise ConfigError(f"{_place(reference, error)}: {type(error).__name__}: {reason}") from error
 
 
 def _place(reference: str, error: BaseException) -> str:
-    """reference, with the line at which its own code failed, if it was its own."""
+    """Return the line at which an experiment's own code failed, or that of a module beside it; else reference alone."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}, line {error.lineno}"
     lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).stem == Path(reference).stem
+        f"{frame.f_code.co_filename if '/' in reference else reference}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if (name := str(frame.f_globals.get("__name__"))).startswith(PREFIX) or name == f"{PACKAGE}.{reference}"
     ]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    return f"{reference}, line {line}" if line else reference
+    return lines[-1] if lines else reference

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from .errors import ConfigError
-from .validation import suggest
+from .old_words import renamed
+from .validation import fields_of, require, shown, suggest
 
 if TYPE_CHECKING:
     from .experiment import Experiment
@@ -20,11 +22,15 @@ T = TypeVar("T")
 
 
 def override(value: T, assignments: Sequence[str]) -> T:
-    """A copy of a (nested) dataclass with `path=text` assignments applied, left to right.
+    """Return a copy of a (nested) dataclass with `path=text` assignments applied, left to right.
 
     Text is read by the field's type: numbers, true/false, none, quoted or bare strings, (tuples). Errors:
     ConfigError for a malformed assignment, an unknown path (with the nearest name) or a text of another type.
     """
+    require(
+        isinstance(assignments, (list, tuple)),
+        f"expected assignments={shown(assignments)} to be a list of key=value, such as ['rounds=5']",
+    )
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator or not path.strip():
@@ -34,7 +40,7 @@ def override(value: T, assignments: Sequence[str]) -> T:
 
 
 def fit_to(experiment: Experiment, clients: int) -> list[str]:
-    """The overrides under which experiment has `clients` clients, and samples no more of them than there are.
+    """Return overrides under which experiment has `clients` clients, and samples no more of them than there are.
 
     Errors: ConfigError for a population of another number of clients that cannot be divided anew.
     """
@@ -48,17 +54,31 @@ def fit_to(experiment: Experiment, clients: int) -> list[str]:
                 f"cannot divide {experiment.population!r} among {clients} clients ({error}); it has "
                 f"{len(experiment.population)}"
             ) from error
-    size = getattr(experiment.sampler, "size", None)
-    if isinstance(size, int) and size > clients:
+    size = experiment.resolved.sampler.cohort_size
+    if experiment.sampler is not None and size is not None and size > clients:
         found.append(f"sampler.size={clients}")
     return found
 
 
+def settings_of(experiment: Experiment, description: Mapping[str, str]) -> list[str]:
+    """Return the overrides that lead from experiment to a stored description, as far as `--set` can go."""
+    found: list[str] = []
+    current = experiment.describe()
+    for path in paths(experiment):
+        before = description.get(path)
+        if before is not None and before != current.get(path):
+            with contextlib.suppress(ConfigError):  # a part of another type: resuming will name it
+                experiment = override(experiment, [f"{path}={before}"])
+                found.append(f"{path}={before}")
+    return found
+
+
 def paths(value: Any, prefix: str = "") -> list[str]:
-    """Every dotted path that `override` accepts for value."""
+    """List every dotted path that `override` accepts for value."""
     found = []
+    parts = fields_of(value) if dataclasses.is_dataclass(value) else {}
     for field in _settable(value):
-        part = getattr(value, field.name)
+        part = parts[field.name]
         found.append(prefix + field.name)
         if dataclasses.is_dataclass(part):
             found.extend(paths(part, f"{prefix}{field.name}."))
@@ -71,8 +91,8 @@ def _settable(value: Any) -> list[dataclasses.Field]:
 
 
 def _replace(value: Any, names: list[str], text: str, path: str) -> Any:
-    """value with the field at `names` set from text."""
-    name, *rest = names
+    """Return value with the field at `names` set from text."""
+    name, *rest = [*renamed(value, names[0]), *names[1:]]
     known = [field.name for field in _settable(value)]
     if name not in known:
         depth = path.split(".")[: -len(names)]
@@ -80,17 +100,16 @@ def _replace(value: Any, names: list[str], text: str, path: str) -> Any:
         if not known:
             raise ConfigError(f"unknown key {path!r}: {where}={value!r} has no settings")
         raise ConfigError(f"unknown key {path!r}: {suggest(name, known)}" + (f" (in {where})" if where else ""))
-    current = getattr(value, name)
+    current = fields_of(value, name)[name]
     if rest:
-        also = value.made_for(name) if hasattr(value, "made_for") else {}
-        return dataclasses.replace(value, **also | {name: _replace(current, rest, text, path)})
+        return dataclasses.replace(value, **{name: _replace(current, rest, text, path)})
     module = vars(sys.modules[type(value).__module__])
     hint = typing.get_type_hints(type(value), module).get(name, Any)
     return dataclasses.replace(value, **{name: _typed(text, hint, path)})
 
 
 def _typed(text: str, hint: Any, path: str) -> Any:
-    """Text as a value of type `hint`."""
+    """Read text as a value of type `hint`."""
     candidates = _read(text)
     for option in _options(hint):
         for candidate in candidates:
@@ -104,7 +123,7 @@ def _typed(text: str, hint: Any, path: str) -> Any:
 
 
 def _read(text: str) -> list[Any]:
-    """What text may mean: a Python literal first, then the bare string."""
+    """List the values that text may mean: a Python literal first, then the bare string."""
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return [words[text.lower()], text]
@@ -115,7 +134,7 @@ def _read(text: str) -> list[Any]:
 
 
 def _options(hint: Any) -> list[Any]:
-    """The plain types of a hint: members of a union, numbers before strings."""
+    """List the plain types of a hint: members of a union, numbers before strings."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         return sorted((one for part in typing.get_args(hint) for one in _options(part)), key=lambda one: one is str)
     return [hint]

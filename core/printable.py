@@ -19,7 +19,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u20
 
 
 def printable(text: str, longest: int = MAX_TEXT) -> str:
-    r"""The text on one line: escape sequences are dropped, other unprintable characters shown as \n or \x07.
+    r"""Return the text on one line: escape sequences are dropped, other unprintable characters shown as \n or \x07.
 
     Guarantees: at most `longest` characters, the last of them … where more was said.
     """

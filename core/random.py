@@ -16,17 +16,17 @@ import numpy as np
 
 
 class Key(NamedTuple):
-    """128 bits of randomness with a path behind them. Derive from it; never use one key for two purposes."""
+    """Randomness of 128 bits with a path behind it. Derive from it; never use one key for two purposes."""
 
     digest: bytes
 
     @staticmethod
     def fresh() -> Key:
-        """A key from the operating system's entropy, that no seed leads to: for what protects real devices."""
+        """Draw a key from the operating system's entropy, that no seed leads to: for what protects real devices."""
         return Key(os.urandom(16))
 
     def derive(self, *path: str | int) -> Key:
-        """The key at `path` below this one."""
+        """Derive the key at `path` below this one."""
         hasher = hashlib.blake2b(self.digest, digest_size=16, person=b"umbel-key")
         for part in path:
             # Type and length go in, so that ("ab", "c") and ("a", "bc"), or 1 and "1", are different paths.
@@ -35,15 +35,15 @@ class Key(NamedTuple):
         return Key(hasher.digest())
 
     def generator(self) -> np.random.Generator:
-        """A NumPy generator (Philox) keyed by these 128 bits."""
+        """Return a NumPy generator (Philox) keyed by these 128 bits."""
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.digest, "little")))
 
     def words(self, count: int) -> np.ndarray:
-        """`count` seeds for other generators: int64, shape (count,), each in [0, 2³¹)."""
+        """Draw `count` seeds for other generators: int64, shape (count,), each in [0, 2³¹)."""
         stream = hashlib.shake_128(self.digest).digest(4 * count)
         return np.frombuffer(stream, "<u4").astype(np.int64) >> 1
 
 
 def derive(seed: int, *path: str | int) -> Key:
-    """The key at `path` of the run seeded with `seed`."""
+    """Derive the key at `path` of the run seeded with `seed`."""
     return Key(b"").derive("seed", seed, *path)

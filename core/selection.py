@@ -9,16 +9,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from .protocols import Sampler
+from .adapted import adapted
+from .bases import LearningSampler, Sampler, Sizes
 from .random import Key
-from .sampling import FixedCohort, Sizes, WeightedCohort, enough
+from .sampling import FixedCohort, WeightedCohort, enough
 from .types import Knowledge
-from .validation import require, require_count, require_real
+from .validation import fields_of, require, require_count, require_real
 
 
 @dataclass(frozen=True)
-class PowerOfChoice:
-    """Of `candidates` clients, drawn in proportion to their numbers of examples, the `size` whose loss is largest.
+class PowerOfChoice(LearningSampler):
+    """Power of choice: of `candidates` clients, drawn in proportion to their examples, the `size` of largest loss.
 
     Cho, Wang, Joshi 2020, https://arxiv.org/abs/2010.01243: the variant rpow-d, whose loss is the one a client reported
     when it last took part, and infinite before. candidates: d ≥ size; with d = size this is WeightedCohort(size). Pair
@@ -34,12 +35,17 @@ class PowerOfChoice:
         require_count("size", self.size)
         require_count("candidates", self.candidates, at_least=self.size)
 
+    @property
+    def cohort_size(self) -> int:
+        """Number of clients in a cohort: `size`."""
+        return self.size
+
     def sample(self, clients: Sequence[int], sizes: Sizes, key: Key) -> list[int]:
-        """As before any client was heard."""
+        """Draw a cohort as if no client had been heard."""
         return WeightedCohort(self.size).sample(clients, sizes, key)
 
     def choose(self, clients: Sequence[int], sizes: Sizes, key: Key, knowledge: Knowledge) -> list[int]:
-        """`size` distinct clients, ascending."""
+        """Choose `size` distinct clients, ascending."""
         enough(self.size, clients)
         drawn = np.array(WeightedCohort(min(self.candidates, len(clients))).sample(clients, sizes, key))
         drawn = key.derive("ties").generator().permutation(drawn)
@@ -49,12 +55,12 @@ class PowerOfChoice:
 
 
 @dataclass(frozen=True)
-class Oort:
-    """Clients that taught most when last heard, less where they are slow, more where that was long ago; and some that
-    were never heard.
+class Oort(LearningSampler):
+    """A cohort of clients that taught most when last heard, and of some that were never heard.
 
-    Lai, Zhu, Madhyastha, Chowdhury 2021, https://arxiv.org/abs/2010.06081, Algorithm 1, but for one thing: a client's
-    utility is its number of examples times its mean loss, for want of the mean square, which clients do not report.
+    Slow clients count less; clients that were last heard long ago count more. Lai, Zhu, Madhyastha, Chowdhury 2021,
+    https://arxiv.org/abs/2010.06081, Algorithm 1, but for one thing: a client's utility is its number of examples times
+    its mean loss, for want of the mean square, which clients do not report.
 
     size: K. exploration: the share of clients never heard, at first; it falls by `decay` per round, down to
     least_exploration.
@@ -73,18 +79,23 @@ class Oort:
 
     def __post_init__(self) -> None:
         require_count("size", self.size)
-        for name in ("exploration", "decay", "least_exploration"):
-            require_real(name, getattr(self, name), at_least=0, at_most=1)
+        for name, share in fields_of(self, "exploration", "decay", "least_exploration").items():
+            require_real(name, share, at_least=0, at_most=1)
         require_real("penalty", self.penalty, at_least=0)
         if self.preferred_seconds is not None:
             require_real("preferred_seconds", self.preferred_seconds, above=0)
 
+    @property
+    def cohort_size(self) -> int:
+        """Number of clients in a cohort: `size`."""
+        return self.size
+
     def sample(self, clients: Sequence[int], sizes: Sizes, key: Key) -> list[int]:
-        """As before any client was heard."""
+        """Draw a cohort as if no client had been heard."""
         return FixedCohort(self.size).sample(clients, sizes, key)
 
     def choose(self, clients: Sequence[int], sizes: Sizes, key: Key, knowledge: Knowledge) -> list[int]:
-        """`size` distinct clients, ascending."""
+        """Choose `size` distinct clients, ascending."""
         enough(self.size, clients)
         numbers = np.asarray(clients)
         heard, new = numbers[knowledge.heard[numbers] > 0], numbers[knowledge.heard[numbers] == 0]
@@ -100,7 +111,7 @@ class Oort:
     def _proven(
         self, heard: np.ndarray, count: int, sizes: np.ndarray, knowledge: Knowledge, generator: np.random.Generator
     ) -> np.ndarray:
-        """`count` of those heard, in proportion to their utility, among those near the best `count`."""
+        """Draw `count` of those heard, in proportion to their utility, among those near the best `count`."""
         if not count:
             return heard[:0]
         utility = sizes[heard] * np.nan_to_num(knowledge.losses[heard].astype(np.float64), nan=0.0, posinf=0.0)
@@ -114,8 +125,8 @@ class Oort:
 
 
 @dataclass(frozen=True)
-class InTime:
-    """`sampler` over the clients whose devices should be done within `seconds` of the virtual clock.
+class InTime(LearningSampler):
+    """The choice of `sampler` among the clients whose devices should be done within `seconds` of the virtual clock.
 
     Nishio, Yonetani 2019, https://arxiv.org/abs/1804.08333, where clients say how long they would take. The slow never
     take part: what only they know is not learned. Without devices everyone is in time.
@@ -128,19 +139,24 @@ class InTime:
 
     def __post_init__(self) -> None:
         require_real("seconds", self.seconds, above=0)
-        known = hasattr(self.sampler, "sample") and not hasattr(self.sampler, "choose")
-        require(known, f"expected sampler={self.sampler!r} to be one that does not learn")
+        inner = adapted(self.sampler, LearningSampler, Sampler)
+        require(not isinstance(inner, LearningSampler), f"expected sampler={inner!r} to be one that does not learn")
 
     @property
-    def size(self) -> int:
-        """Of the sampler's cohort, where it has a size; else 1."""
-        return getattr(self.sampler, "size", 1)
+    def cohort_size(self) -> int:
+        """Number of clients that the sampler chooses, as a guess where all are in time; 1 where that varies."""
+        return adapted(self.sampler, Sampler).cohort_size or 1
+
+    @property
+    def most_clients(self) -> int | None:
+        """Upper bound on the clients that the sampler chooses, or None if unbounded."""
+        return adapted(self.sampler, Sampler).most_clients
 
     def sample(self, clients: Sequence[int], sizes: Sizes, key: Key) -> list[int]:
-        """As if everyone were in time."""
+        """Draw a cohort as if everyone were in time."""
         return self.sampler.sample(clients, sizes, key)
 
     def choose(self, clients: Sequence[int], sizes: Sizes, key: Key, knowledge: Knowledge) -> list[int]:
-        """The sampler's choice of those in time."""
+        """Let the sampler choose among the clients that should be in time."""
         numbers = np.asarray(clients, np.int64)
         return self.sampler.sample(numbers[knowledge.seconds[numbers] <= self.seconds].tolist(), sizes, key)

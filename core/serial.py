@@ -13,10 +13,12 @@ from .errors import StoreError
 
 MAGIC = b"UMBEL1\n"
 DTYPES = frozenset("?bhilqBHILQefd")  # numeric, fixed size: never object, never structured
+# As they are written. Others are not even parsed: NumPy evaluates a part of such a text as Python.
+NAMES = frozenset(np.dtype(char).newbyteorder("<").str for char in DTYPES)
 
 
 def dumps(tree: Any) -> bytes:
-    """Nested tuples, lists, dicts, numbers, strings, None and numeric arrays as bytes.
+    """Write nested tuples, lists, dicts, numbers, strings, None and numeric arrays as bytes.
 
     Errors: TypeError for anything else, naming its type.
     """
@@ -24,19 +26,22 @@ def dumps(tree: Any) -> bytes:
 
 
 def parts(tree: Any) -> list[bytes | memoryview]:
-    """What `dumps` joins: the outline, then each array's memory, not copied. Equal arrays give equal parts."""
+    """Return the pieces that `dumps` joins: the outline, then each array's memory, not copied.
+
+    Equal arrays give equal parts.
+    """
     arrays: list[np.ndarray] = []
     outline = json.dumps(_outline(tree, arrays)).encode()
     return [MAGIC + struct.pack("<Q", len(outline)) + outline, *map(memory_of, arrays)]
 
 
 def memory_of(array: np.ndarray) -> memoryview:
-    """An array's own bytes, in C order; of a copy where they lie in another."""
+    """Return an array's own bytes, in C order; those of a copy where the array lies in another order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def loads(data: bytes, like: Any = None) -> Any:
-    """The tree that `dumps` wrote. Named tuples come back as the classes found at the same place in `like`.
+    """Read the tree that `dumps` wrote. Named tuples come back as the classes found at the same place in `like`.
 
     Errors: StoreError when data is not such bytes, or is cut short.
     """
@@ -48,12 +53,12 @@ def loads(data: bytes, like: Any = None) -> Any:
     try:
         outline = json.loads(bytes(view[start : start + length]))
         return shaped(_build(outline, view[start + length :]), like)
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, RecursionError) as error:
         raise StoreError(f"a stored state does not read back: {error}") from error
 
 
 def _outline(tree: Any, arrays: list[np.ndarray]) -> Any:
-    """The tree as JSON, every array replaced by its place, shape and dtype."""
+    """Return the tree as JSON, every array replaced by its place, shape and dtype."""
     if tree is None or (isinstance(tree, (bool, int, str)) and not isinstance(tree, np.generic)):
         return tree
     if isinstance(tree, float) and not isinstance(tree, np.generic):
@@ -75,7 +80,7 @@ def _outline(tree: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def _build(node: Any, body: memoryview) -> Any:
-    """The inverse of `_outline`."""
+    """Invert `_outline`."""
     if isinstance(node, list):
         return [_build(part, body) for part in node]
     if not isinstance(node, dict):
@@ -88,7 +93,7 @@ def _build(node: Any, body: memoryview) -> Any:
     if kind == "d":
         return {_build(name, body): _build(part, body) for name, part in value}
     offset, shape, dtype = value
-    if np.dtype(dtype).char not in DTYPES:
+    if dtype not in NAMES:
         raise ValueError(f"array of dtype {dtype}")
     count = int(np.prod(shape, dtype=np.int64))
     return np.frombuffer(body, dtype, count, offset).reshape(shape).copy()

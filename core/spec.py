@@ -1,4 +1,10 @@
-"""ModelSpec: which of a model's variables make up the federated vector, and where each lies in it."""
+"""ModelSpec: which of a model's variables make up the federated vector, and where each lies in it.
+
+trainable    what gradients move                           in the vector
+statistics   other floats that training assigns            in the vector
+frozen       what training never assigns                   in the base: see `core.frozen`
+personal     what is to stay with its client, and integers that training assigns    in the client's memory
+"""
 
 from __future__ import annotations
 
@@ -6,81 +12,99 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import ConfigError
+from .errors import ConfigError, StoreError
+from .frozen import Base
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-MOMENTS = ("moving_mean", "moving_variance")  # what Keras calls the two that BatchNorm keeps
+NATIVE = {"bool", "float16", "float32", "float64", *(f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64))}
+MOMENTS = ("moving_mean", "moving_variance")  # Keras's names of the two statistics that BatchNorm keeps
 
 
 class VariableSpec(NamedTuple):
     """One variable of the model."""
 
-    path: str  # as Keras names it: "dense/kernel"
+    path: str  # Keras's name of the variable: "dense/kernel"
     shape: tuple[int, ...]
     dtype: str
-    trainable: bool  # False: statistics, such as BatchNorm's moving mean, and what is frozen
-    offset: int | None  # of its first number in the vector; None: it stays at home, in the client's memory
+    trainable: bool  # whether Keras calls it so; False in the vector: statistics, such as BatchNorm's moving mean
+    offset: int | None  # place of its first number in the vector; None: it is not in it
+    is_frozen: bool = False  # training never assigns it: it lies in the base
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Length of the variable in numbers: the product of its shape."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
+    def is_at_home(self) -> bool:
+        """Whether it stays with its client, in the client's memory."""
+        return self.offset is None and not self.is_frozen
+
+    @property
     def place(self) -> slice:
-        """Where it lies in the vector; only for what is shared."""
+        """The slice of the vector in which it lies; only for what is shared."""
         assert self.offset is not None
         return slice(self.offset, self.offset + self.size)
 
 
 @dataclass(frozen=True, repr=False)
 class ModelSpec:
-    """The variables of `model.weights`, in their order. Equal specs mean interchangeable vectors."""
+    """The variables of `model.weights`, in their order. Equal specs mean interchangeable vectors over equal bases."""
 
     variables: tuple[VariableSpec, ...]
+    base: str = ""  # Base.digest of the frozen variables' values; empty where nothing is frozen
 
     @staticmethod
-    def of(model: Any, personal: Sequence[str] = ()) -> ModelSpec:
-        """The spec of a built Keras model.
+    def of(model: Any, personal: Sequence[str] = (), moved: Collection[int] | None = None) -> ModelSpec:
+        """Return the spec of a built Keras model; the values of what is frozen are not looked at: see `on`.
 
-        personal: regular expressions; a variable whose path matches one (re.search) stays with its client. Variables
-        that are not float (counters) always do. Errors: ConfigError for a pattern that matches nothing, or when
-        nothing is left to share.
+        personal: regular expressions; a variable whose path matches one (re.search) stays with its client, frozen or
+        not. So do variables that training assigns and that are not float (counters). moved: the places in
+        `model.weights` of the variables that training assigns; None: of all.
+        Errors: ConfigError for a pattern that matches nothing, or when nothing is left to share.
         """
         patterns = [re.compile(pattern) for pattern in personal]
         unused = set(personal)
         variables, offset = [], 0
-        for weight in model.weights:
+        for place, weight in enumerate(model.weights):
             matched = {pattern.pattern for pattern in patterns if pattern.search(weight.path)}
             unused -= matched
-            dtype = str(weight.dtype)
-            shared = not matched and dtype in FLOATS
-            spec = VariableSpec(
-                weight.path, tuple(weight.shape), dtype, bool(weight.trainable), offset if shared else None
-            )
+            dtype, is_frozen = str(weight.dtype), moved is not None and place not in moved and not matched
+            shared = not matched and not is_frozen and dtype in FLOATS
+            at = offset if shared else None
+            spec = VariableSpec(weight.path, tuple(weight.shape), dtype, bool(weight.trainable), at, is_frozen)
             variables.append(spec)
             offset += spec.size if shared else 0
         paths = ", ".join(variable.path for variable in variables)
         if unused:
             raise ConfigError(f"personal={sorted(unused)[0]!r} matches no variable; the model has: {paths}")
+        if variables and moved is not None and not moved:
+            raise ConfigError(
+                f"training assigns no variable of the model: all are frozen ({paths}); set trainable=True on what is "
+                "to be trained, before model.compile"
+            )
         if not offset:
             raise ConfigError(f"no variable of the model is shared; the model has: {paths or 'no variables'}")
         return ModelSpec(tuple(variables))
+
+    def on(self, base: Base) -> ModelSpec:
+        """Return this spec with the digest of the values that its frozen variables have."""
+        return replace(self, base=base.digest)
 
     def __repr__(self) -> str:
         return f"ModelSpec({len(self.variables)} variables, vector of {self.size})"
 
     @property
     def size(self) -> int:
-        """d, the length of the vector."""
+        """Length d of the vector."""
         return sum(variable.size for variable in self.variables if variable.offset is not None)
 
     @property
@@ -88,9 +112,24 @@ class ModelSpec:
         """The variables inside the vector, in its order."""
         return (variable for variable in self.variables if variable.offset is not None)
 
+    @property
+    def frozen(self) -> Iterator[VariableSpec]:
+        """The variables in the base, in its order."""
+        return (variable for variable in self.variables if variable.is_frozen)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a variable stays with each client."""
+        return any(variable.is_at_home for variable in self.variables)
+
+    @property
+    def trainable_bytes(self) -> int | None:
+        """Number of bytes that the vector takes, where variables besides it are frozen; None where none is."""
+        return 4 * self.size if any(self.frozen) else None
+
     @cached_property
     def statistics(self) -> tuple[slice, ...]:
-        """Where the vector holds what no gradient moves: statistics, and what is frozen. Neighbours are one slice."""
+        """Slices of the vector that no gradient moves: statistics. Neighbours are one slice."""
         places: list[slice] = []
         for variable in self.shared:
             if variable.trainable:
@@ -103,14 +142,14 @@ class ModelSpec:
 
     @cached_property
     def moments(self) -> tuple[tuple[slice, slice], ...]:
-        """Where the moving mean and the moving variance of each BatchNorm layer lie, both of them shared."""
+        """Slices of the moving mean and the moving variance of each BatchNorm layer, where both are shared."""
         found = {variable.path: variable.place for variable in self.shared if not variable.trainable}
         means = (path for path in found if path.rpartition("/")[2] == MOMENTS[0])
         pairs = ((found[path], found.get(path.removesuffix(MOMENTS[0]) + MOMENTS[1])) for path in means)
         return tuple((mean, variance) for mean, variance in pairs if variance is not None)
 
     def places(self, paths: Collection[str]) -> np.ndarray:
-        """Where in the vector the variables of those paths lie, the client's half of a cut model say: bool, shape (d,).
+        """Mark the places of the variables of those paths, the client's half of a cut model say: bool, shape (d,).
 
         Paths of variables that stay at home are nowhere in it.
         """
@@ -120,7 +159,7 @@ class ModelSpec:
         return found
 
     def flatten(self, weights: Sequence[np.ndarray]) -> np.ndarray:
-        """The vector of a full list of weights (in `model.weights` order): float32, shape (d,)."""
+        """Return the vector of a full list of weights (in `model.weights` order): float32, shape (d,)."""
         parts = [
             np.asarray(weight, np.float32).ravel()
             for weight, variable in zip(weights, self.variables, strict=True)
@@ -129,53 +168,124 @@ class ModelSpec:
         return np.concatenate(parts)
 
     def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Path to array for every shared variable; views of the vector where its dtype is float32.
+        """Return every shared variable's array by path; views of the vector where its dtype is float32.
 
         Of several variables of one path, as subclassed models may have, the second is "path (2)". Errors: ConfigError
         for a vector of another length.
         """
         if vector.shape != (self.size,):
             raise ConfigError(f"expected a vector of shape ({self.size},), got {vector.shape}")
-        parts: dict[str, np.ndarray] = {}
-        seen: Counter[str] = Counter()
-        for variable in self.shared:
-            seen[variable.path] += 1
-            name = variable.path if seen[variable.path] == 1 else f"{variable.path} ({seen[variable.path]})"
-            parts[name] = vector[variable.place].reshape(variable.shape)
-        return parts
+        shared = list(self.shared)
+        parts = (vector[variable.place].reshape(variable.shape) for variable in shared)
+        return dict(zip(_names(shared), parts, strict=True))
 
-    def load_into(self, model: Any, vector: np.ndarray) -> Any:
-        """Assign the vector to a Keras model of the same variables; returns it.
+    def base_of(self, model: Any) -> Base:
+        """Return the values of the frozen variables in a Keras model of these variables."""
+        pairs = zip(model.weights, self.variables, strict=True)
+        return Base(tuple(np.asarray(weight.numpy()) for weight, variable in pairs if variable.is_frozen))
 
-        Variables that stay at home are left as they are. Errors: ConfigError when the model has other variables.
+    def base_from(self, content: bytes | memoryview) -> Base:
+        """Read the base from its bytes. Errors: StoreError for other bytes than those of the digest."""
+        if hashlib.sha256(content).hexdigest() != self.base:
+            raise StoreError(f"{len(content)} bytes are not the frozen variables' whose digest is {self.base[:12]}")
+        arrays, start = [], 0
+        for variable in self.frozen:
+            dtype = dtype_of(variable.dtype)
+            part = np.frombuffer(content, dtype, variable.size, start)
+            arrays.append(part.astype(dtype.newbyteorder("=")).reshape(variable.shape))
+            start += part.nbytes
+        return Base(tuple(arrays))
+
+    def arrays(self, vector: np.ndarray, base: Base) -> dict[str, np.ndarray]:
+        """Return every variable's array by path, but for those that stay with clients: see `unflatten`."""
+        shared, frozen = iter(self.unflatten(vector).values()), iter(base.arrays)
+        variables = [variable for variable in self.variables if not variable.is_at_home]
+        parts = (next(frozen if variable.is_frozen else shared) for variable in variables)
+        return dict(zip(_names(variables), parts, strict=True))
+
+    def load_into(self, model: Any, vector: np.ndarray, base: Base | None = None) -> Any:
+        """Assign the vector, and the base, to a Keras model of the same variables; returns it.
+
+        base: None: the model's frozen variables have to hold its values already. Variables that stay with clients are
+        left as they are. Errors: ConfigError when the model has other variables, or frozen ones of other values.
         """
-        shapes = [tuple(weight.shape) for weight in model.weights]
-        if not shapes:
-            raise ConfigError("the model has no variables until it has seen an example: call it on one first")
-        if shapes != [variable.shape for variable in self.variables]:
-            pairs = zip_longest(model.weights, self.variables)
-            its, ours = next(pair for pair in pairs if _shape(pair[0]) != _shape(pair[1]))
-            raise ConfigError(f"the model has {_named(its)} where the params have {_named(ours)}: they do not fit it")
+        self._check_fits(model)
+        if base is not None:
+            self.load_base(model.weights, base)
+        elif (held := self.base_of(model).digest) != self.base:
+            first = next(self.frozen).path
+            raise ConfigError(
+                f"{first!r} is frozen, and what is frozen has other values in this model ({held[:12]}) than where the "
+                f"params were trained ({self.base[:12]}); hand them over too: spec.load_into(model, params, "
+                "history.base), or use load_into of the History or of store.models"
+            )
         arrays = iter(self.unflatten(vector).values())
         for weight, variable in zip(model.weights, self.variables, strict=True):
             if variable.offset is not None:
                 weight.assign(next(arrays))
         return model
 
+    def load_base(self, weights: Sequence[Any], base: Base) -> None:
+        """Assign the base to a model's variables, given in the order of `model.weights`."""
+        arrays = iter(base.arrays)
+        for weight, variable in zip(weights, self.variables, strict=True):
+            if variable.is_frozen:
+                weight.assign(next(arrays))
+
+    def _check_fits(self, model: Any) -> None:
+        """Raise ConfigError for a model of other variables."""
+        if not model.weights:
+            raise ConfigError("the model has no variables until it has seen an example: call it on one first")
+        for its, ours in zip_longest(model.weights, self.variables):
+            if _shape(its) != _shape(ours):
+                raise ConfigError(
+                    f"the model has {_named(its)} where the params have {_named(ours)}: they do not fit it"
+                )
+            if ours.is_frozen and str(its.dtype) != ours.dtype:
+                raise ConfigError(
+                    f"the model has {its.path} as {its.dtype} where it is frozen as {ours.dtype}; build it as it was "
+                    "trained: quantize and enable_lora as there"
+                )
+
     def to_json(self) -> str:
-        """Every variable, as text; `from_json` reads it back."""
-        return json.dumps([list(variable) for variable in self.variables])
+        """Write every variable as text; `from_json` reads it back.
+
+        Where nothing is frozen it is the text that earlier versions wrote, and so is the digest.
+        """
+        if not self.base and not any(self.frozen):
+            return json.dumps([list(variable[:-1]) for variable in self.variables])
+        return json.dumps({"variables": [list(variable) for variable in self.variables], "base": self.base})
 
     @staticmethod
     def from_json(text: str) -> ModelSpec:
-        """The inverse of `to_json`."""
-        rows = json.loads(text)
-        return ModelSpec(tuple(VariableSpec(path, tuple(shape), *rest) for path, shape, *rest in rows))
+        """Invert `to_json`."""
+        held = json.loads(text)
+        rows, base = (held["variables"], held["base"]) if isinstance(held, dict) else (held, "")
+        return ModelSpec(tuple(VariableSpec(path, tuple(shape), *rest) for path, shape, *rest in rows), base)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the spec, hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def dtype_of(name: str) -> np.dtype:
+    """Return NumPy's type of that name, little-endian; bfloat16 and its kind are another package's."""
+    if name not in NATIVE:
+        import ml_dtypes  # noqa: F401  NumPy knows the names from then on
+
+    return np.dtype(name).newbyteorder("<")
+
+
+def _names(variables: Iterable[VariableSpec]) -> list[str]:
+    """List each variable's path; the second of one path is "path (2)"."""
+    seen: Counter[str] = Counter()
+    names = []
+    for variable in variables:
+        seen[variable.path] += 1
+        count = seen[variable.path]
+        names.append(variable.path if count == 1 else f"{variable.path} ({count})")
+    return names
 
 
 def _shape(variable: Any) -> tuple[int, ...] | None:

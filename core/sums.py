@@ -1,75 +1,91 @@
-"""A round's sum among real devices: what an Aggregation brings so that a runtime can carry its messages.
+"""The hidden sum of a round: the two halves that a SecureAggregation brings, so that a runtime can carry its messages.
 
-The runtime moves bytes, and knows neither keys nor masks. Each side is a state machine, made anew for every round.
+The runtime moves bytes, and knows neither keys nor masks. Each side is a state machine, made anew for every round; in
+simulation and among real devices they are the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from .protocols import Aggregation
 from .random import Key
-from .types import ClientUpdate, Failure, Shape, Total
+from .serial import dumps, memory_of
+from .types import Broadcast, ClientUpdate, Failure, Join, Shape, Total
+
+Joins = Mapping[str, tuple[tuple[Join, int], ...]]  # how the numbers of metrics' states join, by name; () for a mean
 
 
 class Meeting(NamedTuple):
-    """A round's sum among real devices, as server and clients each know it for themselves."""
+    """A round's hidden sum, as server and clients each know it for themselves."""
 
     run: str  # the server's name for the rounds that it plays without a restart
     round: int
-    cohort: int  # how many clients were asked
-    shape: Shape  # of an update as it leaves the client
-    model: bytes  # SHA-256 of all that the cohort is to have received
+    cohort: int  # number of clients that were asked
+    shape: Shape  # lengths of an update as it leaves the client
+    model: (
+        bytes  # `digest_of` what the cohort is to have received; zeros where nobody could have received anything else
+    )
+    # The fewest clients that may form the sum, by this party's own experiment (`sampling.least_cohort`); None: unknown.
+    least: int | None = None
+    # How the states of the metrics that the model measures in training join; None: none of them travels.
+    joins: Joins | None = None
 
 
 class ServerSum(Protocol):
-    """The server's half of a round's sum: stages, each a message to clients and their replies. Bytes in and out.
+    """The server's half of a round's sum: stages, each a message to clients and their replies. Bytes in and out."""
 
-    reply_bytes: what a reply to the stage under way has at most. counted: the clients in the sum, once it is known.
-    """
+    @property
+    def reply_bytes(self) -> int:
+        """The most bytes that a reply to the stage under way has."""
 
-    reply_bytes: int
-    counted: Sequence[int]
+    @property
+    def counted(self) -> Sequence[int]:
+        """The clients in the sum, once it is known."""
+
+    @property
+    def left_out(self) -> Mapping[int, Failure]:
+        """Clients that the server itself has left out for what they sent, and why."""
 
     def advance(self) -> Mapping[int, bytes]:
-        """Close the stage under way and open the next: what to send, by client; nothing after the last.
+        """Close the stage under way and open the next: return what to send, by client; nothing after the last.
 
         Errors: RunStopped when too few are left; no sum is formed then.
         """
 
     def receive(self, client: int, reply: bytes) -> Failure | None:
-        """Take in a client's reply, once a stage. A Failure is why the rest goes on without that client."""
+        """Take in a client's reply, once a stage. A Failure says why the rest goes on without that client."""
 
     def total(self) -> Total:
-        """The sum, after the last stage. Errors: RunStopped when it may not be revealed."""
+        """Return the sum, after the last stage. Errors: RunStopped when it may not be revealed."""
+
+    def stands_for(self, bytes_up: int) -> int:
+        """Return the bytes that clients have sent: bytes_up, or what the whole protocol would have taken instead."""
 
 
 class ClientSum(Protocol):
     """A client's half of a round's sum. Once it has returned a Failure it answers nothing more."""
 
     def check(self, message: bytes) -> Failure | None:
-        """Why this client has no part in what the first message proposes; looked at before it trains."""
+        """Return why this client has no part in what the first message proposes, or None; asked before it trains."""
 
     def provide(self, update: ClientUpdate, key: Key) -> Failure | None:
-        """The update, before the first answer. key: for its rounding, which nobody else may know."""
+        """Take in the update, before the first answer. key: source of its rounding, which nobody else may know."""
 
     def answer(self, message: bytes) -> bytes | Failure:
-        """The reply to the server's next message. Errors: ConfigError for an update that cannot be summed."""
+        """Return the reply to the server's next message. Errors: ConfigError for an update that cannot be summed."""
 
     def abandon(self) -> None:
         """Erase what is secret, and answer nothing more."""
 
 
-class RemoteAggregation(Aggregation, Protocol):
-    """An Aggregation whose parties are real devices. kit: the folder with what a party proves itself by."""
-
-    def server(self, meeting: Meeting, cohort: Sequence[int], kit: Path) -> ServerSum:
-        """Errors: ConfigError for a kit that lacks something; RunStopped for a cohort that is too small."""
-
-    def client(self, meeting: Meeting, client: int, kit: Path, home: Path) -> ClientSum:
-        """home: where this client remembers what it took part in. Errors: ConfigError as for `server`."""
-
-    def provision(self, server: Path, clients: Mapping[int, Path]) -> None:
-        """Complete the kits of a federation whose every party is set up from here: keys that they share or list."""
+def digest_of(broadcast: Broadcast, experiment: str) -> bytes:
+    """Hash all that a client receives, and its experiment's digest (SHA-256): what a cohort has to have in common."""
+    rate = None if broadcast.learning_rate is None else float(broadcast.learning_rate)
+    shared = dumps(("umbel broadcast", experiment, broadcast.round, rate, broadcast.transforms))
+    hasher = hashlib.sha256(len(shared).to_bytes(8, "little") + shared)
+    for vector in (broadcast.params, broadcast.extra):
+        hasher.update(len(vector).to_bytes(8, "little"))
+        hasher.update(memory_of(vector.astype("<f4", copy=False)))
+    return hasher.digest()

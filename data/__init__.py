@@ -9,11 +9,13 @@ A *source* is a data set, a *partitioner* says who owns which example, a *popula
 All are frozen values: cheap to build, compare and pickle; data are loaded when first needed, once per process.
 """
 
+import importlib
+import warnings
+
 from .attacks import Backdoor, LabelFlip
-from .datasets import TfDataset, TorchDataset
+from .class_weights import ClassWeighted
+from .encoding import Encoding
 from .groups import ByKey, Dbscan, KMeans
-from .images import ImageFolder
-from .named import Cifar10, Digits, FashionMnist, Mnist
 from .on_device import OnDevice
 from .partitioners import (
     ClassesPerClient,
@@ -27,11 +29,18 @@ from .partitioners import (
 )
 from .populations import Generated, Partitioned, PerClient
 from .selected import Selected
-from .shakespeare import Shakespeare
-from .sources import Arrays, CsvTable, NpzFile, ParquetTable
+from .sources.arrays import Arrays
+from .sources.datasets import TfDataset, TorchDataset
+from .sources.files import NpzFile
+from .sources.huggingface import HuggingFace
+from .sources.images import ImageFolder
+from .sources.leaf import Femnist
+from .sources.medmnist import MedMnist
+from .sources.named import Cifar10, Digits, FashionMnist, Mnist
+from .sources.shakespeare import Shakespeare
+from .sources.tables import CsvTable, ParquetTable
 from .splits import kfold_clients, kfold_within, split_clients
 from .standardised import FeatureStatistics, Standardised
-from .statistics import federated_statistics
 from .summary import Summary, plot_population, summarize
 
 ALL_SOURCES = (
@@ -42,10 +51,13 @@ ALL_SOURCES = (
     ImageFolder,
     TfDataset,
     TorchDataset,
+    HuggingFace,
     Digits,
     Mnist,
     FashionMnist,
     Cifar10,
+    MedMnist,
+    Femnist,
     Shakespeare,
 )
 ALL_PARTITIONERS = (
@@ -68,20 +80,25 @@ __all__ = [
     "Backdoor",
     "ByKey",
     "Cifar10",
+    "ClassWeighted",
     "ClassesPerClient",
     "CsvTable",
     "Dbscan",
     "Digits",
     "Dirichlet",
+    "Encoding",
     "FashionMnist",
     "FeatureSkew",
     "FeatureStatistics",
+    "Femnist",
     "Generated",
+    "HuggingFace",
     "Iid",
     "ImageFolder",
     "KMeans",
     "LabelFlip",
     "LogNormal",
+    "MedMnist",
     "Mnist",
     "NpzFile",
     "OnDevice",
@@ -97,10 +114,17 @@ __all__ = [
     "Summary",
     "TfDataset",
     "TorchDataset",
-    "federated_statistics",
     "kfold_clients",
     "kfold_within",
     "plot_population",
     "split_clients",
     "summarize",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what has moved, for one version more."""
+    if name != "federated_statistics":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("import federated_statistics from umbel, not from umbel.data", DeprecationWarning, stacklevel=2)
+    return importlib.import_module("umbel.studies.statistics").federated_statistics

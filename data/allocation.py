@@ -1,9 +1,10 @@
-"""How many, and of which label: the arithmetic that sources and partitioners share."""
+"""Counts of examples, and of labels: the arithmetic that sources and partitioners share."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from ..core.coercion import listed_rows, rows_without
 from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.protocols import Source
@@ -11,7 +12,7 @@ from ..core.validation import require
 
 
 def apportion(weights: np.ndarray, total: int, *, at_least: int = 1) -> np.ndarray:
-    """`total` as whole shares: `at_least` each, the rest in proportion to weights by largest remainder.
+    """Divide `total` into whole shares: `at_least` each, the rest in proportion to weights by largest remainder.
 
     int64, of weights' shape, summing to total; equal weights give shares that differ by at most one, the larger first.
     Precondition: total ≥ at_least · len(weights), and some weight is positive.
@@ -25,14 +26,14 @@ def apportion(weights: np.ndarray, total: int, *, at_least: int = 1) -> np.ndarr
 
 
 def require_enough(source: Source, clients: int) -> int:
-    """The number of examples. Errors: ConfigError when there are fewer than clients."""
+    """Return the number of examples. Errors: ConfigError when there are fewer than clients."""
     count = source.load().count
     require(clients <= count, f"expected clients={clients} ≤ {count} examples; lower clients")
     return count
 
 
 def labels_of(examples: Examples) -> np.ndarray:
-    """One class label per example, shape (n,): y itself, y of shape (n, 1), or the place of the 1 in a one-hot y.
+    """Return one class label per example, shape (n,): y itself, y of shape (n, 1), or the place of the 1 in one-hot y.
 
     Errors: ConfigError where y is anything else.
     """
@@ -43,6 +44,8 @@ def labels_of(examples: Examples) -> np.ndarray:
     if not isinstance(y, np.ndarray) or y.ndim != 1:
         found = f"shape {y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
         raise ConfigError(f"expected one class label per example, found y of {found}")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise ConfigError(f"expected a class label of each example, found none in {listed_rows(rows_without(y))}")
     if y.dtype.kind == "f" and not np.array_equal(y, np.floor(y)):
         raise ConfigError("expected class labels, found y of fractions, as for regression")
     return np.asarray(y)
@@ -53,13 +56,16 @@ def _is_one_hot(y: np.ndarray) -> bool:
 
 
 def label_codes(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """Each example's label as its place among the distinct ones, sorted; and those."""
+    """Return each example's label as its place among the distinct ones, sorted; and those."""
     distinct, codes = np.unique(labels_of(examples), return_inverse=True)
     return codes, distinct
 
 
 def grouped(owners: np.ndarray) -> np.ndarray:
-    """The places in `owners` (integers ≥ 0), by owner, ascending for each: a stable argsort, several times as fast."""
+    """Return the places in `owners` (integers ≥ 0), by owner, ascending for each: a fast, stable argsort.
+
+    It is several times as fast as NumPy's.
+    """
     count = len(owners)
     keys = owners.astype(np.int64)
     keys *= count

@@ -1,4 +1,4 @@
-"""Clients that poison their own examples, to test folds with. Attacks on updates are in `strategies.attacks`.
+"""Clients that poison their own examples, to test aggregators with. Attacks on updates are in `strategies.attacks`.
 
 Both are populations around a population: the others' examples stay as they are, and so do everybody's numbers of them.
 Their clients are streamed, since an attacker's examples are its own copy.
@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from ..core.adapted import adapted
+from ..core.bases import Population
 from ..core.errors import ConfigError
 from ..core.examples import Examples
-from ..core.protocols import Population, Source
+from ..core.protocols import Source
 from ..core.validation import require, require_count, require_real
+from .encoding import encoding_of
 from .populations import require_client, streamed_only
 
 
 @dataclass(frozen=True)
-class LabelFlip:
+class LabelFlip(Population):
     """A population in which `attackers` call class c class classes − 1 − c.
 
     Tolpegin, Truex, Gursoy, Liu 2020: Data Poisoning Attacks Against Federated Learning Systems.
@@ -30,7 +33,7 @@ class LabelFlip:
     """
 
     population: Population
-    attackers: tuple[int, ...]
+    attackers: Sequence[int]
     classes: int
 
     def __post_init__(self) -> None:
@@ -41,11 +44,11 @@ class LabelFlip:
         return len(self.population)
 
     def sizes(self) -> np.ndarray:
-        """Examples per client: int64, shape (clients,)."""
+        """Return the examples per client: int64, shape (clients,)."""
         return self.population.sizes()
 
     def examples(self, client: int) -> Examples:
-        """This client's own examples; an attacker's with flipped labels."""
+        """Return this client's own examples; an attacker's with flipped labels."""
         examples = self.population.examples(client)
         if client not in self.attackers:
             return examples
@@ -53,20 +56,21 @@ class LabelFlip:
         return examples._replace(y=(self.classes - 1 - labels).astype(labels.dtype))
 
     @property
-    def division(self) -> object:
-        """What the population is a part of, where it is one."""
-        return getattr(self.population, "division", None)
+    def made_from(self) -> Population:
+        """The population that this one is a view of."""
+        population: Population = adapted(self.population, Population)
+        return population
 
     def resident(self) -> None:
-        """None: examples are streamed."""
+        """Return None: examples are streamed."""
 
     def indices(self, client: int) -> np.ndarray:
-        """Refused: there is no resident data set."""
+        """Raise ConfigError: there is no resident data set."""
         raise streamed_only(self)
 
 
 @dataclass(frozen=True)
-class Backdoor:
+class Backdoor(Population):
     """A population in which `attackers` put a trigger on a fraction of their inputs and call these class `target`.
 
     The trigger sets `pixels` to `value`: indices into one flattened input, so that it fits images and tables alike.
@@ -77,7 +81,7 @@ class Backdoor:
     """
 
     population: Population
-    attackers: tuple[int, ...]
+    attackers: Sequence[int]
     target: int
     pixels: tuple[int, ...]
     value: float = 1.0
@@ -95,11 +99,11 @@ class Backdoor:
         return len(self.population)
 
     def sizes(self) -> np.ndarray:
-        """Examples per client: int64, shape (clients,)."""
+        """Return the examples per client: int64, shape (clients,)."""
         return self.population.sizes()
 
     def examples(self, client: int) -> Examples:
-        """This client's own examples; an attacker's with triggers."""
+        """Return this client's own examples; an attacker's with triggers."""
         examples = self.population.examples(client)
         if client not in self.attackers:
             return examples
@@ -111,25 +115,26 @@ class Backdoor:
         return examples._replace(x=x, y=labels)
 
     @property
-    def division(self) -> object:
-        """What the population is a part of, where it is one."""
-        return getattr(self.population, "division", None)
+    def made_from(self) -> Population:
+        """The population that this one is a view of."""
+        population: Population = adapted(self.population, Population)
+        return population
 
     def resident(self) -> None:
-        """None: examples are streamed."""
+        """Return None: examples are streamed."""
 
     def indices(self, client: int) -> np.ndarray:
-        """Refused: there is no resident data set."""
+        """Raise ConfigError: there is no resident data set."""
         raise streamed_only(self)
 
     def success_test(self, examples: Examples | tuple | Source) -> Any:
-        """Test examples on which accuracy is the attack's success: those of other classes, triggered, called target.
+        """Return test examples on which accuracy is the attack's success: other classes' examples, triggered.
 
-        Examples of examples; of a Source another one, loaded when first needed.
+        Each is called `target`. Examples give Examples; a Source gives another one, loaded when first needed.
         """
         if isinstance(examples, Source):
             return SuccessTest(self, examples)
-        examples = Examples.of(examples)
+        examples = encoding_of(self).encode(Examples.of(examples))
         others = examples.take(np.flatnonzero(integer_labels(examples) != self.target))
         return others._replace(x=self._triggered(others.x), y=np.full_like(others.y, self.target))
 
@@ -145,25 +150,28 @@ class Backdoor:
 
 @dataclass(frozen=True)
 class SuccessTest:
-    """A Source: that of `source` on which accuracy is the backdoor's success."""
+    """A Source of the examples of `source` on which accuracy is the backdoor's success."""
 
     backdoor: Backdoor
     source: Source
 
     def load(self) -> Examples:
-        """See Backdoor.success_test."""
-        return self.backdoor.success_test(self.source.load())
+        """Load the examples as `Backdoor.success_test` makes them."""
+        return self.backdoor.success_test(encoding_of(self.backdoor).read(self.source))
 
 
 def members_of(population: Population, clients: Sequence[int]) -> tuple[int, ...]:
-    """clients, ascending and distinct. Errors: ConfigError for one that is not in population."""
+    """Return clients, ascending and distinct. Errors: ConfigError for one that is not in population."""
     for client in clients:
         require_client(client, len(population))
     return tuple(sorted(set(clients)))
 
 
 def integer_labels(examples: Examples, classes: int | None = None) -> np.ndarray:
-    """The labels. Errors: ConfigError unless they are one array of integers, below `classes` where that is given."""
+    """Return the labels.
+
+    Errors: ConfigError unless they are one array of integers, below `classes` if that is given.
+    """
     labels = examples.y
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         raise ConfigError(f"expected integer labels to poison, got {getattr(labels, 'dtype', type(labels).__name__)}")

@@ -10,16 +10,17 @@ from __future__ import annotations
 import heapq
 import importlib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from ..core.coercion import listed_rows, rows_without
 from ..core.errors import ConfigError
 from ..core.examples import brief
 from ..core.protocols import Source
-from ..core.validation import require, require_count, require_real
+from ..core.validation import lacking, require, require_count, require_real
 from .allocation import apportion, require_enough
-from .partitioners import features_of
+from .partitioners import finite_features_of
 from .values import hash_fields, same_fields
 
 
@@ -28,10 +29,13 @@ class ByKey:
     """A natural federation: one client per speaker, hospital, device; numbered in the sorted order of the keys.
 
     keys: one per example, shape (examples,); None: the source's own `groups()`.
-    Errors: ConfigError when the source has none, or keys are not one per example.
+    missing: what becomes of examples without a key (None, NaN, empty text): "refuse" them; or make them one "client",
+        the last.
+    Errors: ConfigError when the source has no groups, keys are not one per example, or some are missing.
     """
 
     keys: np.ndarray | None = None
+    missing: Literal["refuse", "client"] = "refuse"
     finds_clients: ClassVar[bool] = True
 
     __eq__ = same_fields
@@ -40,31 +44,48 @@ class ByKey:
     def __post_init__(self) -> None:
         if self.keys is not None:
             object.__setattr__(self, "keys", _plain(np.asarray(self.keys)))
+        require(self.missing in ("refuse", "client"), f"expected missing={self.missing!r} in refuse, client")
 
     def __repr__(self) -> str:
-        return "ByKey()" if self.keys is None else f"ByKey(keys={brief(self.keys)})"
+        parts = [] if self.keys is None else [f"keys={brief(self.keys)}"]
+        parts += [] if self.missing == "refuse" else [f"missing={self.missing!r}"]
+        return f"ByKey({', '.join(parts)})"
 
     def partition(self, source: Source, clients: int | None, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
+        """Return the owner of each example, shape (examples,)."""
         keys = self.keys
         if keys is None:
-            require(hasattr(source, "groups"), f"{source!r} has no groups of its own: give them, ByKey(keys=…)")
+            require(not lacking(source, ("groups",)), f"{source!r} has no groups of its own: give them, ByKey(keys=…)")
             keys = _plain(np.asarray(source.groups()))  # type: ignore[attr-defined]
         count = source.load().count
         require(keys.shape == (count,), f"expected keys of shape ({count},), one per example, got {keys.shape}")
-        return _to_clients(np.unique(keys, return_inverse=True)[1], clients, source, generator)
+        missing = rows_without(keys)
+        if len(missing) and self.missing == "refuse":
+            raise ConfigError(
+                f"{len(missing)} examples have no key, in {listed_rows(missing)}: leave them out, or make them one "
+                "client, ByKey(missing='client')"
+            )
+        groups = np.unique(keys, return_inverse=True)[1]
+        if len(missing):
+            groups[missing] = groups.max() + 1
+            groups = np.unique(groups, return_inverse=True)[1]
+        return _to_clients(groups, clients, source, generator)
 
 
 def _plain(keys: np.ndarray) -> np.ndarray:
-    """Keys that sort, hash and describe alike in every process."""
-    return keys.astype(str) if keys.dtype.kind == "O" else keys
+    """Return keys that sort, hash and describe alike in every process; those missing among objects are empty text."""
+    if keys.dtype.kind != "O":
+        return keys
+    words = np.array(["" if key is None else str(key) for key in keys.reshape(-1)], str)
+    words[rows_without(keys.reshape(-1))] = ""
+    return words.reshape(keys.shape)
 
 
 @dataclass(frozen=True)
 class KMeans:
     """Feature skew by clusters of x (scikit-learn's MiniBatchKMeans): clients of one cluster see similar inputs.
 
-    clusters: how many; None: as many as clients. Clusters that end up empty are dropped.
+    clusters: number of clusters; None: as many as clients. Clusters that end up empty are dropped.
     """
 
     clusters: int | None = None
@@ -75,7 +96,7 @@ class KMeans:
             require_count("clusters", self.clusters)
 
     def partition(self, source: Source, clients: int | None, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
+        """Return the owner of each example, shape (examples,)."""
         clusters = self.clusters if self.clusters is not None else clients
         if clusters is None:
             raise ConfigError("KMeans needs a number: give the population clients=…, or KMeans(clusters=…)")
@@ -86,7 +107,7 @@ class KMeans:
         )
         # One thread: threads would add up the centres in any order, and equal seeds would not give equal bits.
         with importlib.import_module("threadpoolctl").threadpool_limits(1):
-            groups = fitting.fit_predict(features_of(source.load()))
+            groups = fitting.fit_predict(finite_features_of(source.load()))
         return _to_clients(np.unique(groups, return_inverse=True)[1], clients, source, generator)
 
 
@@ -109,8 +130,8 @@ class Dbscan:
         require_count("min_samples", self.min_samples)
 
     def partition(self, source: Source, clients: int | None, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
-        features = features_of(source.load())
+        """Return the owner of each example, shape (examples,)."""
+        features = finite_features_of(source.load())
         fitted = importlib.import_module("sklearn.cluster").DBSCAN(eps=self.eps, min_samples=self.min_samples)
         groups = fitted.fit_predict(features)
         cores, noise = fitted.core_sample_indices_, np.flatnonzero(groups == -1)
@@ -123,7 +144,7 @@ class Dbscan:
 
 
 def _to_clients(groups: np.ndarray, clients: int | None, source: Source, generator: np.random.Generator) -> np.ndarray:
-    """Owners from groups (0 … groups − 1, none empty), by the rule at the top of this file."""
+    """Return owners from groups (0 … groups − 1, none empty), by the rule at the top of this file."""
     sizes = np.bincount(groups)
     if clients is None or clients == len(sizes):
         return groups
@@ -134,7 +155,7 @@ def _to_clients(groups: np.ndarray, clients: int | None, source: Source, generat
 
 
 def _packed(sizes: np.ndarray, clients: int) -> np.ndarray:
-    """The client of each group: the largest group first, to the client that has least."""
+    """Return the client of each group: the largest group first, to the client that has least."""
     client_of = np.empty(len(sizes), np.int64)
     loads = [(0, client) for client in range(clients)]
     for group in np.argsort(-sizes, kind="stable"):
@@ -145,7 +166,7 @@ def _packed(sizes: np.ndarray, clients: int) -> np.ndarray:
 
 
 def _clients_per_group(sizes: np.ndarray, clients: int) -> np.ndarray:
-    """How many clients share each group: in proportion to its size, from one to as many as it has examples."""
+    """Return how many clients share each group: in proportion to its size, from one to as many as its examples."""
     shares = np.minimum(apportion(sizes, clients), sizes)
     while (missing := clients - shares.sum()) > 0:
         room = sizes - shares
@@ -154,7 +175,7 @@ def _clients_per_group(sizes: np.ndarray, clients: int) -> np.ndarray:
 
 
 def _cut(groups: np.ndarray, shares: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Owners such that shares[g] clients, numbered after those of the groups before, divide group g evenly."""
+    """Return owners such that shares[g] clients, numbered after those of the groups before, divide group g evenly."""
     order = generator.permutation(len(groups))
     order = order[np.argsort(groups[order], kind="stable")]
     sizes = np.bincount(groups)

@@ -1,4 +1,4 @@
-"""Clients whose examples are where they are: on each client's own disk, never in one place."""
+"""Clients whose examples stay where they are: on each client's own disk, never in one place."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from typing import Any
 
 import numpy as np
 
+from ..core.bases import Population
 from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.validation import require, require_count
+from .encoding import Classes, Encoding, checked_classes, require_numbers
 from .populations import require_alike, require_client, streamed_only
-from .sources import NpzFile
+from .sources.files import NpzFile
 from .values import fields_only, hash_fields, same_fields
 
-DATA_VARIABLE = "UMBEL_CLIENT_DATA"  # set by `umbel client start --data FILE`
+DATA_VARIABLE = "UMBEL_CLIENT_DATA"  # environment variable that `umbel client start --data FILE` sets
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OnDevice:
+class OnDevice(Population):
     """Real devices: each client's examples are in an .npz file on its own host, with arrays x, y, sample_weight.
 
-    clients: how many. like: an example as (x, y) or (x, y, sample_weight), arrays of length 1: of the shapes and dtypes
-    that every client's have; the server builds its model on it. most: how many examples a client has at most; nobody
-    can say more in the mean.
+    clients: their number.
+    like: an example as (x, y) or (x, y, sample_weight), arrays of length 1, of the shapes and dtypes that every
+    client's
+        have; the server builds its model on it.
+    most: the most examples that a client has; nobody can say more in the mean.
+    classes: every label by name, in the order of their numbers: as for `Partitioned`, and needed where labels are text,
+        since no client sees another's.
+
     Errors, on a client: ConfigError for a file that is missing, or that holds something else or more. Anywhere else
     there are no examples: such an experiment runs over Flower, not in simulation.
     """
@@ -32,6 +39,7 @@ class OnDevice:
     clients: int
     like: Examples | tuple
     most: int
+    classes: Classes | None = None
 
     __eq__ = same_fields
     __hash__ = hash_fields
@@ -41,6 +49,9 @@ class OnDevice:
         require_count("clients", self.clients)
         require_count("most", self.most)
         object.__setattr__(self, "like", Examples.of(self.like))
+        object.__setattr__(self, "classes", checked_classes(self.classes))
+        if self.classes is None:
+            require_numbers(self.sample(), "like")
         require(self.sample().count == 1, f"expected like to be one example, got {self.sample().count}")
 
     def __repr__(self) -> str:
@@ -50,16 +61,20 @@ class OnDevice:
         return self.clients
 
     def sizes(self) -> np.ndarray:
-        """Examples per client at most: int64, shape (clients,)."""
+        """Return the most examples per client: int64, shape (clients,)."""
         return np.full(self.clients, self.most, np.int64)
 
+    def encoding(self) -> Encoding:
+        """Return what the numbers of all clients mean."""
+        return Encoding(checked_classes(self.classes) or ())
+
     def sample(self) -> Examples:
-        """What a model is built on, here and on every client."""
+        """Return the one example that a model is built on, here and on every client."""
         like: Any = self.like
-        return like
+        return self.encoding().encode(like, "like")
 
     def examples(self, client: int) -> Examples:
-        """This device's own, whichever client it is."""
+        """Load this device's own examples, whichever client it is."""
         require_client(client, self.clients)
         path = os.environ.get(DATA_VARIABLE)
         if not path:
@@ -71,14 +86,14 @@ class OnDevice:
         y, weight = (
             None if part is None else name for part, name in ((like.y, "y"), (like.sample_weight, "sample_weight"))
         )
-        own = NpzFile(path, y=y, sample_weight=weight).load()
+        own = self.encoding().encode(NpzFile(path, y=y, sample_weight=weight).load(), path)
         require(0 < own.count <= self.most, f"{path} holds {own.count} examples, expected 1 to {self.most}")
         require_alike(like, own, client)
         return own
 
     def resident(self) -> None:
-        """None: examples are streamed."""
+        """Return None: examples are streamed."""
 
     def indices(self, client: int) -> np.ndarray:
-        """Refused: there is no resident data set."""
+        """Raise ConfigError: there is no resident data set."""
         raise streamed_only(self)

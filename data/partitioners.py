@@ -1,4 +1,4 @@
-"""Who owns which example: by chance, by label, by quantity, by feature.
+"""Partitioners, which decide who owns which example: by chance, by label, by quantity, by feature.
 
 A partitioner answers with one array, the owner of each example, so its parts are disjoint and complete by construction.
 """
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from ..core.coercion import listed_rows
 from ..core.errors import ConfigError
 from ..core.examples import Examples, leaves
 from ..core.protocols import Source
@@ -20,10 +21,10 @@ from .allocation import apportion, grouped, label_codes, require_enough
 class Partitioner(Protocol):
     """A rule that gives every example an owner: a frozen dataclass."""
 
-    finds_clients: ClassVar[bool]  # whether clients=None has a meaning: as many as the rule finds
+    finds_clients: ClassVar[bool]  # whether the rule can find the number of clients itself, for clients=None
 
     def partition(self, source: Source, clients: Any, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example: integers in [0, clients), shape (examples,); every client owns at least one.
+        """Return the owner of each example: integers in [0, clients), shape (examples,); every client owns one or more.
 
         clients: an integer; None too where `finds_clients`.
         A function of the arguments alone: equal generators give equal owners. Errors: ConfigError when the rule
@@ -33,12 +34,12 @@ class Partitioner(Protocol):
 
 @dataclass(frozen=True)
 class Iid:
-    """Uniformly at random; sizes differ by at most one."""
+    """Owners drawn uniformly at random; sizes differ by at most one."""
 
     finds_clients: ClassVar[bool] = False
 
     def partition(self, source: Source, clients: int, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
+        """Return the owner of each example, shape (examples,)."""
         return _dealt(_equal_sizes(require_enough(source, clients), clients), generator)
 
 
@@ -61,7 +62,7 @@ class Dirichlet:
         require_real("alpha", self.alpha, at_least=1e-9, at_most=1e9)  # beyond, gamma variates under- or overflow
 
     def partition(self, source: Source, clients: int, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
+        """Return the owner of each example, shape (examples,)."""
         sizes = _equal_sizes(require_enough(source, clients), clients)
         codes, distinct = label_codes(source.load())
         stock = np.bincount(codes, minlength=len(distinct))
@@ -77,7 +78,7 @@ class Dirichlet:
 def _draw(
     size: int, mixture: np.ndarray, stock: np.ndarray, concentration: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """How many of each label: `size` draws from mixture, renormalised whenever a label is out of stock."""
+    """Count the labels of `size` draws from mixture, renormalised whenever a label is out of stock."""
     drawn = np.zeros_like(stock)
     while size:
         left = stock - drawn
@@ -109,7 +110,7 @@ class Shards:
         require_count("per_client", self.per_client)
 
     def partition(self, source: Source, clients: int, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
+        """Return the owner of each example, shape (examples,)."""
         count = require_enough(source, clients)
         shards = clients * self.per_client
         require(
@@ -140,7 +141,7 @@ class ClassesPerClient:
         require_count("classes", self.classes)
 
     def partition(self, source: Source, clients: int, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
+        """Return the owner of each example, shape (examples,)."""
         require_enough(source, clients)
         codes, distinct = label_codes(source.load())
         labels = len(distinct)
@@ -162,7 +163,7 @@ class ClassesPerClient:
                     f"{self} has {len(holders)} of clients={clients} share label {distinct[label]}, which has only "
                     f"{stock} examples; lower clients or classes"
                 )
-            counts[generator.permutation(holders), label] = _equal_sizes(stock, len(holders))
+            counts[generator.permutation(holders), label] = _equal_sizes(int(stock), len(holders))
         return _by_label(codes, counts, generator)
 
 
@@ -180,7 +181,7 @@ class LogNormal:
         require_real("sigma", self.sigma, at_least=0)
 
     def partition(self, source: Source, clients: int, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
+        """Return the owner of each example, shape (examples,)."""
         count = require_enough(source, clients)
         logarithms = self.sigma * generator.standard_normal(clients)
         return _dealt(apportion(np.exp(logarithms - logarithms.max()), count), generator)
@@ -200,7 +201,7 @@ class PowerLaw:
         require_real("exponent", self.exponent, at_least=0)
 
     def partition(self, source: Source, clients: int, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
+        """Return the owner of each example, shape (examples,)."""
         count = require_enough(source, clients)
         shares = np.arange(1, clients + 1, dtype=np.float64) ** -self.exponent
         return _dealt(generator.permutation(apportion(shares, count)), generator)
@@ -222,7 +223,7 @@ class FeatureSkew:
         require_real("strength", self.strength, at_least=0, at_most=1)
 
     def partition(self, source: Source, clients: int, generator: np.random.Generator) -> np.ndarray:
-        """The owner of each example, shape (examples,)."""
+        """Return the owner of each example, shape (examples,)."""
         count = require_enough(source, clients)
         scores = _along_first_component(source.load(), generator)
         ranks = np.empty(count)
@@ -234,9 +235,9 @@ class FeatureSkew:
 
 
 def _along_first_component(examples: Examples, generator: np.random.Generator) -> np.ndarray:
-    """Each example's coordinate along the first principal component of x, estimated from 2,048 examples at most."""
+    """Return examples' coordinates along the first principal component of x, estimated from 2,048 at most."""
     rows = np.sort(generator.permutation(examples.count)[:2048])
-    sample = features_of(examples.take(rows)).astype(np.float64)
+    sample = finite_features_of(examples.take(rows)).astype(np.float64)
     sample -= sample.mean(axis=0)
     direction = generator.standard_normal((sample.shape[1],))
     for _ in range(32):  # power iteration
@@ -244,14 +245,17 @@ def _along_first_component(examples: Examples, generator: np.random.Generator) -
         direction /= np.linalg.norm(direction) or 1.0  # constant features leave nothing to order by
     block = 8192  # rows at a time, so that a memory-mapped x is never read whole
     parts = [
-        features_of(examples.take(slice(start, start + block))).astype(np.float64) @ direction
+        finite_features_of(examples.take(slice(start, start + block))).astype(np.float64) @ direction
         for start in range(0, examples.count, block)
     ]
     return np.concatenate(parts)
 
 
 def features_of(examples: Examples) -> np.ndarray:
-    """x as a matrix of floats, shape (examples, features): every input, flattened. Errors: ConfigError for text."""
+    """Return x as a float matrix of shape (examples, features): every input, flattened.
+
+    Errors: ConfigError for text.
+    """
     for array in leaves(examples.x):
         require(array.dtype.kind in "iubf", f"expected x of numbers, found {array.dtype}")
     flat = [
@@ -261,20 +265,28 @@ def features_of(examples: Examples) -> np.ndarray:
     return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
 
+def finite_features_of(examples: Examples) -> np.ndarray:
+    """Same as `features_of`, where distances and orders are made of them. Errors: ConfigError for NaN or infinity."""
+    features = features_of(examples)
+    rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    require(not len(rows), f"{len(rows)} inputs are not finite (NaN or infinity), in {listed_rows(rows)}: fill them in")
+    return features
+
+
 def _equal_sizes(count: int, parts: int) -> np.ndarray:
-    """count as `parts` whole numbers that differ by at most one."""
+    """Divide count into `parts` whole numbers that differ by at most one."""
     return count // parts + (np.arange(parts) < count % parts)
 
 
 def _dealt(sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Owners in random order, client k `sizes[k]` times."""
+    """Return owners in random order, client k `sizes[k]` times."""
     owners = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     generator.shuffle(owners)
     return owners
 
 
 def _by_label(codes: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Owners such that client k has counts[k, l] examples of label l; which of them is left to chance."""
+    """Return owners such that client k has counts[k, l] examples of label l; which of them is left to chance."""
     clients = np.arange(len(counts))
     owners = [generator.permutation(np.repeat(clients, column)) for column in counts.T]
     result = np.empty(len(codes), np.int64)

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from ..core.bases import Population
+from ..core.coercion import MEMORY_FRACTION, is_frame, is_text, memory_bytes
 from ..core.errors import ConfigError
 from ..core.examples import Examples, brief, leaves
 from ..core.protocols import Source
 from ..core.random import derive
-from ..core.validation import plain_numbers, require, require_count, shown
+from ..core.validation import callable_name, lacking, plain_numbers, require, require_count, require_methods, shown
 from .allocation import grouped
-from .datasets import TfDataset
+from .encoding import Classes, ColumnSource, Encoding, checked_classes, find_encoding, require_numbers
 from .partitioners import Iid, Partitioner
-from .sources import Arrays
+from .sources.arrays import Arrays
+from .sources.datasets import TfDataset
+from .sources.huggingface import HuggingFace, is_dataset
 from .values import fields_only, hash_fields, once, same_fields
 
 DEFAULT_CLIENTS = 100
-RESIDENT_FRACTION = 1 / 4  # of the machine's memory that a data set may take to be held whole
 
 
 @dataclass(frozen=True)
-class Partitioned:
+class Partitioned(Population):
     """A data set divided among clients. Nothing is loaded before it is needed.
 
-    source: the data set; (x, y) stands for Arrays(x, y), a tf.data.Dataset for TfDataset of it.
+    source: the data set; (x, y) stands for Arrays(x, y), a tf.data.Dataset for TfDataset of it, a data set of Hugging
+        Face for HuggingFace of it.
     by: who owns which example.
     clients: None: as many as `by` finds (a client per group or cluster), or 100 where it finds none.
-    seed: of the partition, which is apart from the seed of a run.
+    seed: seed of the partition, which is apart from the seed of a run.
     stream: True: examples are gathered client by client; False: the data set is held whole (`resident`). "auto" holds
         it unless it takes more than a quarter of the machine's memory. Alters no result.
+    classes: every label by name, in the order of their numbers; None: labels of text are numbered in sorted order;
+        (): they stay text, for a model that takes it. Labels that are numbers are meant by value where all classes are
+        whole numbers, such as (3, 7, 9), and stay as they are elsewhere.
     Errors, when first used: ConfigError when a client would have no examples.
     """
 
@@ -42,16 +48,14 @@ class Partitioned:
     clients: int | None = None
     seed: int = 0
     stream: bool | Literal["auto"] = field(default="auto", compare=False)
+    classes: Classes | None = None
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        if isinstance(self.source, tuple):
-            object.__setattr__(self, "source", Arrays(*self.source))
-        elif hasattr(self.source, "as_numpy_iterator"):  # tf.data's own `load` is something else
-            object.__setattr__(self, "source", TfDataset(self.source))
-        require(hasattr(self.source, "load"), f"expected source={shown(self.source)} to be (x, y), or to have load()")
-        is_value = hasattr(self.by, "partition") and not isinstance(self.by, type)
-        require(is_value, f"expected by={shown(self.by)} to have partition(), such as Dirichlet(alpha=0.3)")
+        object.__setattr__(self, "source", as_source(self.source))
+        object.__setattr__(self, "classes", checked_classes(self.classes))
+        require_methods("source", self.source, ("load",), "(x, y)")
+        require_methods("by", self.by, ("partition",), "Dirichlet(alpha=0.3)")
         if self.clients is not None:
             require_count("clients", self.clients)
         require_count("seed", self.seed, at_least=0)
@@ -64,37 +68,47 @@ class Partitioned:
         return len(self._rows()[0]) - 1 if number is None else number
 
     def sizes(self) -> np.ndarray:
-        """Examples per client: int64, shape (clients,)."""
+        """Return the examples per client: int64, shape (clients,)."""
         return np.diff(self._rows()[0])
 
     def examples(self, client: int) -> Examples:
-        """This client's own examples, as a copy."""
+        """Return this client's own examples, as a copy."""
         return self._loaded().take(self.indices(client))
 
+    @once
+    def encoding(self) -> Encoding:
+        """Return what the numbers of all clients mean."""
+        return find_encoding([(shown(self.source), self.source)], self.classes)
+
     def resident(self) -> Examples | None:
-        """The whole data set; None where it is streamed."""
+        """Return the whole data set; None where it is streamed."""
         examples = self._loaded()
-        streamed = examples.nbytes > _memory_bytes() * RESIDENT_FRACTION if self.stream == "auto" else self.stream
+        streamed = examples.nbytes > memory_bytes() * MEMORY_FRACTION if self.stream == "auto" else self.stream
         return None if streamed else examples
 
     def indices(self, client: int) -> np.ndarray:
-        """This client's rows of the data set, ascending; a view."""
+        """Return this client's rows of the data set, ascending; a view."""
         offsets, rows = self._rows()
         require_client(client, len(offsets) - 1)
         return rows[offsets[client] : offsets[client + 1]]
 
+    @property
+    def known_clients(self) -> int | None:
+        """Number of clients, if it was given; else None."""
+        return self.clients
+
     def _asked_clients(self) -> int | None:
-        """The number of clients known without loading."""
+        """Return the number of clients known without loading."""
         return DEFAULT_CLIENTS if self.clients is None and not self.by.finds_clients else self.clients
 
     @once
     def _loaded(self) -> Examples:
-        """A source of somebody's own may read its files at each `load`."""
-        return Examples.of(self.source.load())
+        """Load the examples in this population's numbers: a user's own source may read its files at each `load`."""
+        return self.encoding().read(self.source)
 
     @once
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets int64, rows int32 or int64): client k owns rows[offsets[k]:offsets[k + 1]]."""
+        """Return (offsets int64, rows int32 or int64): client k owns rows[offsets[k]:offsets[k + 1]]."""
         number = self._asked_clients()
         generator = derive(self.seed, "partition").generator()
         owners = np.asarray(self.by.partition(self.source, number, generator))
@@ -114,25 +128,36 @@ class Partitioned:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PerClient:
-    """Clients given one by one: a sequence of Examples, or of (x, y), in the order of their numbers.
+class PerClient(Population):
+    """Clients given one by one, in the order of their numbers, for data that come divided.
 
-    For data that come divided; nothing is copied. Errors: ConfigError for no clients, a client without examples, or
-    one whose arrays differ in shape or type from those of client 0.
+
+    clients: a sequence of Examples, (x, y), frames with labels, tf.data.Datasets, data sets of Hugging Face, or sources
+        such as CsvTable and ImageFolder; or a partitioner of flwr-datasets. Sources are loaded when first needed, and
+        nothing is copied. Clients may differ in the lengths of their examples, where the model takes any: sequences.
+    classes: as for `Partitioned`; None: labels of text are numbered in the sorted order of all clients' labels, so that
+        a client that lacks a class shifts nobody's.
+    Errors: ConfigError for no clients, a client without examples, one whose arrays differ in number of axes or type
+    from those of client 0, or whose columns have other names; for sources when first used.
     """
 
-    clients: Sequence[Examples]
+    clients: Sequence[Examples | tuple | Source]
+    classes: Classes | None = None
 
     __eq__ = same_fields
     __hash__ = hash_fields
+    __getstate__ = fields_only
 
     def __post_init__(self) -> None:
-        clients = tuple(Examples.of(one) for one in self.clients)
+        require(
+            not isinstance(self.clients, dict),
+            "expected clients in a list, got a dictionary: list(clients.values()), in an order that stays",
+        )
+        clients = tuple(map(as_client, _partitions(self.clients)))
         require(bool(clients), "expected clients, got none")
-        for client, examples in enumerate(clients):
-            require(examples.count > 0, f"client {client} has no examples; leave it out")
-            require_alike(clients[0], examples, client)
+        _check_clients([(number, one) for number, one in enumerate(clients) if isinstance(one, Examples)])
         object.__setattr__(self, "clients", clients)
+        object.__setattr__(self, "classes", checked_classes(self.classes))
 
     def __repr__(self) -> str:
         return f"PerClient({len(self.clients)} clients)"
@@ -140,43 +165,98 @@ class PerClient:
     def __len__(self) -> int:
         return len(self.clients)
 
+    @once
+    def encoding(self) -> Encoding:
+        """Return what the numbers of all clients mean."""
+        return find_encoding(((f"client {number}", one) for number, one in enumerate(self.clients)), self.classes)
+
+    @once
     def sizes(self) -> np.ndarray:
-        """Examples per client: int64, shape (clients,)."""
-        return np.array([examples.count for examples in self.clients], np.int64)
+        """Return the examples per client: int64, shape (clients,)."""
+        examples = [(client, self.examples(client)) for client in range(len(self))]
+        _check_clients(examples)
+        return np.array([one.count for _, one in examples], np.int64)
+
+    @property
+    def known_clients(self) -> int:
+        """Number of clients that were given."""
+        return len(self.clients)
 
     def examples(self, client: int) -> Examples:
-        """This client's own examples."""
+        """Return this client's own examples."""
         require_client(client, len(self))
-        return self.clients[client]
+        one: Any = self.clients[client]
+        read = self.encoding().encode if isinstance(one, Examples) else self.encoding().read
+        return read(one, f"client {client}")
 
     def resident(self) -> None:
-        """None: examples are streamed."""
+        """Return None: examples are streamed."""
 
     def indices(self, client: int) -> np.ndarray:
-        """Refused: there is no resident data set."""
+        """Raise ConfigError: there is no resident data set."""
         raise streamed_only(self)
 
 
+def as_source(value: Any) -> Any:
+    """Return (x, y), tf.data.Datasets and Hugging Face's data sets as sources; anything else as it is."""
+    if isinstance(value, tuple) and not isinstance(value, Examples):
+        return Arrays(*value)
+    if is_dataset(value):
+        return HuggingFace(value)
+    # tf.data's own `load` is something else
+    return value if lacking(value, ("as_numpy_iterator",)) else TfDataset(value)
+
+
+def _partitions(clients: Any) -> Any:
+    """Return a partitioner of flwr-datasets as its partitions, in their order; anything else as it is."""
+    if lacking(clients, ("load_partition", "num_partitions")):
+        return clients
+    return [clients.load_partition(number) for number in range(clients.num_partitions)]
+
+
+def as_client(value: Any) -> Examples | Source:
+    """Return one client's data as Examples, or as a source that loads them."""
+    if isinstance(value, tuple) and not isinstance(value, Examples) and any(map(is_frame, value[:2])):
+        return Arrays(*value)
+    if is_frame(value):
+        return Arrays(value)
+    if isinstance(value, Population):
+        raise ConfigError(f"expected one client's examples, got a population, {shown(value)}: its clients are divided")
+    source = as_source(value) if not isinstance(value, tuple) else value
+    return source if isinstance(source, Source) else Examples.of(source)
+
+
+def _check_clients(clients: Sequence[tuple[int, Examples]]) -> None:
+    """Raise ConfigError unless each client has examples, of one number of axes and one type."""
+    for client, examples in clients:
+        require(examples.count > 0, f"client {client} has no examples; leave it out")
+        require_alike(clients[0][1], examples, client, of_any_length=True)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Generated:
+class Generated(Population):
     """Clients whose examples a function makes when they are needed: synthetic data, or files per client.
 
-    clients: how many.
+    clients: number of clients.
     make: client → Examples, or (x, y). A pure function: equal results each time, in every process.
-    size: how many examples make(client) gives: one number for all, or an int64 array of shape (clients,).
+    size: number of examples that make(client) gives: one for all, or an int64 array of shape (clients,).
+    classes: as for `Partitioned`; needed where labels are text, since clients that nobody has made yet have some too.
     Errors: ConfigError when make gives another number than promised.
     """
 
     clients: int
     make: Callable[[int], Examples | tuple]
     size: int | np.ndarray
+    classes: Classes | None = None
 
     __eq__ = same_fields
     __hash__ = hash_fields
+    __getstate__ = fields_only
 
     def __post_init__(self) -> None:
         require_count("clients", self.clients)
         require(callable(self.make), f"expected make={self.make!r} to be a function of the client's number")
+        object.__setattr__(self, "classes", checked_classes(self.classes))
         if isinstance(self.size, int):
             require_count("size", self.size)
             return
@@ -188,20 +268,25 @@ class Generated:
         object.__setattr__(self, "size", sizes)
 
     def __repr__(self) -> str:
-        name = getattr(self.make, "__qualname__", repr(self.make))
+        name = callable_name(self.make)
         return f"Generated(clients={self.clients}, make={name}, size={brief(self.size)})"
 
     def __len__(self) -> int:
         return self.clients
 
+    @property
+    def known_clients(self) -> int:
+        """Number of clients."""
+        return self.clients
+
     def sizes(self) -> np.ndarray:
-        """Examples per client: int64, shape (clients,)."""
+        """Return the examples per client: int64, shape (clients,)."""
         return np.full(self.clients, self.size, np.int64) if isinstance(self.size, int) else self.size
 
     def examples(self, client: int) -> Examples:
-        """What make gives for this client."""
+        """Make this client's examples."""
         require_client(client, self.clients)
-        examples = Examples.of(self.make(client))
+        examples = self._encoded(self.make(client), f"make({client})")
         promised = self.size if isinstance(self.size, int) else self.size[client]
         require(
             examples.count == promised,
@@ -209,12 +294,30 @@ class Generated:
         )
         return examples
 
+    @once
+    def encoding(self) -> Encoding:
+        """Return what the numbers of all clients mean: classes as they were given, columns as those of client 0."""
+        first = as_client(self.make(0))
+        columns = first.columns() if isinstance(first, ColumnSource) else ()
+        return Encoding(checked_classes(self.classes) or (), columns)
+
     def resident(self) -> None:
-        """None: examples are streamed."""
+        """Return None: examples are streamed."""
 
     def indices(self, client: int) -> np.ndarray:
-        """Refused: there is no resident data set."""
+        """Raise ConfigError: there is no resident data set."""
         raise streamed_only(self)
+
+    def _encoded(self, made: Any, place: str) -> Examples:
+        """Return what make gave, in this population's numbers."""
+        part: Any = as_client(made)
+        if isinstance(part, Examples):  # without names of columns, so that client 0 need not be made for them
+            examples = Encoding(checked_classes(self.classes) or ()).encode(part, place)
+        else:
+            examples = self.encoding().read(part, place)
+        if self.classes is None:
+            require_numbers(examples, place)
+        return examples
 
 
 def require_client(client: int, clients: int) -> None:
@@ -222,18 +325,31 @@ def require_client(client: int, clients: int) -> None:
     require(0 <= client < clients, f"expected client={client} in [0, {clients})")
 
 
-def require_alike(first: Examples, examples: Examples, client: int) -> None:
-    """Raise ConfigError unless client's arrays have the shapes (less the first axis) and types of client 0's."""
+def require_alike(first: Examples, examples: Examples, client: int, of_any_length: bool = False) -> None:
+    """Raise ConfigError unless client's arrays have the shapes (less the first axis) and types of client 0's.
+
+    of_any_length: the number of axes has to be the same, their lengths may differ. Whether a model takes them, it knows
+    itself.
+    """
     layouts = [
-        [(array.shape[1:], array.dtype.str) for part in one for array in leaves(part)] for one in (first, examples)
+        [(array.ndim if of_any_length else array.shape[1:], _type_of(array)) for part in one for array in leaves(part)]
+        for one in (first, examples)
     ]
-    require(layouts[0] == layouts[1], f"client {client} has {brief(tuple(examples))}, client 0 {brief(tuple(first))}")
+    require(
+        layouts[0] == layouts[1],
+        f"client {client} has {brief(tuple(examples))}, client 0 {brief(tuple(first))}: give all of them arrays of the "
+        "same axes and types",
+    )
+
+
+def _type_of(array: Any) -> str:
+    """Return the type as a model sees it: text of any length, and floats and integers of any width, are one."""
+    if is_text(array):
+        return "text"
+    kinds = {"f": "float", "i": "integer", "u": "integer"}  # Keras casts floats; integers are the numbers that they are
+    return kinds.get(array.dtype.kind, str(array.dtype))
 
 
 def streamed_only(population: object) -> ConfigError:
-    """The error for asking a streaming population for rows."""
+    """Return the error for asking a streaming population for rows."""
     return ConfigError(f"{population!r} streams its clients: it has examples(client), but no rows to index")
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

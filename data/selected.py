@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.adapted import adapted
+from ..core.bases import Population
 from ..core.examples import Examples
-from ..core.protocols import Population
 from ..core.validation import require
 from .populations import require_client
 from .values import hash_fields, same_fields
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Selected:
+class Selected(Population):
     """The clients of `population` that are listed, in that order and renumbered from 0. A view.
 
     Two populations of the same clients, for training and validation say, stay so under the same list. Errors:
@@ -36,6 +37,12 @@ class Selected:
         clients.flags.writeable = False
         object.__setattr__(self, "clients", clients)
 
+    @property
+    def made_from(self) -> Population:
+        """The population that this one is a view of."""
+        population: Population = adapted(self.population, Population)
+        return population
+
     def __repr__(self) -> str:
         return f"Selected({self.population!r}, {len(self.clients)} clients)"
 
@@ -43,19 +50,19 @@ class Selected:
         return len(self.clients)
 
     def sizes(self) -> np.ndarray:
-        """Examples per client: int64, shape (clients,)."""
+        """Return the examples per client: int64, shape (clients,)."""
         return self.population.sizes()[self.clients]
 
     def examples(self, client: int) -> Examples:
-        """This client's own examples."""
+        """Return this client's own examples."""
         return self.population.examples(self._number(client))
 
     def resident(self) -> Examples | None:
-        """The whole population's."""
+        """Return the resident data set of the whole population."""
         return self.population.resident()
 
     def indices(self, client: int) -> np.ndarray:
-        """This client's rows of `resident()`."""
+        """Return this client's rows of `resident()`."""
         return self.population.indices(self._number(client))
 
     def _number(self, client: int) -> int:

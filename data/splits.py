@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.adapted import adapted
+from ..core.bases import Population
 from ..core.examples import Examples
-from ..core.protocols import Population
 from ..core.random import derive
 from ..core.validation import require, require_count, require_real
 from .allocation import grouped
@@ -17,7 +18,7 @@ from .values import fields_only, once
 
 
 def split_clients(population: Population, validation: float = 0.2, seed: int = 0) -> tuple[ClientPart, ClientPart]:
-    """(train, validation): of each client's examples a random part is held out, with the same clients in both.
+    """Hold out a random part of each client's examples: return (train, validation), with the same clients in both.
 
     validation: the fraction held out, rounded to the nearest whole number, at least one; but a client always keeps one
     example to train on, so that a client with a single example has none held out.
@@ -27,7 +28,7 @@ def split_clients(population: Population, validation: float = 0.2, seed: int = 0
 
 
 def kfold_within(population: Population, folds: int, seed: int = 0) -> Iterator[tuple[ClientPart, ClientPart]]:
-    """(train, validation) for each of `folds`: every example is held out in exactly one of them.
+    """Yield (train, validation) for each of `folds`: every example is held out in exactly one of them.
 
     A client's examples are spread evenly over the folds, so that one with fewer than `folds` has none held out in some.
     Errors, when first used: ConfigError for a client with a single example.
@@ -37,7 +38,7 @@ def kfold_within(population: Population, folds: int, seed: int = 0) -> Iterator[
 
 
 def kfold_clients(population: Population, folds: int, seed: int = 0) -> Iterator[tuple[SomeClients, SomeClients]]:
-    """(train, validation) for each of `folds`: every client is held out in exactly one of them.
+    """Yield (train, validation) for each of `folds`: every client is held out in exactly one of them.
 
     The two populations have different clients, each numbered from 0. Errors, when first used: ConfigError for more
     folds than clients.
@@ -48,7 +49,7 @@ def kfold_clients(population: Population, folds: int, seed: int = 0) -> Iterator
 
 @dataclass(frozen=True)
 class Holdout:
-    """Part 1 is a random fraction of each client's examples, part 0 the rest."""
+    """A division of each client's examples: part 1 is a random fraction of them, part 0 the rest."""
 
     population: Population
     validation: float
@@ -63,7 +64,7 @@ class Holdout:
 
     @once
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets int64, parts uint8): client k's examples are in parts[offsets[k]:offsets[k + 1]], in its order."""
+        """Return (offsets int64, parts uint8): client k's examples are parts[offsets[k]:offsets[k + 1]], in order."""
         sizes = self.population.sizes()
         held_out = np.minimum(np.maximum(np.rint(self.validation * sizes), 1), sizes - 1)
         places = _shuffled_places(sizes, derive(self.seed, "holdout").generator())
@@ -72,7 +73,7 @@ class Holdout:
 
 @dataclass(frozen=True)
 class Folds:
-    """Each client's examples, at random and evenly, in `folds` parts."""
+    """A division of each client's examples, at random and evenly, in `folds` parts."""
 
     population: Population
     folds: int
@@ -86,7 +87,7 @@ class Folds:
 
     @once
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets int64, parts): client k's examples are in parts[offsets[k]:offsets[k + 1]], in its order."""
+        """Return (offsets int64, parts): client k's examples are parts[offsets[k]:offsets[k + 1]], in order."""
         sizes = self.population.sizes()
         single = np.flatnonzero(sizes < 2)
         require(
@@ -105,7 +106,7 @@ def _offsets(sizes: np.ndarray) -> np.ndarray:
 
 
 def _shuffled_places(sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """For every client, the numbers 0 … size − 1 in random order; one after another."""
+    """Return, for every client, the numbers 0 … size − 1 in random order; one client after another."""
     owners = np.repeat(np.arange(len(sizes)), sizes)
     shuffled = generator.permutation(len(owners))
     by_client = shuffled[grouped(owners[shuffled])]
@@ -115,7 +116,7 @@ def _shuffled_places(sizes: np.ndarray, generator: np.random.Generator) -> np.nd
 
 
 @dataclass(frozen=True)
-class ClientPart:
+class ClientPart(Population):
     """The same clients with one part of their examples, or with all but that part."""
 
     division: Holdout | Folds
@@ -124,29 +125,40 @@ class ClientPart:
 
     __getstate__ = fields_only
 
+    @property
+    def made_from(self) -> Population:
+        """The undivided population."""
+        population: Population = adapted(self.division.population, Population)
+        return population
+
+    @property
+    def part_of(self) -> Holdout | Folds:
+        """The division that this population is a part of."""
+        return self.division
+
     def __len__(self) -> int:
         return len(self.division.population)
 
     @once
     def sizes(self) -> np.ndarray:
-        """Examples per client: int64, shape (clients,)."""
+        """Return the examples per client: int64, shape (clients,)."""
         offsets, _ = self.division.parts()
         running = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._chosen(slice(None)))])
         return np.diff(running[offsets])
 
     def examples(self, client: int) -> Examples:
-        """This client's examples in the part."""
+        """Return this client's examples in the part."""
         population = self.division.population
         if population.resident() is not None:
             return population.resident().take(self.indices(client))  # type: ignore[union-attr]
         return population.examples(client).take(np.flatnonzero(self._chosen_of(client)))
 
     def resident(self) -> Examples | None:
-        """The undivided population's."""
+        """Return the undivided population's resident data set."""
         return self.division.population.resident()
 
     def indices(self, client: int) -> np.ndarray:
-        """This client's rows of `resident()` in the part."""
+        """Return this client's rows of `resident()` in the part."""
         return self.division.population.indices(client)[self._chosen_of(client)]
 
     def _chosen_of(self, client: int) -> np.ndarray:
@@ -160,7 +172,7 @@ class ClientPart:
 
 @dataclass(frozen=True)
 class ClientFolds:
-    """The clients, at random and evenly, in `folds` parts."""
+    """A division of the clients, at random and evenly, in `folds` parts."""
 
     population: Population
     folds: int
@@ -174,14 +186,14 @@ class ClientFolds:
 
     @once
     def parts(self) -> np.ndarray:
-        """The fold of each client, shape (clients,)."""
+        """Return the fold of each client, shape (clients,)."""
         clients = len(self.population)
         require(self.folds <= clients, f"expected folds={self.folds} ≤ {clients} clients")
         return derive(self.seed, "client folds").generator().permutation(clients) % self.folds
 
 
 @dataclass(frozen=True)
-class SomeClients:
+class SomeClients(Population):
     """The clients of one fold, or all but those, ascending and renumbered from 0."""
 
     division: ClientFolds
@@ -190,28 +202,44 @@ class SomeClients:
 
     __getstate__ = fields_only
 
+    @property
+    def made_from(self) -> Population:
+        """The undivided population."""
+        population: Population = adapted(self.division.population, Population)
+        return population
+
+    @property
+    def part_of(self) -> ClientFolds:
+        """The division that this population is a part of."""
+        return self.division
+
+    @property
+    def is_some_clients(self) -> bool:
+        """True: its clients are some of the undivided population's."""
+        return True
+
     @once
     def members(self) -> np.ndarray:
-        """The undivided population's number of each client."""
+        """Return the undivided population's number of each client."""
         return np.flatnonzero((self.division.parts() == self.fold) != self.inverted)
 
     def __len__(self) -> int:
         return len(self.members())
 
     def sizes(self) -> np.ndarray:
-        """Examples per client: int64, shape (clients,)."""
+        """Return the examples per client: int64, shape (clients,)."""
         return self.division.population.sizes()[self.members()]
 
     def examples(self, client: int) -> Examples:
-        """This client's own examples."""
+        """Return this client's own examples."""
         return self.division.population.examples(self._member(client))
 
     def resident(self) -> Examples | None:
-        """The undivided population's."""
+        """Return the undivided population's resident data set."""
         return self.division.population.resident()
 
     def indices(self, client: int) -> np.ndarray:
-        """This client's rows of `resident()`."""
+        """Return this client's rows of `resident()`."""
         return self.division.population.indices(self._member(client))
 
     def _member(self, client: int) -> int:

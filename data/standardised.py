@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from ..core.adapted import adapted
+from ..core.bases import Population
 from ..core.examples import Examples, brief
-from ..core.protocols import Population, Source
-from ..core.validation import require, require_real
+from ..core.protocols import Source
+from ..core.validation import fields_of, require, require_real
+from .encoding import ColumnSource, declared_classes
 from .values import fields_only, hash_fields, once, same_fields
 
-BLOCK = 4096  # examples at a time: float64 takes twice as much as they do
-NEGLIGIBLE = 64 * np.finfo(np.float64).eps  # deviation over mean: what adding up equal numbers may leave
+BLOCK = 4096  # number of examples at a time: float64 takes twice as much memory as they do
+NEGLIGIBLE = 64 * np.finfo(np.float64).eps  # largest deviation over mean that adding up equal numbers may leave
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -22,9 +25,11 @@ class FeatureStatistics:
 
     From `federated_statistics`; or built from numbers that are public, such as those of another data set.
 
-    examples: how many they are of, as far as the sum said; 0 where unknown.
+    examples: number of examples they are of, as far as the sum said; 0 where unknown.
     epsilon, delta: what releasing them cost, by a plan of the kind `plan` names; 0 for public numbers, infinity for
     what clients released without noise. A run under a plan adds them to its own.
+    noise: where the plan's noise comes from: "seeded", which whoever knows the seed takes off again, and real devices
+    refuse; "operating system"; empty where there is none.
     Errors: ConfigError for numbers that are not finite, a negative deviation, or two shapes.
     """
 
@@ -34,13 +39,14 @@ class FeatureStatistics:
     epsilon: float = 0.0
     delta: float = 0.0
     plan: str = ""
+    noise: Literal["", "seeded", "operating system"] = ""
 
     __eq__ = same_fields
     __hash__ = hash_fields
 
     def __post_init__(self) -> None:
-        for name in ("mean", "deviation"):
-            array = np.array(getattr(self, name), np.float64)
+        for name, values in fields_of(self, "mean", "deviation").items():
+            array = np.array(values, np.float64)
             require(bool(np.isfinite(array).all()), f"expected the features' {name} to be finite numbers")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -55,16 +61,17 @@ class FeatureStatistics:
         return f"FeatureStatistics({self.mean.size} features of {self.examples:.0f} examples)"
 
     def standardise(self, examples: Examples | tuple | Source) -> Any:
-        """(x − mean)/deviation for test examples: Examples of Examples or (x, y); of a Source a lazy Source."""
+        """Standardise test examples, (x − mean)/deviation: Examples or (x, y) to Examples, a Source to another."""
         if isinstance(examples, Source):
             return StandardisedSource(examples, self)
         examples = Examples.of(examples)
         return examples._replace(x=self.of(examples.x))
 
     def of(self, x: Any) -> np.ndarray:
-        """(x − mean)/deviation: float32, of x's shape. A feature of deviation 0 is not divided: it becomes x − mean.
+        """Standardise inputs, (x − mean)/deviation: float32, of x's shape.
 
-        Errors: ConfigError for inputs of another shape, or that are no numbers.
+        A feature of deviation 0 is not divided: it becomes x − mean. Errors: ConfigError for inputs of another shape,
+        or that are no numbers.
         """
         require_features(x, self.mean.shape)
         # As scikit-learn does it: a constant must not become the noise of its own rounding.
@@ -78,7 +85,7 @@ class FeatureStatistics:
 
 
 @dataclass(frozen=True)
-class Standardised:
+class Standardised(Population):
     """The clients of `population`, with inputs (x − mean)/deviation, float32. Lazy as it is, resident where it is.
 
     Validation clients take the statistics of the training clients, test examples `statistics.standardise(test)`.
@@ -99,34 +106,38 @@ class Standardised:
     def __len__(self) -> int:
         return len(self.population)
 
-    def __getattr__(self, name: str) -> Any:
-        # `sample`: one input, where all others are on devices. `members`: of the clients of a fold.
-        if name not in ("sample", "members") or "population" not in vars(self):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        found = getattr(self.population, name)
-        return found if name == "members" else lambda: self.statistics.standardise(found())
+    @property
+    def made_from(self) -> Population:
+        """The population that this one is a view of."""
+        population: Population = adapted(self.population, Population)
+        return population
 
     @property
-    def division(self) -> object:
-        """What the population is a part of, where it is one."""
-        return getattr(self.population, "division", None)
+    def released(self) -> tuple[FeatureStatistics, ...]:
+        """The statistics, and those that the population was standardised by before."""
+        return self.statistics, *self.made_from.released
+
+    def sample(self) -> Examples:
+        """Return the population's sample, standardised."""
+        examples: Examples = self.statistics.standardise(self.made_from.sample())
+        return examples
 
     def sizes(self) -> np.ndarray:
-        """Examples per client: int64, shape (clients,)."""
+        """Return the examples per client: int64, shape (clients,)."""
         return self.population.sizes()
 
     def examples(self, client: int) -> Examples:
-        """This client's own examples, standardised."""
+        """Return this client's own examples, standardised."""
         examples: Examples = self.statistics.standardise(self.population.examples(client))
         return examples
 
     def resident(self) -> Examples | None:
-        """The one data set that all index into, standardised once; None where it is streamed."""
+        """Return the one data set that all clients index into, standardised once; None where it is streamed."""
         whole = self._whole()
         return None if whole is None else whole.standardised()
 
     def indices(self, client: int) -> np.ndarray:
-        """This client's rows of `resident()`."""
+        """Return this client's rows of `resident()`."""
         return self.population.indices(client)
 
     @once
@@ -152,23 +163,36 @@ class _Whole:
 
     @once
     def standardised(self) -> Examples:
-        """Computed when first needed."""
+        """Standardise the data set when first needed."""
         examples: Examples = self.statistics.standardise(self.examples)
         return examples
 
 
 @dataclass(frozen=True)
 class StandardisedSource:
-    """A Source: that of `source`, standardised."""
+    """A Source of the examples of `source`, standardised."""
 
     source: Source
     statistics: FeatureStatistics
 
     __getstate__ = fields_only
 
+    def columns(self) -> tuple[str, ...]:
+        """Return the source's columns; empty where its features have no names."""
+        return self.source.columns() if isinstance(self.source, ColumnSource) else ()
+
+    def ordered(self, columns: tuple[str, ...]) -> StandardisedSource:
+        """Return the same source with its features in this order, which is that of the statistics."""
+        source = self.source.ordered(columns) if isinstance(self.source, ColumnSource) else self.source
+        return StandardisedSource(source, self.statistics)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the source's classes; empty where it knows none."""
+        return declared_classes(self.source)
+
     @once
     def load(self) -> Examples:
-        """See FeatureStatistics.standardise."""
+        """Load the source's examples, standardised as `FeatureStatistics.standardise` does."""
         examples: Examples = self.statistics.standardise(self.source.load())
         return examples
 

@@ -1,4 +1,4 @@
-"""Who has what: a population in numbers, and as a picture."""
+"""Summary of who has what: a population in numbers, and as a picture."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.bases import Population
 from ..core.errors import ConfigError
-from ..core.protocols import Population
 from ..core.validation import require_count
 from .allocation import labels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COUNTED_CLIENTS = 10_000  # labels of so many clients, evenly spaced, are counted at most
+COUNTED_CLIENTS = 10_000  # the most clients, evenly spaced, whose labels are counted
 MAX_COLOURS = 20
 
 
@@ -32,7 +32,7 @@ class Summary:
     min_examples: int
     median_examples: float
     max_examples: int
-    labels: int | None  # distinct labels among the counted clients
+    labels: int | None  # number of distinct labels among the counted clients
     labels_per_client: float | None  # mean number of labels that a client has
     label_skew: float | None  # mean total-variation distance of a client's labels from all labels: 0 equal, <1 disjoint
     counted_clients: int
@@ -85,7 +85,7 @@ def summarize(population: Population) -> Summary:
 
 
 def _count_labels(population: Population, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(distinct labels, counts of shape (clients, labels)), or None where examples have no single class label."""
+    """Return (distinct labels, counts of shape (clients, labels)), or None if examples have no single class label."""
     try:
         owned = list(_labels(population, clients))
     except ConfigError:
@@ -97,7 +97,7 @@ def _count_labels(population: Population, clients: np.ndarray) -> tuple[np.ndarr
 
 
 def _labels(population: Population, clients: np.ndarray) -> Iterator[np.ndarray]:
-    """Each client's labels. Errors: ConfigError where there are none."""
+    """Yield each client's labels. Errors: ConfigError where there are none."""
     resident = population.resident()
     if resident is None:
         yield from (labels_of(population.examples(int(client))) for client in clients)
@@ -107,7 +107,7 @@ def _labels(population: Population, clients: np.ndarray) -> Iterator[np.ndarray]
 
 
 def plot_population(population: Population, clients: int = 50, *, title: str | None = None) -> Figure:
-    """A bar per client, as high as its number of examples, in the colours of its labels.
+    """Draw a bar per client, as high as its number of examples, in the colours of its labels.
 
     Shows the first `clients` clients; in one colour where there are no class labels or more than 20. Returns a
     matplotlib Figure: a notebook shows it, `savefig` writes it.
@@ -138,7 +138,7 @@ def plot_population(population: Population, clients: int = 50, *, title: str | N
 
 
 def _stack(axes: Any, clients: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> None:
-    """Bars in a colour per label, with a legend beside them in the order of the stack."""
+    """Draw bars in a colour per label, with a legend beside them in the order of the stack."""
     from matplotlib import colormaps
 
     palette = colormaps["tab10" if len(labels) <= 10 else "tab20"]

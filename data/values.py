@@ -7,18 +7,19 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..core.examples import leaves
+from ..core.validation import fields_of, lacking
 
 T = TypeVar("T")
 
 
 class _Result:
-    """What a computation gave; unlike a tuple or an array, it can be referred to weakly."""
+    """Result of a computation; unlike a tuple or an array, it can be referred to weakly."""
 
     __slots__ = ("__weakref__", "value")
 
@@ -27,7 +28,7 @@ class _Result:
 
 
 class _Key:
-    """What a result is found by; hashed once, since an entry may go as late as when the interpreter ends."""
+    """Key that a result is found by; hashed once, since an entry may go as late as when the interpreter ends."""
 
     __slots__ = ("_hash", "_parts")
 
@@ -49,7 +50,7 @@ def once(compute: Callable[[Any], T]) -> Callable[[Any], T]:
     """Make a method without arguments of a frozen dataclass compute when first called, then remember.
 
     Equal instances of one process share a result, which is freed with the last of them. It is no part of a value's
-    fields, equality or pickle. A value with a `path`, or whose `source` has one, shares only while that file stays
+    fields, equality or pickle. A value with a `path`, or whose sources have one, shares only while those files stay
     unchanged. Thread-safe.
     """
     place = f"_once_{compute.__name__}"
@@ -67,12 +68,12 @@ def once(compute: Callable[[Any], T]) -> Callable[[Any], T]:
 
 
 def _shared(owner: Any, compute: Callable[[Any], Any]) -> _Result:
-    """The result that equal owners share."""
+    """Return the result that equal owners share."""
     # The key is a copy without results: the owner itself would keep its own entry alive for ever.
     bare = object.__new__(type(owner))
     vars(bare).update(fields_only(owner))
     try:
-        key = _Key((compute, bare, _file_version(_path_of(owner))))
+        key = _Key((compute, bare, *map(_file_version, _paths_of(owner))))
     except TypeError:  # it holds something of the user's that has no hash
         return _Result(compute(owner))
     result = _results.get(key)
@@ -81,11 +82,17 @@ def _shared(owner: Any, compute: Callable[[Any], Any]) -> _Result:
     return result
 
 
-def _path_of(owner: Any) -> Any:
-    """Of the file that owner, or the source inside it, is read from; None for none."""
-    while owner is not None and not hasattr(owner, "path"):
-        owner = getattr(owner, "source", None)
-    return getattr(owner, "path", None)
+def _paths_of(owner: Any) -> Iterator[Any]:
+    """Yield the files that owner, or the sources inside it, are read from."""
+    if not lacking(owner, ("path",)):
+        yield owner.path
+    for name in ("source", "population", "division"):
+        if (inner := vars(owner).get(name)) is not None and not lacking(inner, ("__dict__",)):
+            yield from _paths_of(inner)
+    clients = vars(owner).get("clients")
+    for client in clients if isinstance(clients, tuple) else ():
+        if not lacking(client, ("__dict__",)):
+            yield from _paths_of(client)
 
 
 def _file_version(path: Any) -> Hashable:
@@ -97,19 +104,19 @@ def _file_version(path: Any) -> Hashable:
 
 
 def fields_only(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass, without what it remembers: a `__getstate__`."""
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    """Return the fields of a dataclass, without what it remembers: a `__getstate__`."""
+    return fields_of(value)
 
 
 def same_fields(one: Any, other: Any) -> bool:
-    """An `__eq__` for dataclasses that hold arrays: equal by content."""
+    """Compare dataclasses that hold arrays by content: an `__eq__`."""
     if type(one) is not type(other):
         return NotImplemented
-    return one is other or all(
-        _same(getattr(one, field.name), getattr(other, field.name))
-        for field in dataclasses.fields(one)
-        if field.compare
-    )
+    compared = [field.name for field in dataclasses.fields(one) if field.compare]
+    if one is other or not compared:
+        return True
+    pairs = zip(fields_of(one, *compared).values(), fields_of(other, *compared).values(), strict=True)
+    return all(_same(*pair) for pair in pairs)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -127,7 +134,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def hash_fields(value: Any) -> int:
-    """A `__hash__` that goes with `same_fields`: shapes, types and the first and last rows stand for arrays."""
+    """Hash a dataclass to go with `same_fields`: shapes, types and the first and last rows stand for arrays."""
     return hash((type(value), *(_hashable(part) for part in fields_only(value).values())))
 
 

@@ -20,6 +20,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from ..core.errors import ConfigError
+from ..privacy.keys.kit import KitFile
 from .certificates import (
     Authority,
     check_pair,
@@ -36,8 +37,6 @@ from .certificates import (
 )
 from .kits import OperatorKit, ServerKit, require_private, write
 
-BUNDLE, KEY, NEXT_KEY = "ca.crt", "ca.key", "ca.new.key"
-
 Stage = Literal["steady", "trusted", "switched"]
 NEXT = {
     "steady": "",
@@ -47,36 +46,41 @@ NEXT = {
 
 
 def renew(folder: Path) -> float:
-    """Give the server in a folder of kits a new certificate, for the same hosts, of the same authority. Its expiry.
+    """Give the server in a folder of kits a new certificate, for the same hosts, of the same authority.
+
+    Returns when it expires, in seconds since 1970.
 
     A server that runs takes it up. Interrupted between its two files, it is repeated.
     """
     operator, server = folder / "operator", folder / "server"
-    require_private(operator, KEY)
-    _install(server, Authority.load(operator / BUNDLE, operator / KEY))
-    return expiry(server / "server.crt").timestamp()
+    require_private(operator, KitFile.AUTHORITY_KEY)
+    _install(server, Authority.load(operator / KitFile.AUTHORITY, operator / KitFile.AUTHORITY_KEY))
+    return expiry(server / KitFile.CERTIFICATE).timestamp()
 
 
 def stage_of(operator: Path) -> Stage:
-    """How far the authority of an operator's kit is on its way to the next. Errors: ConfigError for a kit without."""
-    if len(load_all(operator / BUNDLE)) == 1:
+    """Return how far the authority of an operator's kit is on its way to the next.
+
+    Errors: ConfigError for a kit without an authority.
+    """
+    if len(load_all(operator / KitFile.AUTHORITY)) == 1:
         return "steady"
-    return "trusted" if (operator / NEXT_KEY).exists() else "switched"
+    return "trusted" if (operator / KitFile.NEXT_AUTHORITY_KEY).exists() else "switched"
 
 
 def trust(folder: Path) -> list[Path]:
-    """Make the next authority, and let every kit of a folder trust it beside the one that is. The files that changed.
+    """Make the next authority, which every kit of a folder trusts beside the present one; return the changed files.
 
-    The key of the one that is may be lost. Errors: ConfigError while an authority before it is still trusted.
+    The key of the present one may be lost. Errors: ConfigError while an authority before it is still trusted.
     """
     operator = folder / "operator"
     if stage_of(operator) == "switched":
         raise ConfigError("the authority before this one is still trusted; first: umbel deploy authority retire")
-    bundle, path = load_all(operator / BUNDLE), operator / NEXT_KEY
+    bundle, path = load_all(operator / KitFile.AUTHORITY), operator / KitFile.NEXT_AUTHORITY_KEY
     name = str(bundle[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     if not path.exists():
         put(path, private_pem(Authority.new(name).key), 0o600)
-    require_private(operator, NEXT_KEY)
+    require_private(operator, KitFile.NEXT_AUTHORITY_KEY)
     key = load_key(path)
     if all(one.public_key() != key.public_key() for one in bundle):
         bundle.append(Authority.new(name, key=key).certificate)
@@ -84,7 +88,7 @@ def trust(folder: Path) -> list[Path]:
 
 
 def switch(folder: Path, trusts: Mapping[str, frozenset[str] | None]) -> list[Path]:
-    """Give the server a certificate of the next authority, which signs from now on. The files that changed.
+    """Give the server a certificate of the next authority, which signs from now on; return the changed files.
 
     trusts: {client: SHA-256 of the authorities that it trusts}, of clients that are connected; None for one that does
     not say. Errors: ConfigError before `trust`, for a kit of the folder that it has not reached, and for clients that
@@ -96,22 +100,22 @@ def switch(folder: Path, trusts: Mapping[str, frozenset[str] | None]) -> list[Pa
         raise ConfigError("there is no new authority that the kits trust; first: umbel deploy authority trust")
     if stage == "switched":
         return []
-    require_private(operator, NEXT_KEY)
-    authority = Authority.load(operator / BUNDLE, operator / NEXT_KEY)
-    behind = [kit for kit in _kits(folder) if authority.certificate not in load_all(kit / BUNDLE)]
+    require_private(operator, KitFile.NEXT_AUTHORITY_KEY)
+    authority = Authority.load(operator / KitFile.AUTHORITY, operator / KitFile.NEXT_AUTHORITY_KEY)
+    behind = [kit for kit in _kits(folder) if authority.certificate not in load_all(kit / KitFile.AUTHORITY)]
     if behind:
         raise ConfigError(f"{behind[0]} does not trust the new authority; repeat: umbel deploy authority trust")
-    _refuse_lockout(trusts, fingerprint(authority.certificate), operator / BUNDLE)
+    _refuse_lockout(trusts, fingerprint(authority.certificate), operator / KitFile.AUTHORITY)
     changed = []
     if not _is_installed(server, authority):
         _install(server, authority)
-        changed = [server / "server.key", server / "server.crt"]
-    (operator / NEXT_KEY).replace(operator / KEY)
-    return [*changed, operator / KEY]
+        changed = [server / KitFile.CERTIFICATE_KEY, server / KitFile.CERTIFICATE]
+    (operator / KitFile.NEXT_AUTHORITY_KEY).replace(operator / KitFile.AUTHORITY_KEY)
+    return [*changed, operator / KitFile.AUTHORITY_KEY]
 
 
 def retire(folder: Path) -> list[Path]:
-    """Let the kits of a folder trust the authority alone that signs now. The files that changed.
+    """Let the kits of a folder trust the authority alone that signs now; return the changed files.
 
     Errors: ConfigError before `switch`, and for a server that can be reached and still shows an older certificate.
     """
@@ -119,10 +123,12 @@ def retire(folder: Path) -> list[Path]:
     stage = stage_of(operator)
     if stage == "trusted":
         raise ConfigError("the server has a certificate of the old authority; first: umbel deploy authority switch")
-    require_private(operator, KEY)
-    authority = Authority.load(operator / BUNDLE, operator / KEY)
+    require_private(operator, KitFile.AUTHORITY_KEY)
+    authority = Authority.load(operator / KitFile.AUTHORITY, operator / KitFile.AUTHORITY_KEY)
     if not _is_installed(server, authority):
-        raise ConfigError(f"{server / 'server.crt'} is not of the authority that stays; first: umbel deploy renew")
+        raise ConfigError(
+            f"{server / KitFile.CERTIFICATE} is not of the authority that stays; first: umbel deploy renew"
+        )
     if stage == "switched":
         _refuse_old_certificate(folder, authority)
     return _hand_out(folder, [authority.certificate])
@@ -146,29 +152,29 @@ def put(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 def _install(server: Path, authority: Authority) -> None:
     """Put a new certificate of an authority's, and its key, in place of those of a server's kit."""
-    issued = authority.issue(hosts_of(server / "server.crt"))
-    put(server / "server.key", issued.key, 0o600)
-    put(server / "server.crt", issued.certificate)
+    issued = authority.issue(hosts_of(server / KitFile.CERTIFICATE))
+    put(server / KitFile.CERTIFICATE_KEY, issued.key, 0o600)
+    put(server / KitFile.CERTIFICATE, issued.certificate)
 
 
 def _is_installed(server: Path, authority: Authority) -> bool:
     """Whether a server's kit has a certificate of an authority's, and its key."""
     try:
-        check_pair(server / "server.crt", server / "server.key", "")
+        check_pair(server / KitFile.CERTIFICATE, server / KitFile.CERTIFICATE_KEY, "")
     except ConfigError:
         return False
-    return authority.issued(load(server / "server.crt"))
+    return authority.issued(load(server / KitFile.CERTIFICATE))
 
 
 def _kits(folder: Path) -> list[Path]:
-    """The kits of a folder, the operator's first; clients' that were handed out and removed are not there."""
+    """List the kits of a folder, the operator's first; clients' that were handed out and removed are not there."""
     found = [folder / "operator", folder / "server", *sorted((folder / "clients").glob("*"))]
-    return [kit for kit in found if (kit / BUNDLE).is_file()]
+    return [kit for kit in found if (kit / KitFile.AUTHORITY).is_file()]
 
 
 def _hand_out(folder: Path, bundle: list[x509.Certificate]) -> list[Path]:
     content = b"".join(map(pem, bundle))
-    changed = [kit / BUNDLE for kit in _kits(folder) if (kit / BUNDLE).read_bytes() != content]
+    changed = [kit / KitFile.AUTHORITY for kit in _kits(folder) if (kit / KitFile.AUTHORITY).read_bytes() != content]
     for path in changed:
         put(path, content)
     return changed

@@ -23,7 +23,7 @@ from ..core.errors import ConfigError
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397  # what browsers accept at most: long enough to forget, short enough to be renewed by the same people
 WARNING_DAYS = 14
-SKEW = timedelta(minutes=5)  # clients' clocks that are behind
+SKEW = timedelta(minutes=5)  # how far clients' clocks may be behind
 PROBE_SECONDS = 10.0
 
 
@@ -39,7 +39,10 @@ class Authority:
 
     @staticmethod
     def new(name: str, days: float = AUTHORITY_DAYS, *, key: ec.EllipticCurvePrivateKey | None = None) -> Authority:
-        """An authority, with a fresh key, P-256, or this one. It signs server certificates, no further authorities."""
+        """Make an authority, with a fresh P-256 key, or this one.
+
+        It signs server certificates, no further authorities.
+        """
         key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
         builder = _builder(subject, subject, key.public_key(), days)
@@ -49,7 +52,7 @@ class Authority:
 
     @staticmethod
     def load(certificate: Path, key: Path) -> Authority:
-        """The authority in two PEM files, of which the first may hold others besides.
+        """Load the authority in two PEM files, of which the first may hold others besides.
 
         Errors: ConfigError for files that are missing, hold something else, or do not belong together.
         """
@@ -68,9 +71,9 @@ class Authority:
         return True
 
     def issue(self, hosts: Sequence[str], days: float = SERVER_DAYS, *, begins: datetime | None = None) -> Issued:
-        """A server's certificate for these names and addresses, with a fresh P-256 key.
+        """Issue a server's certificate for these names and addresses, with a fresh P-256 key.
 
-        begins: by default now; a certificate that was to be renewed, or a test, may want another time.
+        begins: None for now; a certificate that was to be renewed, or a test, may want another time.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
@@ -94,18 +97,18 @@ class Issued:
 
 
 def pem(certificate: x509.Certificate) -> bytes:
-    """A certificate as PEM."""
+    """Write a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as PEM, not encrypted: the file's mode protects it."""
+    """Write a private key as PEM, not encrypted: the file's mode protects it."""
     kind, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, kind, plain)
 
 
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The private key in a PEM file. Errors: ConfigError."""
+    """Load the private key in a PEM file. Errors: ConfigError."""
     try:
         private = serialization.load_pem_private_key(path.read_bytes(), None)
     except OSError as error:
@@ -118,34 +121,34 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256, hex: what a certificate is told apart by."""
+    """Return the SHA-256 in hex, by which certificates are told apart."""
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def check_pair(certificate: Path, key: Path, remedy: str) -> None:
-    """Errors: ConfigError for a certificate and a private key that do not belong together."""
+    """Raise ConfigError for a certificate and a private key that do not belong together."""
     if load(certificate).public_key() != load_key(key).public_key():
         raise ConfigError(f"{certificate} and {key.name} do not belong together; {remedy}")
 
 
 def hosts_of(path: Path) -> list[str]:
-    """The names and addresses that a certificate is for, in its order."""
+    """List the names and addresses that a certificate is for, in its order."""
     names = load(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in names]
 
 
 def expiry(path: Path) -> datetime:
-    """When the certificate in a PEM file expires; of several, the first to. Errors: ConfigError."""
+    """Return when the certificate in a PEM file expires; of several, the first to. Errors: ConfigError."""
     return min(one.not_valid_after_utc for one in load_all(path))
 
 
 def days_left(path: Path) -> float:
-    """Days until the certificate in a PEM file expires, of several the first to; negative afterwards."""
+    """Return the days until the certificate in a PEM file expires, of several the first to; negative afterwards."""
     return (expiry(path) - datetime.now(UTC)) / timedelta(days=1)
 
 
 def check_dates(path: Path, remedy: str) -> None:
-    """Errors: ConfigError for a certificate that has expired, or is not valid yet; of several, when all are so."""
+    """Raise ConfigError for a certificate that has expired, or is not valid yet; of several, when all are so."""
     now = datetime.now(UTC)
     certificate, *others = load_all(path)
     if any(one.not_valid_before_utc <= now < one.not_valid_after_utc for one in others):
@@ -173,7 +176,7 @@ def probe(host: str, port: int, authority: Path) -> None:
 
 
 def shake_hands(host: str, port: int, context: ssl.SSLContext) -> None:
-    """Shake hands with a server whose certificate has to please the context. Errors: as of `probe`."""
+    """Shake hands with a server whose certificate has to please the context. Errors: those of `probe`."""
     where = f"the server at {host}:{port}"
     try:
         with (
@@ -190,7 +193,7 @@ def shake_hands(host: str, port: int, context: ssl.SSLContext) -> None:
 
 
 def _reason(error: ssl.SSLCertVerificationError, host: str) -> str:
-    """What OpenSSL found, with a remedy. Codes: openssl/x509_vfy.h."""
+    """Say what OpenSSL found, with a remedy. Codes: openssl/x509_vfy.h."""
     if error.verify_code == 10:
         return "its certificate has expired; on the operator's host: umbel deploy renew"
     if error.verify_code == 9:
@@ -201,7 +204,10 @@ def _reason(error: ssl.SSLCertVerificationError, host: str) -> str:
 
 
 def host_and_port(text: str, default_port: int | None = None) -> tuple[str, int]:
-    """ "HOST", "HOST:PORT", "[ADDRESS]:PORT" as two. Errors: ConfigError for what is no name, address or port."""
+    """Split "HOST", "HOST:PORT" or "[ADDRESS]:PORT" into host and port.
+
+    Errors: ConfigError for what is no name, address or port.
+    """
     host, separator, port = text.rpartition(":")
     if text.count(":") > 1 and not text.startswith("["):  # a bare IPv6 address
         host, separator, port = text, "", ""
@@ -215,7 +221,7 @@ def host_and_port(text: str, default_port: int | None = None) -> tuple[str, int]
 
 
 def joined(host: str, port: int) -> str:
-    """host:port, with an IPv6 address in brackets."""
+    """Write host:port, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -236,7 +242,7 @@ def _is_host(host: str) -> bool:
 
 
 def _general_name(host: str) -> x509.GeneralName:
-    """A subject alternative name. Errors: ValueError for what is neither an address nor a host name (RFC 1123)."""
+    """Make a subject alternative name. Errors: ValueError for neither an address nor a host name (RFC 1123)."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
@@ -258,12 +264,12 @@ def _is_label(part: str) -> bool:
 
 
 def load(path: Path) -> x509.Certificate:
-    """The first certificate in a PEM file. Errors: ConfigError."""
+    """Load the first certificate in a PEM file. Errors: ConfigError."""
     return load_all(path)[0]
 
 
 def load_all(path: Path) -> list[x509.Certificate]:
-    """All certificates in a PEM file, one or more. Errors: ConfigError."""
+    """Load all certificates in a PEM file, one or more. Errors: ConfigError."""
     try:
         return x509.load_pem_x509_certificates(path.read_bytes())
     except OSError as error:

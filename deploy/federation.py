@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import ConfigError, UmbelError
+from ..privacy.keys.kit import KitFile
 from ..runtimes.flower.secured import Node, Operator
 from . import certificates
 from .authority import NEXT, stage_of
 from .kits import OperatorKit, ServerKit
 from .supervisor import process_of
 
-UP_SECONDS = 180.0  # for every client to be connected
+UP_SECONDS = 180.0  # time for every client to be connected
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.2
 TAIL_LINES = 15
@@ -30,24 +31,24 @@ NOT_INHERITED = ("PYTHONDONTWRITEBYTECODE", "UMBEL_MONITOR")
 class Party(NamedTuple):
     """A kit of the folder that is run by a process of its own."""
 
-    name: str  # "server", or the client's
+    name: str  # "server", or the client's name
     kit: Path
-    words: tuple[str, ...]  # of the command that starts it
+    words: tuple[str, ...]  # words of the command that starts it
 
     @property
     def state(self) -> Path:
-        """Where its process keeps what it writes."""
+        """Folder in which the party's process keeps what it writes."""
         return self.kit / "state"
 
     @property
     def log(self) -> Path:
-        """What it says, where `up` started it."""
+        """File of what the party's process says, where `up` started it."""
         return self.state / "log"
 
 
 def parties(folder: Path) -> list[Party]:
-    """The server of a folder of kits, and its clients, by number. Errors: ConfigError for a folder without kits."""
-    if not (folder / "operator" / "operator.toml").is_file():
+    """List the server of a folder of kits, and its clients, by number. Errors: ConfigError for one without kits."""
+    if not (folder / "operator" / KitFile.OPERATOR_SETTINGS).is_file():
         raise ConfigError(f"{folder} is no folder of kits; make one: umbel deploy init {folder}")
     server, operator = ServerKit.load(folder / "server"), OperatorKit.load(folder / "operator")
     found = [Party("server", folder / "server", ("server", "start", str(folder / "server")))]
@@ -81,8 +82,11 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def stop(folder: Path, only: list[str] | None = None) -> list[str]:
-    """End the parties of a folder that run on this machine: first the server, so that no round ends for want of clients
-    that were stopped. Who was ended, in this order. Those that do not follow within 30 seconds are killed."""
+    """End the parties of a folder that run on this machine; return who was ended, in this order.
+
+    The server is first, so that no round ends for want of clients that were stopped. Those that do not follow within 30
+    seconds are killed.
+    """
     found = [party for party in parties(folder) if only is None or party.name in only]
     running = [(party, process) for party in found if (process := process_of(party.state)) is not None]
     deadline = time.monotonic() + STOP_SECONDS
@@ -92,14 +96,14 @@ def stop(folder: Path, only: list[str] | None = None) -> list[str]:
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """What a folder of kits, or an operator's kit, says of its federation.
+    """Return what a folder of kits, or an operator's kit, says of its federation.
 
     server: {address, connected, process}; clients: [{name, state, since, process}], state being "online", "offline",
     "registered" for one that never came, "unregistered", or "unknown" without a server, and trusts the SHA-256 of each
     authority that one which is online trusts, null where it does not say; authority: {stage, next}, the stage being
     "steady", or "trusted" or "switched" while one takes another's place (see `authority`), next what to do about it;
     certificates: [{file, sha256, expires, days}]; runs: [{run, status, started}], those that have not finished.
-    process: its number, on this machine.
+    process: number of the process, on this machine.
     """
     is_whole = (folder / "operator").is_dir()
     operator = OperatorKit.load(folder / "operator" if is_whole else folder)
@@ -114,7 +118,7 @@ def status(folder: Path) -> dict[str, Any]:
         trusted = sorted(trusts.get(name) or ()) or None
         since = node.since if node else ""
         clients.append({"name": name, "state": state, "since": since, "process": process, "trusts": trusted})
-    files = [operator.authority, folder / "server" / "server.crt"] if is_whole else [operator.authority]
+    files = [operator.authority, folder / "server" / KitFile.CERTIFICATE] if is_whole else [operator.authority]
     return {
         "server": {
             "address": operator.address,
@@ -129,7 +133,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def nodes(operator: OperatorKit) -> list[Node] | None:
-    """Every registered node; None where the server does not answer.
+    """List every registered node; None where the server does not answer.
 
     Errors: ConfigError when it refuses the token, or is not the federation's.
     """
@@ -144,9 +148,9 @@ def nodes(operator: OperatorKit) -> list[Node] | None:
 
 
 def trusts_of(operator: OperatorKit) -> dict[str, frozenset[str] | None]:
-    """{client: SHA-256 of each authority that it trusts}, of clients that are online; None for one that does not say.
+    """Return {client: SHA-256 of each authority that it trusts} of the clients that are online.
 
-    Errors: as of `Operator`.
+    The value is None for a client that does not say. Errors: those of `Operator`.
     """
     trusts = _with(operator, Operator.trusts)
     return {
@@ -160,7 +164,7 @@ def _with(operator: OperatorKit, question: Callable[[Operator], Any]) -> Any:
 
 
 def _online(operator: OperatorKit) -> set[tuple[str, str]]:
-    """(name, since when) of each client that the server takes for connected."""
+    """Return (name, since when) of each client that the server takes for connected."""
     return {(node.name, node.since) for node in nodes(operator) or [] if node.status == "online"}
 
 

@@ -1,4 +1,4 @@
-"""A kit: the folder that holds all that one party needs, and nothing of another's.
+"""A kit is the folder that holds all that one party needs, and nothing of another's.
 
     DIR/server         server.toml  server.crt  server.key  identity.jwk  runtime.secret  clients/  nginx.conf
     DIR/clients/NAME   client.toml  policy.toml  node.key  identity.jwk  storage.jwk  runtime.secret
@@ -29,9 +29,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..core.errors import ConfigError
 from ..core.validation import require, require_count, suggest
-from ..privacy.identities import RECIPIENT, SERVER, Identity
-from ..privacy.keys import Key
-from ..privacy.secagg.roster import Member, Roster
+from ..privacy.keys import KeyFile
+from ..privacy.keys.identities import RECIPIENT, SERVER, Identity
+from ..privacy.keys.kit import KitFile
+from ..privacy.keys.roster import Member, Roster
 from . import texts
 from .certificates import (
     Authority,
@@ -46,7 +47,7 @@ from .certificates import (
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 MOST_CLIENTS = 10_000
-ROUND_SECONDS = 600  # that a round waits for its clients
+ROUND_SECONDS = 600  # time for which a round waits for its clients
 PUBLIC_PORT, LOCAL_PORT = 443, 8443
 RENEW = "on the operator's host: umbel deploy renew"
 NEW_AUTHORITY = "on the operator's host: umbel deploy authority trust"
@@ -55,89 +56,102 @@ STORE = "sqlite:///state/umbel.db"
 
 @dataclass(frozen=True)
 class ServerKit:
-    """What the server is started from."""
+    """Kit that the server is started from."""
 
     folder: Path
-    host: str  # that clients reach it by
-    public_port: int  # of the reverse proxy; of the SuperLink itself where host is this machine
-    port: int  # of the SuperLink, on loopback
-    store: str  # URL
-    token_sha256: str  # of the operator's token, hex
+    host: str  # name or address that clients reach it by
+    public_port: int  # port of the reverse proxy; of the SuperLink itself where host is this machine
+    port: int  # port of the SuperLink, on loopback
+    store: str  # URL of the store
+    token_sha256: str  # hash of the operator's token, hex
 
     @staticmethod
     def load(folder: Path) -> ServerKit:
-        """The kit in a folder. Errors: ConfigError for one that is incomplete, open to others, or expired."""
+        """Load the kit in a folder. Errors: ConfigError for one that is incomplete, open to others, or expired."""
         fields = _read(
             folder, "server", {"host": str, "public_port": int, "port": int, "store": str, "token_sha256": str}
         )
-        require_private(folder, "server.key", "identity.jwk", "runtime.secret")
-        check_dates(folder / "server.crt", RENEW)
-        check_pair(folder / "server.crt", folder / "server.key", f"copy both, or {RENEW}")
+        require_private(folder, KitFile.CERTIFICATE_KEY, KitFile.IDENTITY, KitFile.RUNTIME_SECRET)
+        check_dates(folder / KitFile.CERTIFICATE, RENEW)
+        check_pair(folder / KitFile.CERTIFICATE, folder / KitFile.CERTIFICATE_KEY, f"copy both, or {RENEW}")
         require(Identity.load(folder).number is None, f"{folder}: identity.jwk is a client's; restore the server's")
-        check_dates(folder / "ca.crt", NEW_AUTHORITY)
+        check_dates(folder / KitFile.AUTHORITY, NEW_AUTHORITY)
         require(bool(re.fullmatch("[0-9a-f]{64}", fields["token_sha256"])), f"{folder}: token_sha256 is not a SHA-256")
         return ServerKit(folder, **{**fields, "store": _absolute_store(fields["store"], folder)})
 
     @property
     def address(self) -> str:
-        """What clients reach it by."""
+        """Address that clients reach the server by, as host:port."""
         return joined(self.host, self.public_port)
 
     @property
     def node_keys(self) -> dict[str, bytes]:
-        """{client: public key, PEM}: the nodes that may connect. Errors: ConfigError for a file that holds none."""
+        """Keys of the nodes that may connect: {client: public key, PEM}.
+
+        Errors: ConfigError for a file that holds none.
+        """
         return {path.stem: _public_node_key(path) for path in sorted((self.folder / "clients").glob("*.pub"))}
 
 
 @dataclass(frozen=True)
 class ClientKit:
-    """What a client is started from."""
+    """Kit that a client is started from."""
 
     folder: Path
     name: str
-    number: int  # of this client, from 0: its place in the population and in the roster
-    clients: int  # in the federation
-    server: str  # host:port
+    number: int  # number of this client, from 0: its place in the population and in the roster
+    clients: int  # number of clients in the federation
+    server: str  # address of the server, host:port
 
     @staticmethod
     def load(folder: Path) -> ClientKit:
-        """The kit in a folder. Errors: ConfigError for one that is incomplete, open to others, or whose roster is not
-        the operator's."""
+        """Load the kit in a folder.
+
+        Errors: ConfigError for one that is incomplete, open to others, or whose roster is not the operator's.
+        """
         fields = _read(folder, "client", {"name": str, "number": int, "clients": int, "server": str})
-        require_private(folder, "node.key", "identity.jwk", "storage.jwk", "runtime.secret")
+        require_private(folder, KitFile.NODE_KEY, KitFile.IDENTITY, KitFile.STORAGE, KitFile.RUNTIME_SECRET)
         host_and_port(fields["server"])
-        check_dates(folder / "ca.crt", f"copy a new one into the kit; {NEW_AUTHORITY}")
+        check_dates(folder / KitFile.AUTHORITY, f"copy a new one into the kit; {NEW_AUTHORITY}")
         kit = ClientKit(folder, **fields)
-        Key.load(folder / "storage.jwk").check("storage")
+        KeyFile.load(folder / KitFile.STORAGE).check("storage")
         require(
             Identity.load(folder).number == kit.number,
             f"client {kit.name!r} is not in the roster of {folder} under its key; ask the operator for a new kit",
         )
         return kit
 
+    @property
+    def memory(self) -> Path:
+        """Folder of what the client keeps between rounds, its account of what it released included."""
+        return self.folder / "state" / "memory"
+
     def roster(self) -> Roster:
-        """Who takes part, as the pinned operator signed it. Errors: ConfigError when another did."""
+        """Return who takes part, as the pinned operator signed it. Errors: ConfigError when another did."""
         return Identity.load(self.folder).clients
 
 
 @dataclass(frozen=True)
 class OperatorKit:
-    """What runs are submitted with."""
+    """Kit that runs are submitted with."""
 
     folder: Path
-    address: str  # host:port of the SuperLink, on loopback: there, or at the end of a tunnel
+    address: str  # host:port of the SuperLink, on loopback: on its host, or at the end of a tunnel
     store: str  # URL of the server's store, as it is reached from here
-    clients: tuple[str, ...]  # names, by number
-    timeout_seconds: int = ROUND_SECONDS  # a round's deadline
+    clients: tuple[str, ...]  # names of the clients, by number
+    timeout_seconds: int = ROUND_SECONDS  # deadline of a round
 
     @staticmethod
     def load(folder: Path) -> OperatorKit:
-        """The kit in a folder. Errors: ConfigError for one that is incomplete or open to others, and for an address
-        off loopback: the control API is reached from the server's host alone."""
+        """Load the kit in a folder.
+
+        Errors: ConfigError for one that is incomplete or open to others, and for an address off loopback: the control
+        API is reached from the server's host alone.
+        """
         kinds = {"address": str, "store": str, "clients": list, "timeout_seconds": int}
         fields = _read(folder, "operator", kinds, timeout_seconds=ROUND_SECONDS)
         require_count("timeout_seconds", fields["timeout_seconds"])
-        require_private(folder, "control.token")
+        require_private(folder, KitFile.TOKEN)
         host, _ = host_and_port(fields["address"])
         require(
             is_loopback(host),
@@ -149,19 +163,19 @@ class OperatorKit:
 
     @staticmethod
     def find(folder: Path) -> OperatorKit:
-        """The operator's kit that a folder is, or has inside, or beside it. Errors: as of `load`."""
+        """Find the operator's kit that a folder is, or has inside, or beside it. Errors: those of `load`."""
         inside = [folder, folder / "operator", folder.resolve().parent / "operator"]
-        return OperatorKit.load(next((one for one in inside if (one / "operator.toml").is_file()), folder))
+        return OperatorKit.load(next((one for one in inside if (one / KitFile.OPERATOR_SETTINGS).is_file()), folder))
 
     @property
     def token(self) -> str:
-        """The secret that the control API asks for."""
-        return _read_text(self.folder / "control.token")
+        """Secret that the control API asks for."""
+        return _read_text(self.folder / KitFile.TOKEN)
 
     @property
     def authority(self) -> Path:
-        """The file of the federation's certificate authority."""
-        return self.folder / "ca.crt"
+        """File of the federation's certificate authority."""
+        return self.folder / KitFile.AUTHORITY
 
 
 def make(
@@ -174,7 +188,7 @@ def make(
 ) -> None:
     """Write a kit for the server, for each client, and for the operator.
 
-    host: what clients reach the server by. public_port: of the reverse proxy; None: 443, or port where host is this
+    host: what clients reach the server by. public_port: the reverse proxy's; None: 443, or port where host is this
     machine, which needs no proxy. seal: clients seal what they send to a key that only the server's rounds hold.
     Errors: ConfigError for a folder that is not empty, and for names or hosts that are odd or given twice. Nothing is
     left behind then.
@@ -196,7 +210,10 @@ def make(
 
 
 def require_private(folder: Path, *names: str) -> None:
-    """Errors: ConfigError for a secret file that is missing, or that others than its owner may read or change."""
+    """Check that secret files are there, and their owner's alone.
+
+    Errors: ConfigError for one that is missing, or that others than its owner may read or change.
+    """
     for name in names:
         path = folder / name
         try:
@@ -217,7 +234,7 @@ def write(path: Path, content: bytes | str, mode: int = 0o644) -> None:
 
 @dataclass(frozen=True)
 class _Maker:
-    """Writes the kits of one federation."""
+    """Maker of the kits of one federation."""
 
     folder: Path
     host: str
@@ -227,19 +244,19 @@ class _Maker:
     seal: bool
 
     def make(self) -> None:
-        """All kits: the operator's key signs the roster, the authority the server's certificate."""
+        """Write all kits: the operator's key signs the roster, the authority the server's certificate."""
         authority = Authority.new(f"Umbel federation {self.host}")
-        operator, token = Key.generate("operator", 3650, owner="operator"), secrets.token_urlsafe(32)
-        identities = [Key.generate("node", 3650, owner=name) for name in self.clients]
+        operator, token = KeyFile.generate("operator", 3650, owner="operator"), secrets.token_urlsafe(32)
+        identities = [KeyFile.generate("node", 3650, owner=name) for name in self.clients]
         members = tuple(Member(i, key.public.raw, key.owner, key.expires) for i, key in enumerate(identities))
-        own = {"identity.jwk": Key.generate("node", 3650, owner=SERVER)}
-        own |= {"recipient.jwk": Key.generate("recipient", 3650, owner=RECIPIENT)} if self.seal else {}
+        own = {KitFile.IDENTITY: KeyFile.generate("node", 3650, owner=SERVER)}
+        own |= {KitFile.RECIPIENT: KeyFile.generate("recipient", 3650, owner=RECIPIENT)} if self.seal else {}
         server = tuple(Member(i, key.public.raw, key.owner, key.expires) for i, key in enumerate(own.values()))
         shared: dict[str, bytes | str] = {
-            "ca.crt": pem(authority.certificate),
-            "roster.bin": Roster(members).signed(operator.signing),
-            "server.bin": Roster(server).signed(operator.signing),
-            "operator.pub": operator.public.raw.hex() + "\n",
+            KitFile.AUTHORITY: pem(authority.certificate),
+            KitFile.ROSTER: Roster(members).signed(operator.signing),
+            KitFile.SERVER_ROSTER: Roster(server).signed(operator.signing),
+            KitFile.OPERATOR: operator.public.raw.hex() + "\n",
         }
         node_keys = [ec.generate_private_key(ec.SECP384R1()) for _ in self.clients]
         self._server(authority, token, shared, node_keys)
@@ -258,9 +275,9 @@ class _Maker:
     ) -> None:
         kit = self._kit("server", shared)
         issued = authority.issue([self.host, "localhost", "127.0.0.1", "::1"])
-        write(kit / "server.crt", issued.certificate)
-        write(kit / "server.key", issued.key, 0o600)
-        write(kit / "runtime.secret", secrets.token_hex(32), 0o600)
+        write(kit / KitFile.CERTIFICATE, issued.certificate)
+        write(kit / KitFile.CERTIFICATE_KEY, issued.key, 0o600)
+        write(kit / KitFile.RUNTIME_SECRET, secrets.token_hex(32), 0o600)
         values = {
             "host": self.host,
             "public_port": self.public_port,
@@ -268,40 +285,40 @@ class _Maker:
             "store": STORE,
             "token_sha256": hashlib.sha256(token.encode()).hexdigest(),
         }
-        write(kit / "server.toml", texts.SERVER_TOML + toml(values))
+        write(kit / KitFile.SERVER_SETTINGS, texts.SERVER_TOML + toml(values))
         (kit / "clients").mkdir()
         for name, key in zip(self.clients, node_keys, strict=True):
             write(kit / "clients" / f"{name}.pub", ssh_public(key))
-        write(kit / "nginx.conf", texts.nginx(self.host, self.public_port, self.port))
+        write(kit / KitFile.PROXY, texts.nginx(self.host, self.public_port, self.port))
         self._ways_to_start(kit, "server")
 
     def _client(
-        self, number: int, identity: Key, node_key: ec.EllipticCurvePrivateKey, shared: Mapping[str, bytes | str]
+        self, number: int, identity: KeyFile, node_key: ec.EllipticCurvePrivateKey, shared: Mapping[str, bytes | str]
     ) -> None:
         name = self.clients[number]
         kit = self._kit(f"clients/{name}", shared)
-        write(kit / "node.key", ssh_private(node_key), 0o600)
-        identity.save(kit / "identity.jwk")
-        Key.generate("storage", 3650, owner=name).save(kit / "storage.jwk")
-        write(kit / "runtime.secret", secrets.token_hex(32), 0o600)
+        write(kit / KitFile.NODE_KEY, ssh_private(node_key), 0o600)
+        identity.save(kit / KitFile.IDENTITY)
+        KeyFile.generate("storage", 3650, owner=name).save(kit / KitFile.STORAGE)
+        write(kit / KitFile.RUNTIME_SECRET, secrets.token_hex(32), 0o600)
         server = joined(self.host, self.public_port)
         values = {"name": name, "number": number, "clients": len(self.clients), "server": server}
-        write(kit / "client.toml", texts.CLIENT_TOML + toml(values))
-        write(kit / "policy.toml", texts.POLICY_TOML)
+        write(kit / KitFile.CLIENT_SETTINGS, texts.CLIENT_TOML + toml(values))
+        write(kit / KitFile.POLICY, texts.POLICY_TOML)
         self._ways_to_start(kit, "client")
 
-    def _operator(self, authority: Authority, operator: Key, token: str, shared: Mapping[str, bytes | str]) -> None:
+    def _operator(self, authority: Authority, operator: KeyFile, token: str, shared: Mapping[str, bytes | str]) -> None:
         kit = self._kit("operator", shared)
-        write(kit / "ca.key", private_pem(authority.key), 0o600)
-        operator.save(kit / "operator.jwk")
-        write(kit / "control.token", token + "\n", 0o600)
+        write(kit / KitFile.AUTHORITY_KEY, private_pem(authority.key), 0o600)
+        operator.save(kit / KitFile.OPERATOR_KEY)
+        write(kit / KitFile.TOKEN, token + "\n", 0o600)
         values = {
             "address": f"127.0.0.1:{self.port}",
             "store": "sqlite:///../server/state/umbel.db",
             "clients": list(self.clients),
             "timeout_seconds": ROUND_SECONDS,
         }
-        write(kit / "operator.toml", texts.OPERATOR_TOML + toml(values))
+        write(kit / KitFile.OPERATOR_SETTINGS, texts.OPERATOR_TOML + toml(values))
 
     def _kit(self, name: str, shared: Mapping[str, bytes | str]) -> Path:
         kit = self.folder / name
@@ -318,7 +335,7 @@ class _Maker:
 
 
 def toml(values: Mapping[str, Any]) -> str:
-    """A flat TOML table. JSON's strings, numbers and arrays of strings are TOML's."""
+    """Write a flat TOML table. JSON's strings, numbers and arrays of strings are TOML's."""
     return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
 
 
@@ -334,8 +351,8 @@ def _check_names(clients: Sequence[str]) -> None:
 
 
 def _read(folder: Path, party: str, fields: Mapping[str, type], **defaults: Any) -> dict[str, Any]:
-    """The kit's configuration: these fields, of these types, and no others."""
-    path = folder / f"{party}.toml"
+    """Read the kit's configuration: these fields, of these types, and no others."""
+    path = folder / KitFile(f"{party}.toml")
     if not path.is_file():
         others = [one for one in ("server", "client", "operator") if (folder / f"{one}.toml").is_file()]
         found = f"that is the kit of {others[0]}" if others else "make kits: umbel deploy init"
@@ -353,7 +370,7 @@ def _read(folder: Path, party: str, fields: Mapping[str, type], **defaults: Any)
 
 
 def _absolute_store(url: str, folder: Path) -> str:
-    """A store's URL; a SQLite file's path, which is relative to the kit, made absolute."""
+    """Return a store's URL; a SQLite file's path, which is relative to the kit, is made absolute."""
     prefix, file = "sqlite:///", url.removeprefix("sqlite:///")
     if not url.startswith(prefix) or file.startswith("/"):
         return url
@@ -368,19 +385,19 @@ def _read_text(path: Path) -> str:
 
 
 def ssh_private(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A node's key as OpenSSH writes it, not encrypted."""
+    """Write a node's key as OpenSSH does, not encrypted."""
     kind, plain = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, kind, plain)
 
 
 def ssh_public(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Its public half, likewise."""
+    """Write the public half of a node's key as OpenSSH does."""
     kind = serialization.PublicFormat.OpenSSH
     return key.public_key().public_bytes(serialization.Encoding.OpenSSH, kind) + b"\n"
 
 
 def _public_node_key(path: Path) -> bytes:
-    """A public node key as the SuperLink keeps it, from a file in OpenSSH's format."""
+    """Read a public node key from a file in OpenSSH's format, and return it as the SuperLink keeps it."""
     try:
         key = serialization.load_ssh_public_key(path.read_bytes())
     except (OSError, ValueError) as error:

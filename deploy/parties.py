@@ -1,4 +1,4 @@
-"""What the server and a client consist of: Flower's processes and ours, from a kit, in the foreground."""
+"""Processes of the server and of a client, Flower's and ours, run from a kit in the foreground."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..clients.policy import POLICY_VARIABLE, Policy
 from ..core.errors import ConfigError, UmbelError
+from ..privacy.keys.kit import KitFile
 from ..runtimes.flower.identity import KIT_VARIABLE
 from ..runtimes.flower.processes import NOTHING_OF_OTHERS, environment, free_ports
 from ..runtimes.flower.secured import TOKENS_VARIABLE, Operator
@@ -21,7 +22,7 @@ from . import certificates
 from .kits import ClientKit, ServerKit
 from .supervisor import Say, Supervisor, only_one
 
-START_SECONDS = 90.0  # for the SuperLink to answer; it takes one or two, and longer on a machine that is busy
+START_SECONDS = 90.0  # time for the SuperLink to answer; it takes a second or two, and longer on a busy machine
 DATA_VARIABLE = "UMBEL_CLIENT_DATA"
 Note = Callable[[Sequence[tuple[str, str]]], None]  # (action, about whom), for the audit log
 FLOWER = f"{__name__.partition('.')[0]}.runtimes.flower"
@@ -40,9 +41,9 @@ def run_server(folder: Path, stop: threading.Event, say: Say, note: Note) -> Non
     state, token = kit.folder / "state", secrets.token_urlsafe(32)
     with only_one(state), Supervisor(say) as supervisor:
         _require_free(kit.port)
-        _warn_of_expiry(kit.folder, ("server.crt", "ca.crt"), say)
+        _warn_of_expiry(kit.folder, (KitFile.CERTIFICATE, KitFile.AUTHORITY), say)
         supervisor.start("superlink", _superlink(kit), _superlink_environment(kit, token), kit.folder / "experiments")
-        with Operator(f"127.0.0.1:{kit.port}", kit.folder / "ca.crt", token) as operator:
+        with Operator(f"127.0.0.1:{kit.port}", kit.folder / KitFile.AUTHORITY, token) as operator:
             if not supervisor.wait_until(
                 lambda: _answers(operator), stop, START_SECONDS, "the SuperLink does not answer"
             ):
@@ -66,17 +67,17 @@ def run_client(folder: Path, data: str | None, address: str | None, stop: thread
     a kit that runs already, and a server that is not the federation's.
     """
     kit = ClientKit.load(folder.resolve())
-    source = data or Policy.read(kit.folder / "policy.toml").source
+    source = data or Policy.read(kit.folder / KitFile.POLICY).source
     host, port = certificates.host_and_port(address or kit.server)
-    authority, state = kit.folder / "ca.crt", kit.folder / "state"
+    authority, state = kit.folder / KitFile.AUTHORITY, kit.folder / "state"
     with only_one(state), Supervisor(say) as supervisor:
         try:
             certificates.probe(host, port, authority)
         except OSError as error:  # not there yet; the SuperNode goes on trying
             say(f"the server at {host}:{port} cannot be reached: {error.strerror or error}; trying again")
-        _warn_of_expiry(kit.folder, ("ca.crt",), say)
+        _warn_of_expiry(kit.folder, (KitFile.AUTHORITY,), say)
         (runtime,) = free_ports(1)
-        own = NOTHING_OF_OTHERS | {POLICY_VARIABLE: str(kit.folder / "policy.toml")}
+        own = NOTHING_OF_OTHERS | {POLICY_VARIABLE: str(kit.folder / KitFile.POLICY)}
         if source is not None:
             own[DATA_VARIABLE] = os.path.abspath(source) if os.path.exists(source) else source
         home, place = _flower_home(state), kit.folder / "experiments"
@@ -93,7 +94,7 @@ def run_client(folder: Path, data: str | None, address: str | None, stop: thread
 
 
 def register(operator: Operator, node_keys: Mapping[str, bytes], say: Say) -> list[tuple[str, str]]:
-    """Let these nodes connect, and no others. Who was added and revoked, for the audit log."""
+    """Let these nodes connect, and no others; return who was added and revoked, for the audit log."""
     known, changes = {node.public_key: node for node in operator.nodes()}, []
     for key, node in known.items():  # first: a client with a new key is the old one no longer
         if key not in node_keys.values():
@@ -120,29 +121,41 @@ def _register(operator: Operator, name: str, key: bytes) -> None:
 
 
 def _superlink(kit: ServerKit) -> list[str]:
-    files = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.crt", "--ssl-keyfile": "server.key"}
-    files |= {"--superexec-auth-secret-file": "runtime.secret", "--database": "state/superlink.db"}
+    files: dict[str, str] = {
+        "--ssl-ca-certfile": KitFile.AUTHORITY,
+        "--ssl-certfile": KitFile.CERTIFICATE,
+        "--ssl-keyfile": KitFile.CERTIFICATE_KEY,
+    }
+    files |= {"--superexec-auth-secret-file": KitFile.RUNTIME_SECRET, "--database": "state/superlink.db"}
     options = [word for option, file in files.items() for word in (option, str(kit.folder / file))]
     options += ["--host", "127.0.0.1", "--port", str(kit.port), "--isolation", "process", "--enable-supernode-auth"]
     return [*_python("secured"), *options, "--disable-runtime-dependency-installation"]
 
 
 def _superlink_environment(kit: ServerKit, token: str) -> dict[str, str]:
-    """token: this server's own, for as long as it runs, to register nodes with."""
+    """Return the environment of the SuperLink's process.
+
+    token: this server's own, for as long as it runs, to register nodes with.
+    """
     hashes = f"{kit.token_sha256},{hashlib.sha256(token.encode()).hexdigest()}"
     own = NOTHING_OF_OTHERS | {TOKENS_VARIABLE: hashes}
     return environment(_flower_home(kit.folder / "state"), own)
 
 
 def _superexec(kit: ServerKit) -> list[str]:
-    address = ["--runtime-api-address", f"127.0.0.1:{kit.port}", "--root-certificates", str(kit.folder / "ca.crt")]
-    secret = ["--superexec-auth-secret-file", str(kit.folder / "runtime.secret")]
+    address = [
+        "--runtime-api-address",
+        f"127.0.0.1:{kit.port}",
+        "--root-certificates",
+        str(kit.folder / KitFile.AUTHORITY),
+    ]
+    secret = ["--superexec-auth-secret-file", str(kit.folder / KitFile.RUNTIME_SECRET)]
     return [*_python("private", "superexec"), *address, *secret]
 
 
 def _supernode(kit: ClientKit, server: str, runtime: int) -> list[str]:
-    files = {"--root-certificates": "ca.crt", "--auth-supernode-private-key": "node.key"}
-    files |= {"--superexec-auth-secret-file": "runtime.secret"}
+    files: dict[str, str] = {"--root-certificates": KitFile.AUTHORITY, "--auth-supernode-private-key": KitFile.NODE_KEY}
+    files |= {"--superexec-auth-secret-file": KitFile.RUNTIME_SECRET}
     options = [word for option, file in files.items() for word in (option, str(kit.folder / file))]
     place = f"partition-id={kit.number} num-partitions={kit.clients}"
     options += ["--isolation", "process", "--superlink", server, "--port", str(runtime), "--node-config", place]
@@ -150,12 +163,15 @@ def _supernode(kit: ClientKit, server: str, runtime: int) -> list[str]:
 
 
 def _worker(kit: ClientKit, runtime: int) -> list[str]:
-    home, secret = kit.folder / "state" / "memory", kit.folder / "runtime.secret"
-    return [*_python("worker"), f"127.0.0.1:{runtime}", "--home", str(home), "--secret-file", str(secret)]
+    secret = kit.folder / KitFile.RUNTIME_SECRET
+    return [*_python("worker"), f"127.0.0.1:{runtime}", "--home", str(kit.memory), "--secret-file", str(secret)]
 
 
 def _python(module: str, *first: str) -> list[str]:
-    """A module of ours, which ends with this process. -P: a file in its folder takes no other module's place."""
+    """Return the command of a module of ours, which ends with this process.
+
+    -P: a file in its folder takes no other module's place.
+    """
     return [sys.executable, "-P", "-m", f"{FLOWER}.{module}", *first, str(os.getpid())]
 
 
@@ -190,12 +206,12 @@ def _warn_of_expiry(folder: Path, names: Sequence[str], say: Say) -> None:
     for name in names:
         days = certificates.days_left(folder / name)
         if days < certificates.WARNING_DAYS:
-            remedy = "authority trust" if name == "ca.crt" else "renew"
+            remedy = "authority trust" if name == KitFile.AUTHORITY else "renew"
             say(f"warning: {name} expires in {days:.0f} days; on the operator's host: umbel deploy {remedy}")
 
 
 def _why_supernode_ended(lines: Sequence[str], host: str, port: int, authority: Path) -> str | None:
-    """In words: it was not let in, or the server is not the federation's any more."""
+    """Say why a SuperNode ended: it was not let in, or the server is not the federation's any more."""
     if any("Failed to activate SuperNode" in line for line in lines):
         return (
             "the server does not let this node in: it does not know its key (on its host, put node's .pub into "

@@ -15,48 +15,51 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..core.errors import ConfigError
 from ..core.validation import suggest
-from ..privacy.identities import open_roster, operator_key
-from ..privacy.keys import Key
-from ..privacy.secagg.roster import Roster
+from ..privacy.keys import KeyFile
+from ..privacy.keys.identities import open_roster, operator_key
+from ..privacy.keys.kit import KitFile
+from ..privacy.keys.roster import Roster
 from .authority import put
 from .kits import ServerKit, require_private, ssh_private, ssh_public
 
-ROSTER, TOKEN = "roster.bin", "control.token"
 KEY_DAYS = 3650
 
 
 def rekey(folder: Path, name: str) -> list[Path]:
-    """Give a client new keys, to sign with and to connect by, and every kit a new roster. The files that changed.
+    """Give a client new keys, to sign with and to connect by, and every kit a new roster; return the changed files.
 
     Errors: ConfigError for a client that is not in the roster, and without the operator's key or the client's kit.
     """
     operator, client = folder / "operator", folder / "clients" / name
-    require_private(operator, "operator.jwk")
-    signing = Key.load(operator / "operator.jwk").check("operator").signing
-    roster = open_roster(operator / ROSTER, operator_key(operator))
+    require_private(operator, KitFile.OPERATOR_KEY)
+    signing = KeyFile.load(operator / KitFile.OPERATOR_KEY).check("operator").signing
+    roster = open_roster(operator / KitFile.ROSTER, operator_key(operator))
     names = [member.owner for member in roster.members]
     if name not in names:
-        raise ConfigError(f"no client {name!r} in {operator / ROSTER}; {suggest(name, names)}")
-    require_private(client, "identity.jwk", "node.key")
-    key, node_key = Key.generate("node", KEY_DAYS, owner=name), ec.generate_private_key(ec.SECP384R1())
+        raise ConfigError(f"no client {name!r} in {operator / KitFile.ROSTER}; {suggest(name, names)}")
+    require_private(client, KitFile.IDENTITY, KitFile.NODE_KEY)
+    key, node_key = KeyFile.generate("node", KEY_DAYS, owner=name), ec.generate_private_key(ec.SECP384R1())
     members = tuple(
         one._replace(key=key.public.raw, expires=key.expires) if one.owner == name else one for one in roster.members
     )
-    key.save(client / "identity.jwk", replace=True)
-    put(client / "node.key", ssh_private(node_key), 0o600)
+    key.save(client / KitFile.IDENTITY, replace=True)
+    put(client / KitFile.NODE_KEY, ssh_private(node_key), 0o600)
     put(folder / "server" / "clients" / f"{name}.pub", ssh_public(node_key))
-    changed = [client / "identity.jwk", client / "node.key", folder / "server" / "clients" / f"{name}.pub"]
+    changed = [client / KitFile.IDENTITY, client / KitFile.NODE_KEY, folder / "server" / "clients" / f"{name}.pub"]
     signed = Roster(members).signed(signing)
-    for path in sorted(folder.glob(f"*/{ROSTER}")) + sorted(folder.glob(f"clients/*/{ROSTER}")):
+    for path in sorted(folder.glob(f"*/{KitFile.ROSTER}")) + sorted(folder.glob(f"clients/*/{KitFile.ROSTER}")):
         put(path, signed)
         changed.append(path)
     return changed
 
 
 def retoken(folder: Path) -> list[Path]:
-    """Give the operator a new token, and the server its hash. The files that changed. Errors: ConfigError."""
-    operator, path = folder / "operator", folder / "server" / "server.toml"
-    require_private(operator, TOKEN)
+    """Give the operator a new token, and the server its hash; return the changed files.
+
+    Errors: ConfigError.
+    """
+    operator, path = folder / "operator", folder / "server" / KitFile.SERVER_SETTINGS
+    require_private(operator, KitFile.TOKEN)
     ServerKit.load(folder / "server")
     token = secrets.token_urlsafe(32)
     line = f'token_sha256 = "{hashlib.sha256(token.encode()).hexdigest()}"'
@@ -64,5 +67,5 @@ def retoken(folder: Path) -> list[Path]:
     if found != 1:
         raise ConfigError(f'{path} has no line token_sha256 = "…" of its own; restore the kit')
     put(path, text.encode())
-    put(operator / TOKEN, token.encode() + b"\n", 0o600)
-    return [path, operator / TOKEN]
+    put(operator / KitFile.TOKEN, token.encode() + b"\n", 0o600)
+    return [path, operator / KitFile.TOKEN]

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from ..core.errors import ConfigError, UmbelError
 
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0  # between an end and the next beginning
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0  # time between an end and the next beginning
 STEADY_SECONDS = 60.0  # a process that lived so long begins with the first wait again
 STEP_SECONDS = 0.1
-STOP_SECONDS = 15.0  # between asking children to end and ending them: half of what a service manager grants
+STOP_SECONDS = 15.0  # time between asking children to end and ending them: half of what a service manager grants
 TAIL_LINES = 40
 LOCK = "lock"
 
-# Empty lines of Flower's; and each request that was answered as it should: an idle node makes twenty a second.
+# Lines left out: empty ones of Flower's, and answered requests, of which an idle node makes twenty a second.
 NOISE = re.compile(r"^(INFO\s*:)?\s*$|\[uvicorn\.access\].* [23]\d\d$")
 
 Say = Callable[[str], None]
@@ -77,7 +77,7 @@ class Supervisor:
             self.step()
 
     def wait_until(self, ready: Callable[[], bool], stop: threading.Event, seconds: float, complaint: str) -> bool:
-        """True once ready(), False once stop is set. Errors: UmbelError after so many seconds."""
+        """Return True once ready(), False once stop is set. Errors: UmbelError after so many seconds."""
         deadline = time.monotonic() + seconds
         while not ready():
             if stop.wait(STEP_SECONDS):
@@ -88,7 +88,7 @@ class Supervisor:
         return True
 
     def tail(self) -> str:
-        """The last lines of all processes."""
+        """Return the last lines of all processes."""
         return "\n".join(line for child in self._children for line in child.tail)
 
 
@@ -143,7 +143,7 @@ class _Child:
             self.start()
 
     def signal(self, number: int) -> None:
-        """To the process and all that it started; nothing when none is left."""
+        """Send a signal to the process and all that it started; do nothing when none is left."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
@@ -163,7 +163,7 @@ class _Child:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets. On the main thread only."""
+    """Yield an event that SIGTERM or Ctrl-C sets. On the main thread only."""
     stop = threading.Event()
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
@@ -176,7 +176,10 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def only_one(state: Path) -> Iterator[None]:
-    """Inside, no other process runs the kit whose state folder this is. Errors: ConfigError when one does already."""
+    """Let no other process run the kit whose state folder this is, inside the block.
+
+    Errors: ConfigError when one does already.
+    """
     try:
         state.mkdir(exist_ok=True, mode=0o700)
         descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -195,7 +198,10 @@ def only_one(state: Path) -> Iterator[None]:
 
 
 def process_of(state: Path) -> int | None:
-    """The process that runs a kit; None when none does. A number left behind by one that was killed does not count."""
+    """Return the process that runs a kit; None when none does.
+
+    A number left behind by one that was killed does not count.
+    """
     try:
         with open(state / LOCK) as file:
             try:

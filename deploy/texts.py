@@ -1,4 +1,4 @@
-"""What a kit holds besides keys and settings: comments, start script, systemd unit, compose file, nginx.conf."""
+"""Texts of a kit besides keys and settings: comments, start script, systemd unit, compose file, nginx.conf."""
 
 from __future__ import annotations
 
@@ -32,17 +32,20 @@ POLICY_TOML = """\
 # Names, as of `umbel experiments` or of files in the folder experiments/; "*" for all that are installed here.
 # No code ever comes from the server.
 allow = ["*"]
+# What a server may change of them. By default rounds, sizes and rates; never files, the plan or the aggregation:
+# overrides = ["rounds", "local.epochs", "local.learning_rate"]
 # To allow one experiment as it is today, and no variation of it, give its digest: umbel client digest EXPERIMENT
 # [experiments.digests]
 # digits_fedavg = "…"
 
 [limits]
-max_rounds = 10000
+max_rounds = 10000                  # of all runs of an experiment together: umbel client budget KIT
 max_epochs = 100
 max_parameters = 1000000000
 
 [privacy]
-# max_epsilon = 8.0                 # with any of these, an experiment without differential privacy is refused
+# With any bound here, an experiment without differential privacy is refused.
+# max_epsilon = 8.0                 # of all runs of an experiment together, by this client's own account
 # max_delta = 1e-5
 # min_noise_multiplier = 0.5
 # require_secure_aggregation = true # the server must see sums only
@@ -82,7 +85,7 @@ UMask=0077
 
 
 def start_script(party: str) -> str:
-    """start.sh: the party in the foreground, from wherever the kit lies."""
+    """Return start.sh: the party in the foreground, from wherever the kit lies."""
     return f"""\
 #!/bin/sh
 # Starts this {party} in the foreground; SIGTERM or Ctrl-C ends it. More options are passed on.
@@ -91,7 +94,7 @@ exec umbel {party} start "$(dirname -- "$0")" "$@"
 
 
 def systemd_unit(party: str) -> str:
-    """umbel-PARTY.service, for a kit in /etc/umbel/PARTY and Umbel in /opt/umbel."""
+    """Return umbel-PARTY.service, for a kit in /etc/umbel/PARTY and Umbel in /opt/umbel."""
     # A client may need its graphics card.
     hardening = HARDENING.replace("PrivateDevices=yes\n", "") if party == "client" else HARDENING
     return f"""\
@@ -117,7 +120,7 @@ WantedBy=multi-user.target
 
 
 def compose(party: str, public_port: int) -> str:
-    """compose.yaml, for an image that has Umbel; the server's proxy shares its network, and so its loopback."""
+    """Return compose.yaml, for an image that has Umbel; the server's proxy shares its network, so its loopback too."""
     ports = f"    ports: ['{public_port}:{public_port}']\n" if party == "server" else ""
     proxy = (
         """\
@@ -227,7 +230,7 @@ http {{
 
 
 def nginx(host: str, public_port: int, port: int) -> str:
-    """nginx.conf: publishes what a node with a key needs of the SuperLink, and nothing else.
+    """Return nginx.conf, which publishes what a node with a key needs of the SuperLink, and nothing else.
 
     Bodies: Flower cuts arrays into chunks of 5 MiB. Rates: an idle node asks for work 20 times a second, and several
     may share an address. A slow connection holds one of its address's 32; 10 seconds of silence end it.

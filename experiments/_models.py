@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def two_hidden_layers() -> keras.Model:
-    """McMahan et al. 2017's 2NN: 784-200-200-10, 199,210 parameters; inputs of shape (784,)."""
+    """Build McMahan et al. 2017's 2NN: 784-200-200-10, 199,210 parameters; inputs of shape (784,)."""
     import keras
 
     layers = [
@@ -22,7 +22,7 @@ def two_hidden_layers() -> keras.Model:
 
 
 def convolutional() -> keras.Model:
-    """McMahan et al. 2017's CNN: two 5×5 convolutions, 1,663,370 parameters; inputs of shape (28, 28, 1)."""
+    """Build McMahan et al. 2017's CNN: two 5×5 convolutions, 1,663,370 parameters; inputs of shape (28, 28, 1)."""
     import keras
 
     layers = [
@@ -39,7 +39,7 @@ def convolutional() -> keras.Model:
 
 
 def compiled(model: keras.Model) -> keras.Model:
-    """model, whose outputs are logits, compiled with plain SGD; the experiment sets the learning rate."""
+    """Compile model, whose outputs are logits, with plain SGD; the experiment sets the learning rate."""
     import keras
 
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -48,14 +48,14 @@ def compiled(model: keras.Model) -> keras.Model:
 
 
 def succeeding() -> keras.Model:
-    """digits_fedavg's model, whose metric "success" is accuracy: for examples whose labels are an attacker's aim."""
+    """Build digits_fedavg's model with the metric "success", accuracy: for labels that are an attacker's aim."""
     import keras
 
     return judged_by(keras.metrics.SparseCategoricalAccuracy("success"))
 
 
 def mistaken() -> keras.Model:
-    """digits_fedavg's model, whose metric "success" is the fraction that it has wrong: what an attacker hopes for."""
+    """Build digits_fedavg's model with the metric "success", the fraction that it has wrong: an attacker's hope."""
     import keras
 
     def success(y_true: Any, y_pred: Any) -> Any:
@@ -65,7 +65,7 @@ def mistaken() -> keras.Model:
 
 
 def judged_by(success: Any) -> keras.Model:
-    """digits_fedavg's model with one more metric."""
+    """Build digits_fedavg's model with one more metric."""
     from .digits_fedavg import build_model
 
     model = build_model()

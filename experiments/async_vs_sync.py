@@ -24,14 +24,14 @@ CLIENTS, EXAMPLES = 100_000, 16
 
 @functools.cache
 def by_label():
-    """The training images in the order of their labels."""
+    """Return the training images in the order of their labels."""
     digits = Digits("train").load()
     order = np.argsort(digits.y, kind="stable")
     return digits.x[order], digits.y[order]
 
 
 def make(client):
-    """The images of one device."""
+    """Return the images of one device."""
     x, y = by_label()
     first = derive(0, "digits", client).generator().integers(len(y))
     rows = np.arange(first, first + EXAMPLES) % len(y)

@@ -15,7 +15,7 @@ from umbel.strategies import SplitFed
 
 
 def build_model():
-    """64-32-256-10, 13,098 parameters."""
+    """Build an MLP of 64-32-256-10, 13,098 parameters."""
     import keras
 
     hidden = [keras.layers.Dense(32, "relu", name="bottom"), keras.layers.Dense(256, "relu")]

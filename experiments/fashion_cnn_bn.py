@@ -17,7 +17,10 @@ from ._models import compiled
 
 
 def build_model():
-    """3 × (Conv 3×3, BatchNormalization, ReLU, MaxPooling), mean, softmax: 94,634 parameters; inputs (28, 28, 1)."""
+    """Build 3 × (Conv 3×3, BatchNormalization, ReLU, MaxPooling), mean, softmax: 94,634 parameters.
+
+    Inputs are of shape (28, 28, 1).
+    """
     import keras
     from keras.layers import Activation, BatchNormalization, Conv2D, Dense, GlobalAveragePooling2D, MaxPooling2D
 

@@ -20,7 +20,7 @@ experiment = Experiment(
     strategy=FedAvg(),
     sampler=AllClients(),
     weighting="uniform",
-    aggregation=Homomorphic(limit=0.5, clients=100, metric_limit=10.0),
+    secure_aggregation=Homomorphic(limit=0.5, clients=100, metric_limit=10.0),
     local=Local(epochs=1, batch_size=10, learning_rate=0.2),
     rounds=40,
     test=Mnist("test", flat=True),

@@ -20,7 +20,7 @@ ROUNDS = 24
 
 
 def compiled_with(optimizer):
-    """The model of digits_fedavg with another optimizer."""
+    """Build the model of digits_fedavg with another optimizer."""
     model = build_model()
     model.compile(optimizer, model.loss, metrics=["accuracy"])
     return model

@@ -1,4 +1,4 @@
-"""Which regularisation? Federated cross-validation chooses: python -m umbel.experiments.regularisation
+"""Choice of regularisation, by federated cross-validation: python -m umbel.experiments.regularisation.
 
 None, weight decay, Dropout and label smoothing, for clients with one to three digits each. Every client holds out a
 third of its own images in turn; measured is the mean accuracy on what is held out, which never leaves the clients. The
@@ -9,14 +9,14 @@ import dataclasses
 
 from umbel import Simulation, run
 from umbel.data import kfold_within
-from umbel.server.crossvalidation import cross_validate
+from umbel.studies.crossvalidation import cross_validate
 
 from .digits_fedavg import build_model
 from .digits_fedavg import experiment as digits
 
 
 def regularised(weight_decay=0.0, dropout=0.0, label_smoothing=0.0):
-    """64-64-10 with either of them."""
+    """Build an MLP of 64-64-10 with either of them."""
     import keras
     from keras.layers import Dense, Dropout
 

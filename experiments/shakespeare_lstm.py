@@ -12,7 +12,7 @@ from ._models import compiled
 
 
 def build_model():
-    """Embedding of 8, two LSTMs of 256, logits per character: the paper's model, over 87 characters."""
+    """Build an embedding of 8, two LSTMs of 256, logits per character: the paper's model, over 87 characters."""
     import keras
 
     layers = [

@@ -17,7 +17,7 @@ from ._models import two_hidden_layers
 
 
 def delta_sgd():
-    """The 2NN for clients that find their own rates."""
+    """Build the 2NN for clients that find their own rates."""
     from umbel.clients.optimizers import DeltaSGD
 
     model = two_hidden_layers()
@@ -26,7 +26,7 @@ def delta_sgd():
 
 
 WAYS = {"iid": Iid(), "dirichlet": Dirichlet(alpha=0.1), "shards": Shards(per_client=2)}
-STRATEGIES = {  # and the learning rate of its clients, the first one for Δ-SGD
+STRATEGIES = {  # each with the learning rate of its clients, the first one for Δ-SGD
     "FedAvg": (FedAvg(), 0.2),
     "FedAvgM": (FedAvgM(server_lr=0.3, momentum=0.9), 0.2),
     "FedAdagrad": (FedAdagrad(server_lr=0.03), 0.2),

@@ -1,4 +1,4 @@
-"""What protects clients: plans and the transforms they bring, and aggregations that hide single updates."""
+"""Protection of clients: plans and the transforms they bring, and aggregations that hide single updates."""
 
 from .adaptive import AdaptiveClip
 from .central import CentralGaussian

@@ -1,4 +1,4 @@
-"""Accounting: what the privacy events in a ledger cost together, as (ε, δ)-differential privacy.
+"""Accounting of what the privacy events in a ledger cost together, as (ε, δ)-differential privacy.
 
 A ledger is data, {event: count}: an event is the text of a frozen value of `events`, and `parse_event` reads it back.
 All counts are composed at once. ε comes from privacy loss distributions (PLD), rounded up to their grid; Rényi
@@ -14,10 +14,9 @@ https://arxiv.org/abs/2110.04995, Theorem 3.5, summed over coordinates.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial, reduce
 from typing import Any, Literal, NamedTuple
@@ -25,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..core.validation import require, require_count, require_real
+from ..core.validation import fields_of, require, require_count, require_real
 from .events import (
     LARGEST_NOISE,
     SMALLEST_NOISE,
@@ -40,6 +39,7 @@ from .events import (
     parse_event,
     require_sampling_rate,
 )
+from .search import PRECISION, on_grid, smallest_within
 
 __all__ = [
     "Epsilon",
@@ -57,22 +57,26 @@ __all__ = [
 ]
 
 SMALLEST_DELTA = 1e-12  # PLD arithmetic drops up to 1e-15 of probability per composition, and adds it to δ
-INTERVAL = 1e-4  # of the PLD's grid, for ε up to INTERVALS_COARSEN_AT; then it doubles with ε
+INTERVAL = 1e-4  # interval of the PLD's grid, for ε up to INTERVALS_COARSEN_AT; then it doubles with ε
 INTERVALS_COARSEN_AT = 20.0
-LARGEST_EPSILON = 1e6  # above, it is called infinite
-LARGEST_COUNT = 10**6  # of one event; PLD arithmetic takes a second for as many
-PRECISION = 1e-3  # of calibrated noise multipliers
+LARGEST_EPSILON = 1e6  # above it, ε is called infinite
+LARGEST_COUNT = 10**6  # largest count of one event; PLD arithmetic takes a second for as many
+FFT_ROUNDING = 2e-15  # rounding of δ by a release: a transform's, 2⁻⁵³·log₂(length), times the count in its exponent
 
 
 class Epsilon(NamedTuple):
-    """Two upper bounds on ε. `pld` is reported; `rdp` checks it, and is None where no RDP bound is known."""
+    """Two upper bounds on ε.
+
+    `pld` is reported, and is the smaller of both: where δ is so small that the rounding of a Fourier transform could
+    hide it, PLD gives none. `rdp` is None where no RDP bound is known.
+    """
 
     pld: float
     rdp: float | None
 
 
 def epsilon(ledger: Ledger, delta: float, *, population: int | None = None) -> Epsilon:
-    """ε of all events in the ledger together, at this δ. An empty ledger costs 0.
+    """Compute ε of all events in the ledger together, at this δ. An empty ledger costs 0.
 
     The cost grows with the number of different events, hardly with their counts.
     population: number of clients; δ has to be below one over it, and over that of any event.
@@ -83,7 +87,7 @@ def epsilon(ledger: Ledger, delta: float, *, population: int | None = None) -> E
         require_count(f"the count of {text}", count, at_least=0)
         require(count <= LARGEST_COUNT, f"expected the count of {text}={count} ≤ {LARGEST_COUNT}")
     events = {parse_event(text): count for text, count in ledger.items() if count}
-    populations = [size for event in events if (size := getattr(event, "population", None)) is not None]
+    populations = [size for event in events if (size := fields_of(event).get("population")) is not None]
     for size in (*populations, population):
         require_delta(delta, size)
     relations = {event.relation for event in events}
@@ -92,14 +96,21 @@ def epsilon(ledger: Ledger, delta: float, *, population: int | None = None) -> E
 
 
 def epsilon_of(events: Mapping[Event, int], delta: float) -> Epsilon:
-    """As `epsilon`, of events that were checked."""
+    """Compute the same as `epsilon`, for events that were checked."""
     if not events:
         return Epsilon(0.0, 0.0)
     by_rdp = rdp_epsilon(events, delta)
     if any(isinstance(event, SkellamSum) for event in events):
         return Epsilon(by_rdp, by_rdp)  # no privacy loss distribution of it is known
-    is_bound = not any(isinstance(event, TruncatedGaussian) for event in events)
-    return Epsilon(pld_epsilon(events, delta, estimate=by_rdp), by_rdp if is_bound else None)
+    by_pld = pld_epsilon(events, delta, estimate=by_rdp)
+    if not has_rdp_bound(events):
+        return Epsilon(by_pld, None)
+    return Epsilon(min(by_pld, by_rdp) if by_rdp <= LARGEST_EPSILON else by_pld, by_rdp)
+
+
+def has_rdp_bound(events: Iterable[Event]) -> bool:
+    """Whether `rdp_epsilon` is an upper bound, and no guess."""
+    return not any(isinstance(event, TruncatedGaussian) for event in events)
 
 
 def calibrate(
@@ -111,7 +122,7 @@ def calibrate(
     population: int | None = None,
     accountant: Literal["pld", "rdp"] = "pld",
 ) -> float:
-    """The smallest noise multiplier, a multiple of PRECISION, with which `rounds` Poisson rounds cost at most epsilon.
+    """Find the smallest noise multiplier, a multiple of PRECISION, for `rounds` Poisson rounds to cost at most epsilon.
 
     At least SMALLEST_NOISE, whatever the budget. accountant: "pld", as reported, or "rdp", which asks for more noise.
     Errors: ConfigError for a value out of bounds, or a budget that no noise up to LARGEST_NOISE keeps.
@@ -128,7 +139,7 @@ def smallest_noise(
     rounds: int,
     accountant: Literal["pld", "rdp"] = "pld",
 ) -> float:
-    """As `calibrate`, of `rounds` releases of the event that a noise multiplier makes."""
+    """Find the same as `calibrate`, for `rounds` releases of the event that a noise multiplier makes."""
     require_real("epsilon", epsilon, above=0)
     require_delta(delta, None)
     require_count("rounds", rounds)
@@ -147,10 +158,11 @@ def smallest_noise(
 
 
 def local_noise(epsilon: float, delta: float, releases: int = 1) -> float:
-    """The noise multiplier of a LocalRelease of which `releases` together cost epsilon at delta: the analytic Gaussian.
+    """Compute the noise multiplier of a LocalRelease of which `releases` together cost epsilon at delta.
 
-    Exact at any ε: releases compose to one Gaussian of 1/√releases the noise. Errors: ConfigError for a value out of
-    bounds, or a budget that needs more noise than LARGEST_NOISE, or less than SMALLEST_NOISE.
+    It is the analytic Gaussian's, exact at any ε: releases compose to one Gaussian of 1/√releases the noise. Errors:
+    ConfigError for a value out of bounds, or a budget that needs more noise than LARGEST_NOISE, or less than
+    SMALLEST_NOISE.
     """
     require_real("epsilon", epsilon, above=0)
     require_delta(delta, None)
@@ -167,85 +179,49 @@ def local_noise(epsilon: float, delta: float, releases: int = 1) -> float:
     return found
 
 
-def on_grid(units: int) -> float:
-    """The noise multiplier of so many units of PRECISION."""
-    return round(units * PRECISION, 9)
-
-
-def smallest_within(cost: Callable[[int], float], budget: float, start: int) -> int:
-    """The number of units whose cost is within budget while that of one fewer is not. cost falls as units grow.
-
-    Errors: ConfigError when the largest number allowed costs too much.
-    """
-    least, most = round(SMALLEST_NOISE / PRECISION), round(LARGEST_NOISE / PRECISION)
-    below, within = (least - 1, math.inf), (most + 1, 0.0)  # below costs too much; the ends were never asked
-    units = start
-    for attempt in itertools.count():
-        spent = cost(units)
-        if spent <= budget:
-            within = units, spent
-        else:
-            below = units, spent
-        if within[0] - below[0] == 1:
-            break
-        units = min(max(guess(below, within, budget, attempt), below[0] + 1), within[0] - 1)
-    if within[0] > most:
-        raise ConfigError(
-            f"no noise multiplier up to {LARGEST_NOISE:g} keeps epsilon={budget!r}; "
-            "allow a larger epsilon or delta, fewer rounds or a lower sampling rate"
-        )
-    return within[0]
-
-
-def guess(below: tuple[int, float], within: tuple[int, float], budget: float, attempt: int) -> int:
-    """Where the cost may meet the budget: on a line in logarithms, in steps of four at most; by halving if slow."""
-    (low, dear), (high, cheap) = below, within
-    if attempt > 20:
-        return (low + high) // 2
-    if not cheap:
-        return round(low * min(dear / budget, 4.0) * 1.02)
-    if not math.isfinite(dear):
-        return round(high * max(cheap / budget, 0.25) * 0.98)
-    return round(low * (high / low) ** (math.log(dear / budget) / math.log(dear / cheap)))
-
-
 def pld_epsilon(events: Mapping[Event, int], delta: float, estimate: float) -> float:
-    """ε from the events' privacy loss distributions. estimate: of ε, for the grid's interval; it may be far off."""
+    """Compute ε from the events' privacy loss distributions.
+
+    estimate: of ε, for the grid's interval; it may be far off.
+    """
     losses = [estimate, *(largest_loss(event) for event in events)]
     if not max(losses) <= LARGEST_EPSILON:
         return math.inf
     if all(is_plain(event) for event in events):
         return plain_epsilon(events, delta)
+    left = delta - FFT_ROUNDING * sum(events.values())
+    if not left > 0:
+        return math.inf
     interval = grid_interval(max(losses))
     distributions = [loss_distribution(event, count, interval) for event, count in events.items()]
     total = reduce(lambda one, other: one.compose(other), distributions)
-    return float(total.get_epsilon_for_delta(delta))
+    return float(total.get_epsilon_for_delta(left))
 
 
 def grid_interval(largest: float) -> float:
-    """The interval of the losses' grid, for losses up to about `largest`."""
+    """Return the interval of the losses' grid, for losses up to about `largest`."""
     # Doubled, not scaled: ε then falls as the noise grows, and nearby events share a grid.
     return INTERVAL * 2 ** max(0, math.ceil(math.log2(largest / INTERVALS_COARSEN_AT)))
 
 
 def noise_over_sensitivity(event: Event) -> float:
-    """The standard deviation of the noise over how far one client moves what it is added to."""
+    """Return the standard deviation of the noise over how far one client moves what it is added to."""
     return event.noise_multiplier / (1 if event.relation == "add-or-remove-one" else 2)
 
 
 def largest_loss(event: Event) -> float:
-    """A bound on one release's privacy loss, beyond which lies a probability of 1e-23."""
+    """Bound one release's privacy loss: beyond it lies a probability of 1e-23."""
     sigma = event.noise_multiplier / (1 if isinstance(event, Gaussian) else 2)
     return 1 / (2 * sigma**2) + 10 / sigma
 
 
 def is_plain(event: Event) -> bool:
-    """Whether it is a Gaussian mechanism without sampling, which composes in closed form."""
+    """Whether an event is a Gaussian mechanism without sampling, which composes in closed form."""
     return isinstance(event, LocalRelease) or (isinstance(event, Gaussian) and event.sampling_rate == 1)
 
 
 def plain_epsilon(events: Mapping[Event, int], delta: float) -> float:
-    """ε of plain Gaussians, exactly: together they are one."""
+    """Compute ε of plain Gaussians, exactly: together they are one."""
     precision = sum(count / noise_over_sensitivity(event) ** 2 for event, count in events.items())
     with np.errstate(divide="ignore"):
         found = float(library().get_epsilon_gaussian(1 / math.sqrt(precision), delta))
@@ -253,7 +229,7 @@ def plain_epsilon(events: Mapping[Event, int], delta: float) -> float:
 
 
 def loss_distribution(event: Event, count: int, interval: float) -> Any:
-    """The privacy loss distribution of `count` releases of event, rounded up to a grid of this interval."""
+    """Compute the privacy loss distribution of `count` releases of event, rounded up to a grid of this interval."""
     plds, grid = library().pld.privacy_loss_distribution, {"value_discretization_interval": interval}
     match event:
         case Gaussian(_, 1.0) | LocalRelease():
@@ -264,15 +240,15 @@ def loss_distribution(event: Event, count: int, interval: float) -> Any:
             once = plds.from_truncated_subsampled_gaussian_mechanism(population, rate, cap, noise, **grid)
         case FixedCohortGaussian():
             once = without_replacement(event, interval)
-    return once.self_compose(count)
+    return once if count == 1 else once.self_compose(count)  # one would be transformed, and rounded, too
 
 
 def without_replacement(event: FixedCohortGaussian, interval: float) -> Any:
-    """The privacy loss distribution of one cohort of a fixed size, which dp_accounting does not have.
+    """Compute the privacy loss distribution of one cohort of a fixed size, which dp_accounting does not have.
 
-    It is that of the mechanism's privacy profile, δ as a function of ε, which amplification by sampling gives for
-    ε ≥ 0 (Balle et al., Theorem 9) and the symmetry of replacing one for ε < 0; a profile has a pair of distributions
-    that dominates the mechanism, and dominating pairs compose (Zhu et al., Theorem 10).
+    It is that of the mechanism's privacy profile, δ as a function of ε, which amplification by sampling gives for ε ≥ 0
+    (Balle et al., Theorem 9) and the symmetry of replacing one for ε < 0; a profile has a pair of distributions that
+    dominates the mechanism, and dominating pairs compose (Zhu et al., Theorem 10).
     """
     rate, top = event.cohort / event.population, largest_loss(event)
     last = math.ceil((math.log(rate) + top + math.log1p((1 / rate - 1) * math.exp(-top))) / interval)
@@ -286,7 +262,7 @@ def without_replacement(event: FixedCohortGaussian, interval: float) -> Any:
 
 
 def replace_one_profile(epsilons: np.ndarray, noise_multiplier: float, rate: float) -> np.ndarray:
-    """δ at each ε ≥ 0 of a Gaussian sum over a fraction `rate` of clients, of whom one is replaced."""
+    """Compute δ at each ε ≥ 0 of a Gaussian sum over a fraction `rate` of clients, of whom one is replaced."""
     from scipy.special import log_ndtr
 
     # The ε that the whole cohort's mechanism would have: log(1 + (e^ε − 1)/rate), where e^ε does not overflow.
@@ -301,7 +277,10 @@ def replace_one_profile(epsilons: np.ndarray, noise_multiplier: float, rate: flo
 
 
 def rdp_epsilon(events: Mapping[Event, int], delta: float) -> float:
-    """ε by RDP. Truncated cohorts, which have no such bound, count as Poisson cohorts of half the noise, a guess."""
+    """Compute ε by RDP.
+
+    Truncated cohorts, which have no such bound, count as Poisson cohorts of half the noise, a guess.
+    """
     rdp = library().rdp
     orders = rdp.RdpAccountant().orders
     return float(
@@ -311,7 +290,7 @@ def rdp_epsilon(events: Mapping[Event, int], delta: float) -> float:
 
 @lru_cache(maxsize=64)
 def renyi_curve(event: Event) -> np.ndarray:
-    """One release's Rényi divergence at each of dp_accounting's orders."""
+    """Compute one release's Rényi divergence at each of dp_accounting's orders."""
     dp = library()
     orders = dp.rdp.RdpAccountant().orders
     if isinstance(event, SkellamSum):
@@ -330,9 +309,10 @@ def renyi_curve(event: Event) -> np.ndarray:
 
 
 def skellam_divergence(event: SkellamSum, orders: np.ndarray) -> np.ndarray:
-    """Bounds on its Rényi divergence at each order.
+    """Bound the event's Rényi divergence at each order.
 
-    They hold for whole orders, and so for those below them. An integer vector's L1 norm is at most its L2 norm squared.
+    The bounds hold for whole orders, and so for those below them. An integer vector's L1 norm is at most its L2 norm
+    squared.
     """
     moved, variance, whole = (2 * event.norm) ** 2, (event.noise_multiplier * event.norm) ** 2, np.ceil(orders)
     rest = np.minimum((2 * whole + 5) * moved / (4 * variance**2), 3 * moved / (2 * variance))
@@ -340,7 +320,7 @@ def skellam_divergence(event: SkellamSum, orders: np.ndarray) -> np.ndarray:
 
 
 def rdp_event(event: Event) -> Any:
-    """The event as dp_accounting's RDP accountant takes it."""
+    """Return the event as dp_accounting's RDP accountant takes it."""
     dp = library()
     match event:
         case Gaussian(noise, rate):
@@ -371,7 +351,7 @@ def without_orders_left_out() -> Iterator[None]:
 
 
 def library() -> Any:
-    """dp_accounting, imported when first needed: it takes a second. Errors: ConfigError where it is not installed."""
+    """Import dp_accounting, when first needed: it takes a second. Errors: ConfigError where it is not installed."""
     try:
         import dp_accounting
         import dp_accounting.pld

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from ..core.errors import ConfigError
 from ..core.validation import require, require_real
 
-SMALLEST, LARGEST = 1e-8, 1e8  # clip norms: far from where noise in proportion would leave float32
+SMALLEST, LARGEST = 1e-8, 1e8  # bounds of clip norms: far from where noise in proportion would leave float32
 
 
 class ClipState(NamedTuple):
-    """What the server tells everyone: the clip norm of the next round. It is public, being made of noisy counts."""
+    """Clip norm of the next round, as the server tells it to everyone: it is public, being made of noisy counts."""
 
     clip_norm: float
 
@@ -45,11 +45,11 @@ class AdaptiveClip:
             require_real("count_noise", self.count_noise, above=0)
 
     def count_scale(self, expected_cohort: float) -> float:
-        """The standard deviation of the noise on the count, σ_b."""
+        """Return the standard deviation of the noise on the count, σ_b."""
         return expected_cohort / 20 if self.count_noise is None else self.count_noise
 
     def update_noise(self, noise_multiplier: float, expected_cohort: float) -> float:
-        """z_Δ: the updates' noise multiplier that costs, with the count's noise, what noise_multiplier does alone.
+        """Return z_Δ: the updates' noise multiplier that costs, with the count's noise, what noise_multiplier does.
 
         The count moves by 1/2, since clients send b − 1/2; so z⁻² = z_Δ⁻² + (2σ_b)⁻². Errors: ConfigError where σ_b is
         too small for any z_Δ, as for a cohort of 10.
@@ -68,7 +68,10 @@ class AdaptiveClip:
         return 1 / math.sqrt(left)
 
     def next(self, state: ClipState, unclipped: float) -> ClipState:
-        """The state after a round in which a share `unclipped` (noisy, so perhaps outside 0…1) was not clipped."""
+        """Return the state after a round in which a share `unclipped` was not clipped.
+
+        The share is noisy, so perhaps outside 0…1.
+        """
         require(math.isfinite(unclipped), f"expected a share of unclipped updates, got {unclipped!r}")
         # The share outside 0…1 is noise alone.
         step = self.learning_rate * (min(max(unclipped, 0.0), 1.0) - self.quantile)

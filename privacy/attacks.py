@@ -1,4 +1,4 @@
-"""What attacks on privacy find, as statistics: canaries, membership inference, gradient inversion.
+"""Statistics of what attacks on privacy find: canaries, membership inference, gradient inversion.
 
 Sources: canaries in one run: Andrew, Kairouz, Oh, Oprea, McMahan, Suriyakumar 2023: One-shot Empirical Privacy
 Estimation for Federated Learning, https://arxiv.org/abs/2302.03098. Membership by the loss: Yeom et al. 2018,
@@ -20,35 +20,35 @@ from ..core.validation import require
 
 CONFIDENCE = 0.95
 LARGEST_EPSILON = 100.0  # no attack with a finite number of trials tells larger ones apart
-FALSE_POSITIVES = 0.01  # the rate at which membership inference is judged
+FALSE_POSITIVES = 0.01  # false-positive rate at which membership inference is judged
 
 
 class CanaryEstimate(NamedTuple):
-    """What canaries that took part show, beside canaries that did not."""
+    """Estimate of ε from canaries that took part, beside canaries that did not."""
 
-    epsilon: float  # the estimate
-    lower: float  # it is at least that, with CONFIDENCE
-    signal: float  # mean of those that took part, in standard deviations of those that did not
+    epsilon: float  # estimate of ε
+    lower: float  # lower bound on ε, with CONFIDENCE
+    signal: float  # mean of the canaries that took part, in standard deviations of those that did not
     canaries: int
 
 
 class Membership(NamedTuple):
-    """How well losses tell members from others."""
+    """Measures of how well losses tell members from others."""
 
-    auc: float  # 0.5: not at all
-    true_positives: float  # rate at FALSE_POSITIVES
-    lower: float  # ε is at least that, with CONFIDENCE
+    auc: float  # area under the ROC curve: 0.5 where losses tell nothing
+    true_positives: float  # true-positive rate at the rate FALSE_POSITIVES
+    lower: float  # lower bound on ε, with CONFIDENCE
     members: int
 
 
 def canary(key: Key, number: int, size: int) -> Vector:
-    """The direction of a canary: uniform on the unit sphere, float32, shape (size,)."""
+    """Draw the direction of a canary: uniform on the unit sphere, float32, shape (size,)."""
     direction = key.derive("canary", number).generator().standard_normal(size, dtype=np.float32)
     return direction / np.float32(math.sqrt(float(np.square(direction, dtype=np.float64).sum())))
 
 
 def canary_estimate(observed: np.ndarray, unobserved: np.ndarray, delta: float) -> CanaryEstimate:
-    """ε at δ between two Gaussians, fitted to how far the model moved along the canaries' directions.
+    """Estimate ε at δ between two Gaussians, fitted to how far the model moved along the canaries' directions.
 
     observed: dot products of the model's way with the canaries that took part; unobserved: with as many, drawn alike,
     that did not. Errors: ConfigError for fewer than 10 of either, which fit no Gaussian.
@@ -70,7 +70,7 @@ def canary_estimate(observed: np.ndarray, unobserved: np.ndarray, delta: float) 
 
 
 def gaussian_epsilon(mean: float, deviation: float, other: float, delta: float) -> float:
-    """The smallest ε at which N(0, deviation²) and N(mean, other²) are (ε, δ)-indistinguishable, up to 100."""
+    """Compute the smallest ε ≤ 100 at which N(0, deviation²) and N(mean, other²) are (ε, δ)-indistinguishable."""
     pairs = [(0.0, deviation, mean, other), (mean, other, 0.0, deviation)]
 
     def exceeds(epsilon: float) -> bool:
@@ -88,7 +88,10 @@ def gaussian_epsilon(mean: float, deviation: float, other: float, delta: float) 
 
 
 def hockey_stick(mean: float, deviation: float, other_mean: float, other_deviation: float, epsilon: float) -> float:
-    """∫ max(p − e^ε·q, 0) of two normal densities p and q: where log(p/q) > ε, which is a quadratic inequality."""
+    """Compute ∫ max(p − e^ε·q, 0) of two normal densities p and q.
+
+    The integrand is positive where log(p/q) > ε, which is a quadratic inequality.
+    """
     from scipy.special import log_ndtr
 
     a = 0.5 / other_deviation**2 - 0.5 / deviation**2
@@ -109,7 +112,7 @@ def hockey_stick(mean: float, deviation: float, other_mean: float, other_deviati
 
 
 def positive_intervals(a: float, b: float, c: float) -> list[tuple[float, float]]:
-    """Where a·x² + b·x + c > 0."""
+    """Find the intervals in which a·x² + b·x + c > 0."""
     if abs(a) < 1e-12:
         if abs(b) < 1e-12:
             return [(-math.inf, math.inf)] if c > 0 else []
@@ -122,10 +125,10 @@ def positive_intervals(a: float, b: float, c: float) -> list[tuple[float, float]
 
 
 def membership(members: np.ndarray, others: np.ndarray, delta: float, key: Key) -> Membership:
-    """Whether examples with a small loss were trained on. members, others: losses, of examples drawn alike.
+    """Measure how well a small loss tells that an example was trained on.
 
-    The threshold is chosen on one half of each and judged on the other: the bound on ε then holds.
-    Errors: ConfigError for fewer than 20 of either, or losses that are not finite.
+    members, others: losses, of examples drawn alike. The threshold is chosen on one half of each and judged on the
+    other: the bound on ε then holds. Errors: ConfigError for fewer than 20 of either, or losses that are not finite.
     """
     for name, losses in (("members", members), ("others", others)):
         require(len(losses) >= 20, f"expected the losses of at least 20 {name}, got {len(losses)}")
@@ -141,7 +144,7 @@ def membership(members: np.ndarray, others: np.ndarray, delta: float, key: Key) 
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The probability that a member scores higher than another; ties count half."""
+    """Compute the probability that a member scores higher than another; ties count half."""
     from scipy.stats import rankdata
 
     positive = int(labels.sum())
@@ -150,7 +153,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The threshold with the largest ratio of true to false positives, one added to each count."""
+    """Find the threshold with the largest ratio of true to false positives, one added to each count."""
     limits = np.unique(np.quantile(scores, np.linspace(0, 1, 101)))
     caught = scores[None, :] > limits[:, None]
     hits, misses = (caught & labels).sum(1), (caught & ~labels).sum(1)
@@ -158,7 +161,7 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def epsilon_lower_bound(caught: np.ndarray, labels: np.ndarray, delta: float) -> float:
-    """What ε must be at least, with CONFIDENCE, for a test that catches these: log((TPR − δ)/FPR), and its mirror."""
+    """Bound ε from below, with CONFIDENCE, for a test that catches these: log((TPR − δ)/FPR), and its mirror."""
     hits, members = int(caught[labels].sum()), int(labels.sum())
     alarms, others = int(caught[~labels].sum()), int((~labels).sum())
     bounds = []
@@ -169,7 +172,7 @@ def epsilon_lower_bound(caught: np.ndarray, labels: np.ndarray, delta: float) ->
 
 
 def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
-    """The interval that holds a binomial's probability with CONFIDENCE in each of its two bounds together."""
+    """Compute the interval that holds a binomial's probability with CONFIDENCE in each of its two bounds together."""
     from scipy.stats import beta
 
     tail = (1 - CONFIDENCE) / 2
@@ -179,7 +182,7 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def normal_quantile(probability: float) -> float:
-    """The standard normal's quantile."""
+    """Compute the standard normal's quantile."""
     from scipy.special import ndtri
 
     return float(ndtri(probability))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import SupportsFloat
+from typing import ClassVar, SupportsFloat
 
 import numpy as np
 
+from ..core.bases import TRANSFORM_NEEDS, UpdateTransform
 from ..core.errors import ConfigError
 from ..core.random import Key
 from ..core.spec import ModelSpec
+from ..core.traits import Trait
 from ..core.types import ClientUpdate, State, Total
 from ..core.validation import require, require_real
 from .adaptive import AdaptiveClip, ClipState
@@ -25,7 +27,7 @@ from .noise import NoiseStream
 
 
 @dataclass(frozen=True)
-class CentralGaussian:
+class CentralGaussian(UpdateTransform):
     """Each client clips its update to C; the server adds N(0, (noise_multiplier·C)²) to each number of the sum.
 
     Nothing else of a client leaves: it weighs 1, and its metrics, which would be releases too, stay where they are. The
@@ -49,6 +51,9 @@ class CentralGaussian:
     expected_cohort: float
     rounding: float = 0.0
 
+    needs: ClassVar[Trait] = TRANSFORM_NEEDS | Trait.NORM_BOUND
+    adds_noise: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not isinstance(self.clip_norm, AdaptiveClip):
             require_real("clip_norm", self.clip_norm, above=0)
@@ -61,13 +66,13 @@ class CentralGaussian:
             require(self.rounding < 0.25, f"expected rounding={self.rounding!r} < 0.25: a count's half must outlast it")
 
     def init(self, spec: ModelSpec) -> State:
-        """() for a fixed clip norm, else a ClipState."""
+        """Return () for a fixed clip norm, else a ClipState."""
         self.scale_of_updates(1.0)
         self.clip_before_rounding(self.first_norm, spec.size)
         return ClipState(float(self.clip_norm.initial)) if isinstance(self.clip_norm, AdaptiveClip) else ()
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
-        """On the client: clipped, of weight 1, without metrics; b − 1/2 at the end of extra where the norm adapts.
+        """Clip on the client: weight 1, no metrics, and b − 1/2 at the end of extra where the norm adapts.
 
         Errors: ConfigError for another weight, ClientError for an update that is not finite.
         """
@@ -80,7 +85,7 @@ class CentralGaussian:
         return clipped._replace(extra=np.append(clipped.extra, indicator))
 
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
-        """On the server: noise on the sum, a public divisor, no metrics; and the next clip norm where it adapts.
+        """Add noise on the server: a public divisor, no metrics, and the next clip norm where it adapts.
 
         total.clients is left for the operator, and is no release.
         """
@@ -102,27 +107,27 @@ class CentralGaussian:
 
     @property
     def half(self) -> float:
-        """What stands for 1/2 in the count: less, by what rounding may add."""
+        """Number that stands for 1/2 in the count: less, by what rounding may add."""
         return 0.5 - self.rounding
 
     def norm_in(self, state: State) -> float:
-        """C in this round."""
+        """Return C in this round."""
         return state.clip_norm if isinstance(self.clip_norm, AdaptiveClip) else self.clip_norm
 
     def scale_of_updates(self, clip_norm: float) -> float:
-        """The standard deviation of the noise on delta and extra."""
+        """Return the standard deviation of the noise on delta and extra."""
         noise = float(self.noise_multiplier)
         if isinstance(self.clip_norm, AdaptiveClip):
             noise = self.clip_norm.update_noise(noise, self.expected_cohort)
         return noise * clip_norm
 
     def clip_before_rounding(self, clip_norm: float, size: int) -> float:
-        """What to clip `size` numbers to, so that they keep to clip_norm after rounding."""
+        """Return the norm to clip `size` numbers to, so that they keep to clip_norm after rounding."""
         return norm_before_rounding(clip_norm, self.rounding, size)
 
 
 def norm_before_rounding(clip_norm: float, rounding: float, size: int) -> float:
-    """The norm of `size` numbers that stays within clip_norm if each then moves by up to rounding.
+    """Return the norm of `size` numbers that stays within clip_norm if each then moves by up to rounding.
 
     Errors: ConfigError where there is none.
     """

@@ -12,21 +12,23 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..core.bases import TRANSFORM_NEEDS, UpdateTransform
 from ..core.errors import ClientError
 from ..core.random import Key
 from ..core.spec import ModelSpec
+from ..core.traits import Trait
 from ..core.types import ClientUpdate, State, Total, Vector
 from ..core.validation import require, require_real
 
 ROW = 256  # squares added up in float32, before float64 takes over
-ROUNDING = 2.0**-16  # more than those sums, and scaling in float32, can be off: (ROW + 3)·2⁻²⁴
-SMALLEST_FACTOR = 2.0**-126  # that float32 holds with all its digits
+ROUNDING = 2.0**-16  # relative bound on how far such sums, and scaling in float32, can be off: (ROW + 3)·2⁻²⁴
+SMALLEST_FACTOR = 2.0**-126  # least factor that float32 holds with all its digits
 NOT_FINITE = "an update to clip has numbers that are not finite; lower the client's learning rate"
-SMALLEST_SUM = 1e-24  # of squares in float32: below, many of them may have vanished
+SMALLEST_SUM = 1e-24  # least sum of squares in float32: below, many of them may have vanished
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(UpdateTransform):
     """Scale each update, delta and extra together, to L2 norm at most clip_norm.
 
     On its own it bounds a client's influence; it becomes differential privacy only with noise in proportion.
@@ -34,24 +36,26 @@ class Clip:
 
     clip_norm: float
 
+    needs: ClassVar[Trait] = TRANSFORM_NEEDS | Trait.NORM_BOUND
+
     def __post_init__(self) -> None:
         require_real("clip_norm", self.clip_norm, above=0)
 
     def init(self, spec: ModelSpec) -> State:
-        """No state."""
+        """Return (): there is no state."""
         return ()
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
-        """On the client. Errors: ClientError for an update that is not finite."""
+        """Clip the update, on the client. Errors: ClientError for an update that is not finite."""
         return clip_update(update, self.clip_norm)[0]
 
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
-        """Nothing to undo."""
+        """Return state and total as they are: there is nothing to undo."""
         return state, total
 
 
 @dataclass(frozen=True)
-class ClipPerLayer:
+class ClipPerLayer(UpdateTransform):
     """Scale each variable's part of an update, and extra as one more part, to L2 norm at most clip_norm/√parts.
 
     The whole is then of norm at most clip_norm: before a plan with that clip norm its own clipping changes nothing but
@@ -60,17 +64,18 @@ class ClipPerLayer:
 
     clip_norm: float
 
-    by_coordinate: ClassVar[bool] = True
+    needs: ClassVar[Trait] = TRANSFORM_NEEDS | Trait.NORM_BOUND
+    hides: ClassVar[Trait] = Trait.WHOLE_UPDATE
 
     def __post_init__(self) -> None:
         require_real("clip_norm", self.clip_norm, above=0)
 
     def init(self, spec: ModelSpec) -> State:
-        """Where each variable ends in the vector: int64, shape (variables,)."""
+        """Return where each variable ends in the vector: int64, shape (variables,)."""
         return np.cumsum([variable.size for variable in spec.shared])
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
-        """On the client. Errors: ClientError for an update that is not finite."""
+        """Clip each variable's part, on the client. Errors: ClientError for an update that is not finite."""
         parts = [*np.split(update.delta, state[:-1]), *([update.extra] if len(update.extra) else [])]
         norms = [norm_of(part) for part in parts]
         if not all(map(math.isfinite, norms)):
@@ -81,7 +86,7 @@ class ClipPerLayer:
         return update._replace(delta=clipped[:size], extra=clipped[size:])
 
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
-        """Nothing to undo."""
+        """Return state and total as they are: there is nothing to undo."""
         return state, total
 
 
@@ -98,7 +103,7 @@ def clip(delta: Vector, clip_norm: float) -> tuple[Vector, float]:
 
 
 def clip_update(update: ClientUpdate, clip_norm: float) -> tuple[ClientUpdate, float]:
-    """update with delta and extra scaled together to norm at most clip_norm; also the norm they had.
+    """Scale an update's delta and extra together to norm at most clip_norm; also return the norm they had.
 
     Errors: ClientError where a number is not finite: it has no norm to clip, and must not reach a sum.
     """
@@ -110,7 +115,7 @@ def clip_update(update: ClientUpdate, clip_norm: float) -> tuple[ClientUpdate, f
 
 
 def as_private(update: ClientUpdate) -> ClientUpdate:
-    """update without its metrics, which would be another release of the client's data.
+    """Return the update without its metrics, which would be another release of the client's data.
 
     Errors: ConfigError for a weight that is not 1: noise in proportion to the clip norm would not cover it.
     """
@@ -120,12 +125,15 @@ def as_private(update: ClientUpdate) -> ClientUpdate:
 
 
 def norm_of(*vectors: Vector) -> float:
-    """The L2 norm of vectors joined, to a relative 1e-5; NaN or infinite where a number is."""
+    """Compute the L2 norm of vectors joined, to a relative 1e-5; NaN or infinite where a number is."""
     return math.sqrt(sum(map(sum_of_squares, vectors)))
 
 
 def sum_of_squares(vector: Vector) -> float:
-    """Σ x², by one pass without a copy, and no dot product, whose BLAS threads would crowd out the workers'."""
+    """Compute Σ x² in one pass without a copy.
+
+    It is no dot product, whose BLAS threads would crowd out the workers'.
+    """
     whole = len(vector) // ROW * ROW
     rows = vector[:whole].reshape(-1, ROW)
     with np.errstate(over="ignore"):
@@ -137,7 +145,10 @@ def sum_of_squares(vector: Vector) -> float:
 
 
 def scaled(vector: Vector, norm: float, clip_norm: float) -> Vector:
-    """vector · clip_norm/norm, less what rounding could add; vector itself where norm is surely within clip_norm."""
+    """Return vector · clip_norm/norm, less what rounding could add.
+
+    Where norm is surely within clip_norm, it is vector itself.
+    """
     within = clip_norm * (1 - ROUNDING)
     if norm <= within:
         return vector

@@ -1,6 +1,6 @@
 """Composition: ε of a ledger that grows by one event a round, in less than a millisecond a round.
 
-What `accounting.epsilon` computes from scratch is shared here by all counts of an event: its privacy loss
+All counts of an event share here what `accounting.epsilon` computes from scratch: the event's privacy loss
 distribution P, rounded up to a grid, and the Fourier transform φ of P. n releases have the transform φⁿ, and
 
     δ(ε) = Σ_l P*ⁿ(l)·(1 − e^(ε − l))₊
@@ -8,6 +8,10 @@ distribution P, rounded up to a grid, and the Fourier transform φ of P. n relea
 is a correlation, so a product of transforms. φⁿ is all but 0 beyond a few frequencies, hence a short inverse
 transform, which gives δ at every 2^k-th point of the grid. Between them the line in e^ε lies above δ, which is convex
 in e^ε; so ε stays an upper bound, and meets `accounting.epsilon` to 4 digits.
+
+A transform rounds: each frequency of φ is off by up to 2⁻⁵³·log₂(length)·‖P‖₂, that of φⁿ by n times as much, and δ by
+no more than the sum over all frequencies that are kept, in L2 norm. That is counted into δ. Where δ is no larger than
+it, there is no such bound, and RDP's stands.
 
 Source: Koskela, Jälkö, Honkela 2020: Computing tight differential privacy guarantees using FFT,
 https://arxiv.org/abs/1906.03049; bounds of the tails as in Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380.
@@ -25,13 +29,13 @@ from . import accounting
 from .events import Event, Ledger, SkellamSum, parse_event
 
 TAIL = 1e-15  # probability beyond the window, counted into δ
-NEGLIGIBLE = math.log(1e-18)  # of φⁿ
-SHORTEST = 1 << 16  # inverse transform
+NEGLIGIBLE = math.log(1e-18)  # logarithm of the magnitude below which a frequency of φⁿ is left out
+SHORTEST = 1 << 16  # length of the shortest inverse transform
 SLOW = 1 << 15  # frequencies that take longer than a round may wait: such counts, the first few, are computed at once
 
 
 def spent(ledger: Ledger, delta: float, rounds: int) -> float:
-    """`accounting.epsilon(ledger, delta).pld`, or up to 1e-4 of it more.
+    """Return `accounting.epsilon(ledger, delta).pld`, or up to 1e-4 of it more.
 
     rounds: how far the ledger may be expected to grow; the first call prepares for as many. It takes up to a second or
     two, and every later one a millisecond, where the ledger has one event.
@@ -49,13 +53,13 @@ def spent(ledger: Ledger, delta: float, rounds: int) -> float:
 
 
 def largest_loss(event: Event, delta: float, most: int) -> float:
-    """About the largest loss that `most` releases may have: it decides the interval of the grid."""
+    """Return about the largest loss that `most` releases may have: it decides the interval of the grid."""
     return max(accounting.rdp_epsilon({event: most}, delta), accounting.largest_loss(event))
 
 
 @lru_cache(maxsize=2)
 def growing(event: Event, delta: float, most: int) -> Growing:
-    """The one Growing of these numbers."""
+    """Return the one Growing of these numbers."""
     return Growing(event, delta, most)
 
 
@@ -70,7 +74,7 @@ class Growing:
         self.known: dict[int, float] = {}
 
     def epsilon(self, count: int) -> float:
-        """ε of `count` releases."""
+        """Return ε of `count` releases."""
         if count not in self.known:
             first = not self.known
             self.known[count] = self._compute(count)
@@ -91,11 +95,12 @@ class Growing:
             if found is None:
                 return accounting.epsilon_of({self.event: count}, self.delta).pld
             largest = max(largest, found)
-        return largest
+        events = {self.event: count}
+        return min(largest, accounting.rdp_epsilon(events, self.delta)) if accounting.has_rdp_bound(events) else largest
 
 
 def directions_of(once: Any) -> list[Any]:
-    """The distributions for removing and for adding a client; one where they are the same."""
+    """Return the distributions for removing and for adding a client; one where they are the same."""
     both = [once._pmf_remove, once._pmf_add]
     return [one.to_dense_pmf() for one in (both[:1] if both[0] is both[1] else both)]
 
@@ -116,6 +121,7 @@ class LossTransform:
         low, high = self.window(most)
         # Twice the window: no loss may wrap around into a difference that counts.
         self.length = max(SHORTEST, 1 << (2 * (high - low + 1) - 1).bit_length())
+        self.rounding_once = 2.0**-53 * math.log2(self.length) * float(np.linalg.norm(probabilities))
         with np.errstate(divide="ignore"):
             self.logarithms = np.log(np.fft.rfft(probabilities, self.length))
         self.decay = np.maximum.accumulate(self.logarithms.real[::-1])[::-1]
@@ -124,21 +130,28 @@ class LossTransform:
         self.counted = np.conj(np.fft.rfft(counted))
 
     def window(self, count: int) -> tuple[int, int]:
-        """Places that the sum of `count` losses is outside of with probability at most TAIL, by Chernoff's bound."""
+        """Return the places between which the sum of `count` losses lies, but for a probability of at most TAIL.
+
+        The bound is Chernoff's.
+        """
         bounds = (count * self.moments + math.log(2 / TAIL)) / self.orders
         low, high = bounds[self.orders < 0].max(), bounds[self.orders > 0].min()
         return max(0, math.floor(low)), min(self.last * count, math.ceil(high))
 
+    def rounding(self, count: int) -> float:
+        """Return how far the transforms' rounding may move a δ of `count` releases."""
+        return count * self.rounding_once * math.sqrt(self.frequencies(count))
+
     def frequencies(self, count: int) -> int:
-        """How many frequencies of `count` releases are not negligible."""
+        """Return the number of frequencies of `count` releases that are not negligible."""
         return max(2, int(np.searchsorted(-self.decay, -NEGLIGIBLE / count, side="right")))
 
     def epsilon(self, count: int, delta: float) -> float | None:
-        """ε of `count` releases; None where it lies outside the window."""
+        """Return ε of `count` releases; None where it lies outside the window."""
         low, high = self.window(count)
         points, stride = self.deltas(count, low)
         points = points[: (high - low) // stride + 1]
-        points += 2 * TAIL - math.expm1(count * self.without_infinity)
+        points += 2 * TAIL - math.expm1(count * self.without_infinity) + self.rounding(count)
         start = count * self.lowest + low
         after = int(np.argmax(points <= delta))
         if not points[after] <= delta:
@@ -150,7 +163,7 @@ class LossTransform:
         return float(self.interval * before + math.log1p(math.expm1(self.interval * stride) * part))
 
     def deltas(self, count: int, low: int) -> tuple[np.ndarray, int]:
-        """δ at ε = (count·lowest + low + stride·place)·interval, at each place; and the stride."""
+        """Return δ at ε = (count·lowest + low + stride·place)·interval, at each place; and the stride."""
         kept = self.frequencies(count)
         size = min(self.length, max(SHORTEST, 1 << (2 * kept - 1).bit_length()))
         turns = (np.arange(kept) * low) % self.length

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import ClassVar, SupportsFloat
 
 import numpy as np
 
+from ..core.bases import TRANSFORM_NEEDS, UpdateTransform
 from ..core.errors import ConfigError, RunStopped
 from ..core.random import Key
 from ..core.spec import ModelSpec
+from ..core.traits import Trait
 from ..core.types import ClientUpdate, State, Total
 from ..core.validation import require, require_count, require_real
 from . import skellam
 from .central import norm_before_rounding
 from .clipping import as_private, clip_update
 from .events import SkellamSum, require_noise
-from .secagg.encoding import BITS
+from .secagg.encoding import BITS, require_limit
 
-LEVELS = 2 ** (BITS - 1) - 1  # what stands for the limit on secure aggregation's grid
+LEVELS = 2 ** (BITS - 1) - 1  # integer that stands for the limit on secure aggregation's grid
 
 
 def grid_limit(magnitude: float) -> float:
-    """The smallest limit ≥ magnitude of secure aggregation whose step is a power of two.
+    """Compute the smallest limit ≥ magnitude of secure aggregation whose step is a power of two.
 
     On such a grid float32 holds every point exactly, so that what a client sends is aggregated as it is.
     """
@@ -36,7 +38,7 @@ def grid_limit(magnitude: float) -> float:
 
 
 @dataclass(frozen=True)
-class DistributedSkellam:
+class DistributedSkellam(UpdateTransform):
     """Clients clip, round to the grid of secure aggregation, and add Skellam noise in whole steps.
 
     Each adds a share of the noise, so large that the shares of survivors_floor clients have together the variance
@@ -57,37 +59,43 @@ class DistributedSkellam:
     survivors_floor: int
     limit: float
 
+    needs: ClassVar[Trait] = TRANSFORM_NEEDS | Trait.NORM_BOUND
+    adds_noise: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         require_real("clip_norm", self.clip_norm, above=0)
         require_noise(self.noise_multiplier)
         require_count("survivors_floor", self.survivors_floor)
-        require_real("limit", self.limit, above=0)
+        require_limit("limit", self.limit)
         fits = grid_limit(self.limit)
         require(self.limit == fits, f"expected limit={self.limit!r} with steps of a power of two; use {fits!r}")
 
     @property
     def step(self) -> float:
-        """Of the grid: a power of two."""
+        """Step of the grid: a power of two."""
         return self.limit / LEVELS
 
     @property
     def norm(self) -> float:
-        """clip_norm in steps."""
+        """Clip norm in steps of the grid."""
         return self.clip_norm / self.step
 
     @property
     def event(self) -> SkellamSum:
-        """What a round of it releases."""
+        """Privacy event of one round."""
         return SkellamSum(float(self.noise_multiplier), self.norm)
 
     @property
     def share_variance(self) -> float:
-        """Of one client's noise, in steps squared."""
+        """Variance of one client's noise, in steps squared."""
         # A little more than the claim, for this division's sake.
         return (float(self.noise_multiplier) * self.norm) ** 2 / self.survivors_floor * (1 + 1e-12)
 
     def init(self, spec: ModelSpec) -> State:
-        """No state. Errors: ConfigError where the limit is too small for the noise, or the grid too coarse."""
+        """Return (): there is no state.
+
+        Errors: ConfigError where the limit is too small for the noise, or the grid too coarse.
+        """
         norm_before_rounding(self.clip_norm, self.step, spec.size)
         widest = self.norm + skellam.tail(self.share_variance)
         if widest > LEVELS:
@@ -100,7 +108,7 @@ class DistributedSkellam:
         return ()
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
-        """On the client: clipped, on the grid, noisy, of weight 1, without metrics.
+        """Clip the update, round it to the grid and add noise, on the client: weight 1, without metrics.
 
         Errors: ConfigError for another weight, ClientError for an update that is not finite.
         """
@@ -117,7 +125,7 @@ class DistributedSkellam:
         return clipped._replace(delta=sent[:delta], extra=sent[delta:])
 
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
-        """The sum as it is: its noise came with it.
+        """Return the sum as it is: its noise came with it.
 
         Errors: RunStopped for fewer clients than the noise was sized for; aggregation has to reveal no such sum.
         """

@@ -1,4 +1,4 @@
-"""Homomorphic encryption among real devices: clients encrypt, the server adds, and a few clients decrypt the sum.
+"""Homomorphic encryption as two halves: clients encrypt, the server adds, and a few clients decrypt the sum.
 
     homomorphic.key   in every client's kit: parameters and the secret key that they share
     homomorphic.pub   in the server's: parameters and the key's id
@@ -12,74 +12,54 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import numpy as np
 
 from ..core.errors import ClientError, ConfigError, RunStopped
 from ..core.random import Key
-from ..core.sums import Meeting
-from ..core.types import ClientUpdate, Failure, Total
+from ..core.sums import ClientSum, Meeting, ServerSum
+from ..core.types import ClientUpdate, Failure, Shape, Total
 from ..core.validation import require
-from .credentials import write_atomically
+from .arithmetic import ArithmeticClient, ArithmeticServer
+from .contexts import ClientContext, ServerContext, encrypted_size
+from .encoder import nothing_like
 from .keys import read_private
+from .keys.credentials import write_atomically
+from .keys.errors import SecAggAbort
+from .keys.kit import KitFile
 from .layout import Layout
 from .schemes import Scheme, quantize, whole_weight
+from .secagg.client import RoundLog
 from .secagg.session import MINIMUM_CLIENTS
-
-if TYPE_CHECKING:  # it imports this module
-    from .homomorphic import ClientContext, Homomorphic, ServerContext
 
 log = logging.getLogger(__name__)
 
-SECRET, PUBLIC = "homomorphic.key", "homomorphic.pub"
-MAX_SECRET_BYTES = 1 << 20  # of a context: 62 kB at degree 4096, 16 times that at 16384
+MAX_SECRET_BYTES = 1 << 20  # most bytes of a context: 62 kB at degree 4096, 16 times that at 16384
 DECRYPTERS, AGREEING = 3, 2  # clients asked for the sum at a time, and how many of them have to say the same
 INTEGERS = np.dtype("<i8")
 REMEDY = "make it with the kits: umbel deploy keys DIR EXPERIMENT"
 
 
-class HomomorphicSession:
-    """A round's sum. In a real one each contribution is bytes of ciphertext; else integers, which have the same sum."""
+class Settings(Protocol):
+    """Settings of a `Homomorphic` that both halves need."""
 
-    def __init__(
-        self, settings: Homomorphic, layout: Layout, cohort: Sequence[int], context: ClientContext, is_real: bool
-    ):
-        self.bytes_up = 0
-        self._settings, self._layout, self._context, self._is_real = settings, layout, context, is_real
-        self._size = layout.size + (settings.parameters.max_weight > 1)
-        self._missing, self._clients = set(cohort), 0
-        self._integers = np.zeros(0 if is_real else self._size, np.int64)
-        self._encrypted = context.server_context().zero(self._size)
+    @property
+    def limit(self) -> float:
+        """Largest magnitude kept of a number."""
 
-    def contribute(self, client: int, update: ClientUpdate, key: Key) -> Any:
-        """The client's half: its update on the grid, encrypted; a Failure for one that is not finite.
+    @property
+    def max_weight(self) -> int:
+        """Largest weight of a client."""
 
-        Errors: ConfigError for a weight that is no integer or above max_weight.
-        """
-        integers = on_grid(self._settings, self._layout, client, update, key)
-        return self._context.encrypt(integers) if self._is_real and not isinstance(integers, Failure) else integers
+    @property
+    def parameters(self) -> Scheme:
+        """Scheme with its parameters."""
 
-    def add(self, client: int, contribution: Any) -> None:
-        """The server's half. Errors: ClientError for bytes that are no ciphertext of this context, or a second one."""
-        if client not in self._missing:
-            raise ClientError("sent a second contribution, or is not in the cohort", client=client)
-        if self._is_real:
-            self._encrypted.add(contribution, client)
-            self.bytes_up += len(contribution)
-        else:
-            self._integers += contribution
-            self.bytes_up += self._context.encrypted_size(self._size)
-        self._missing.remove(client)
-        self._clients += 1
-
-    def total(self) -> Total:
-        """The sum of what was added. Errors: RunStopped for fewer clients than hide one another."""
-        if self._clients < MINIMUM_CLIENTS:
-            raise RunStopped(f"{self._clients} clients are in the sum; at least {MINIMUM_CLIENTS} hide one another")
-        integers = self._context.decrypt(self._encrypted.to_bytes()) if self._is_real else self._integers
-        return off_grid(self._settings, self._layout, integers, self._clients)
+    def layout(self, shape: Shape) -> Layout:
+        """Return the layout of the vector that is summed."""
 
 
 class EncryptedServer:
@@ -87,25 +67,27 @@ class EncryptedServer:
 
     def __init__(
         self,
-        settings: Homomorphic,
+        settings: Settings,
         meeting: Meeting,
         cohort: Sequence[int],
         context: ServerContext,
-        encrypted_size: Callable[[Scheme, int], int],
     ):
         self.counted: tuple[int, ...] = ()
+        self.left_out: dict[int, Failure] = {}
         self._settings, self._meeting, self._context, self._asked = settings, meeting, context, False
         self._layout = settings.layout(meeting.shape)
-        self._size = self._layout.size + (settings.parameters.max_weight > 1)
+        self._size = summed_size(settings, self._layout)
         self._sum, self._cohort = context.zero(self._size), list(cohort)
-        self._candidates: list[int] = []  # who may be asked to decrypt, in the order in which they will be
+        self._candidates: list[int] = []  # clients that may be asked to decrypt, in that order
         self._said: dict[int, bytes] = {}  # client: the sum, as it decrypted it
+        self._awaited: set[int] = set()  # clients that have not answered the stage under way
         self.reply_bytes = 2 * encrypted_size(settings.parameters, self._size)  # compression makes sizes vary
 
     def advance(self) -> Mapping[int, bytes]:
-        """The next stage's messages; nothing once the sum is known. Errors: RunStopped."""
+        """Return the next stage's messages; nothing once the sum is known. Errors: RunStopped."""
         if not self._asked:
             self._asked = True
+            self._awaited = set(self._cohort)
             return dict.fromkeys(self._cohort, self._context.to_bytes())
         if not self._said and not self.counted:
             self._close()
@@ -113,10 +95,17 @@ class EncryptedServer:
             return {}
         asked, self._candidates = self._candidates[:DECRYPTERS], self._candidates[DECRYPTERS:]
         self.reply_bytes = INTEGERS.itemsize * self._size
+        self._awaited = set(asked)
         return dict.fromkeys(asked, self._sum.to_bytes())
 
     def receive(self, client: int, reply: bytes) -> Failure | None:
-        """An encrypted update, or the integers of the sum; a Failure for bytes that are neither."""
+        """Take in an encrypted update, or the integers of the sum.
+
+        A Failure for bytes that are neither, or that nobody awaits.
+        """
+        if client not in self._awaited:
+            return Failure(client, "unexpected", "it sent a second reply, or was not asked")
+        self._awaited.discard(client)
         if self.counted:
             return self._take_integers(client, reply)
         try:
@@ -127,7 +116,7 @@ class EncryptedServer:
         return None
 
     def total(self) -> Total:
-        """The sum. Errors: RunStopped when no two clients decrypted it to the same integers."""
+        """Return the sum. Errors: RunStopped when no two clients decrypted it to the same integers."""
         agreed, number = self._agreed(), self._meeting.round
         if agreed is None:
             raise RunStopped(
@@ -138,8 +127,12 @@ class EncryptedServer:
                 log.warning("round %d: client %d decrypted another sum than the others", number, client)
         return off_grid(self._settings, self._layout, np.frombuffer(agreed, INTEGERS), len(self.counted))
 
+    def stands_for(self, bytes_up: int) -> int:
+        """Return bytes_up: what was sent is the protocol's own."""
+        return bytes_up
+
     def _close(self) -> None:
-        """No more updates. Errors: RunStopped for fewer than hide one another."""
+        """Take no more updates. Errors: RunStopped for fewer than hide one another."""
         if len(self._candidates) < MINIMUM_CLIENTS:
             raise RunStopped(
                 f"round {self._meeting.round}: {len(self._candidates)} clients sent encrypted updates; "
@@ -159,16 +152,18 @@ class EncryptedServer:
         return None
 
     def _agreed(self) -> bytes | None:
-        """What enough clients said; None so far."""
+        """Return what enough clients said; None so far."""
         found = Counter(self._said.values()).most_common(1)
         return found[0][0] if found and found[0][1] >= AGREEING else None
 
 
 class EncryptedClient:
-    """A round's sum from a client's side: it encrypts one update, and decrypts one sum."""
+    """A round's sum from a client's side: it encrypts one update, and decrypts one sum, whatever is started again."""
 
-    def __init__(self, settings: Homomorphic, meeting: Meeting, client: int, context: ClientContext):
+    def __init__(self, settings: Settings, meeting: Meeting, client: int, context: ClientContext, log: RoundLog):
+        """Prepare a client's side. log: record of the rounds that it took part in."""
         self._settings, self._meeting, self._number, self._context = settings, meeting, client, context
+        self._log = log
         self._layout = settings.layout(meeting.shape)
         self._encrypted: bytes | None = None
         self._left = ["encrypt", "decrypt"]
@@ -177,29 +172,35 @@ class EncryptedClient:
         return f"EncryptedClient(client={self._number}, round={self._meeting.round})"
 
     def check(self, message: bytes) -> Failure | None:
-        """Whether the server adds under this client's key."""
+        """Return a Failure unless the server adds under this client's key."""
         own = self._context.server_context()
         if message != own.to_bytes():
             return Failure(self._number, "other_key", f"the server's context is not {own.id.hex()[:16]}: {REMEDY}")
+        try:
+            self._log.check(self._meeting.run, self._meeting.round, 0)
+        except SecAggAbort as error:
+            return Failure(self._number, error.reason, str(error))
         return None
 
     def provide(self, update: ClientUpdate, key: Key) -> Failure | None:
         """Encrypt the update."""
-        found = on_grid(self._settings, self._layout, self._number, update, key)
-        if isinstance(found, Failure):
-            self.abandon()
-            return found
-        self._encrypted = self._context.encrypt(found)
+        self._encrypted = self._context.encrypt(on_grid(self._settings, self._layout, update, key))
         return None
 
     def answer(self, message: bytes) -> bytes | Failure:
-        """The update encrypted; then the sum decrypted, once."""
+        """Return the update encrypted; then the sum decrypted, once."""
         if not self._left:
             return Failure(self._number, "out_of_order", "this client has decrypted the round's sum, or left the round")
         if self._left.pop(0) == "encrypt":
             assert self._encrypted is not None
             encrypted, self._encrypted = self._encrypted, None
+            try:
+                self._log.admit(self._meeting.run, self._meeting.round, 0)
+            except SecAggAbort as error:
+                self.abandon()
+                return Failure(self._number, error.reason, str(error))
             return encrypted
+        self._log.release(self._meeting.run, self._meeting.round)
         try:
             return self._context.decrypt(message).astype(INTEGERS, copy=False).tobytes()
         except ConfigError as error:
@@ -210,23 +211,57 @@ class EncryptedClient:
         self._left, self._encrypted = [], None
 
 
-def on_grid(settings: Homomorphic, layout: Layout, client: int, update: ClientUpdate, key: Key) -> np.ndarray | Failure:
-    """The update as integers; a Failure for one that is not finite. key: that its rounding is drawn from.
+def rehearsed(
+    settings: Settings,
+    meeting: Meeting,
+    cohort: Sequence[int],
+    context: ClientContext,
+    is_real: bool,
+) -> tuple[ServerSum, Callable[[int], ClientSum]]:
+    """Make both halves in one process. is_real: with ciphertexts; else with the integers that are in them."""
+    if is_real:
+        server = EncryptedServer(settings, meeting, cohort, context.server_context())
+        return server, lambda client: EncryptedClient(settings, meeting, client, context, RoundLog())
+    layout = settings.layout(meeting.shape)
+    size = summed_size(settings, layout)
+    each = encrypted_size(settings.parameters, size)
+    arithmetic = ArithmeticServer(
+        cohort,
+        np.zeros(size, np.int64),
+        MINIMUM_CLIENTS,
+        partial(off_grid, settings, layout),
+        lambda counted: counted * each,
+        meeting.round,
+    )
+    return arithmetic, partial(ArithmeticClient, partial(on_grid, settings, layout))
+
+
+def summed_size(settings: Settings, layout: Layout) -> int:
+    """Return the number of integers that are summed.
+
+    They are the vector's, and the weight's where it can be other than 1.
+    """
+    return layout.size + (settings.parameters.max_weight > 1)
+
+
+def on_grid(settings: Settings, layout: Layout, update: ClientUpdate, key: Key) -> np.ndarray:
+    """Encode the update as integers; one that is not finite weighs 0. key: source of the update's rounding.
 
     Errors: ConfigError for a weight that is no integer or above max_weight.
     """
     weight = whole_weight(update.weight, settings.max_weight)
     try:
         packed = layout.pack(update)
-    except ClientError as error:
-        return Failure(client, "non_finite", str(error))
+    except ClientError:
+        weight, packed = 0, layout.pack(nothing_like(update))
     # A key of 128 bits for the cipher, and its counter from 0: no two updates have the same key.
     seed = key.derive("rounding").digest + bytes(16)
-    return quantize(settings.parameters, packed, settings.limit, weight, seed)
+    # Where all weigh 1, the layout says whether an update counts.
+    return quantize(settings.parameters, packed, settings.limit, weight if settings.max_weight > 1 else 1, seed)
 
 
-def off_grid(settings: Homomorphic, layout: Layout, integers: np.ndarray, clients: int) -> Total:
-    """The Total of the sum of what so many clients had on the grid."""
+def off_grid(settings: Settings, layout: Layout, integers: np.ndarray, clients: int) -> Total:
+    """Return the Total of the sum of what so many clients had on the grid."""
     scheme, weight = settings.parameters, clients
     if scheme.max_weight > 1:
         integers, weight = integers[:-1], int(integers[-1])
@@ -234,22 +269,26 @@ def off_grid(settings: Homomorphic, layout: Layout, integers: np.ndarray, client
 
 
 def secret_in(kit: Path) -> bytes:
-    """The bytes of a client's context. Errors: ConfigError where there is none, or others can read it."""
-    require((kit / SECRET).exists(), f"{kit} has no {SECRET}, the secret key that clients share; {REMEDY}")
-    return read_private(kit / SECRET, MAX_SECRET_BYTES)
+    """Read the bytes of a client's context. Errors: ConfigError where there is none, or others can read it."""
+    require(
+        (kit / KitFile.ENCRYPTED_SECRET).exists(),
+        f"{kit} has no {KitFile.ENCRYPTED_SECRET}, the secret key that clients share; {REMEDY}",
+    )
+    return read_private(kit / KitFile.ENCRYPTED_SECRET, MAX_SECRET_BYTES)
 
 
 def public_in(kit: Path) -> bytes:
-    """The bytes of the server's context. Errors: ConfigError."""
+    """Read the bytes of the server's context. Errors: ConfigError."""
+    path = kit / KitFile.ENCRYPTED_PUBLIC
     try:
-        return (kit / PUBLIC).read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        text = f"{kit / PUBLIC}, which names the clients' key, cannot be read: {error.strerror}; {REMEDY}"
+        text = f"{path}, which names the clients' key, cannot be read: {error.strerror}; {REMEDY}"
         raise ConfigError(text) from error
 
 
 def keep_contexts(context: ClientContext, server: Path, clients: Mapping[int, Path]) -> None:
     """Put a fresh context into kits. Errors: ConfigError for a folder that cannot be written."""
     for kit in clients.values():
-        write_atomically(kit / SECRET, context.to_bytes())
-    write_atomically(server / PUBLIC, context.server_context().to_bytes())
+        write_atomically(kit / KitFile.ENCRYPTED_SECRET, context.to_bytes())
+    write_atomically(server / KitFile.ENCRYPTED_PUBLIC, context.server_context().to_bytes())

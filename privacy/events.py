@@ -13,7 +13,7 @@ from numbers import Real
 from typing import Any, ClassVar
 
 from ..core.errors import ConfigError
-from ..core.validation import require, require_count, require_real, suggest
+from ..core.validation import fields_of, lacking, require, require_count, require_real, suggest
 
 Ledger = Mapping[str, int]
 
@@ -134,7 +134,7 @@ EVENTS: dict[str, type[Event]] = {
 
 
 def parse_event(text: str) -> Event:
-    """The event that `str(event)` wrote as text.
+    """Return the event that `str(event)` wrote as text.
 
     Errors: ConfigError for another text, however close: one event has one text, or a ledger would count it apart.
     """
@@ -154,7 +154,7 @@ def parse_event(text: str) -> Event:
 
 
 def compose(ledger: Ledger, event: Event, count: int = 1) -> dict[str, int]:
-    """A new ledger with `count` more releases of event."""
+    """Return a new ledger with `count` more releases of event."""
     require_count("count", count)
     return {**ledger, str(event): ledger.get(str(event), 0) + count}
 
@@ -166,7 +166,7 @@ def require_noise_multiplier(value: float) -> None:
 
 def require_noise(value: object) -> None:
     """Raise unless value is a noise multiplier, or turns into one later, as a plan's calibration does."""
-    if isinstance(value, Real) or not hasattr(value, "__float__"):
+    if isinstance(value, Real) or lacking(value, ("__float__",)):
         require_noise_multiplier(value)  # type: ignore[arg-type]
 
 
@@ -187,16 +187,15 @@ def settle(event: Any) -> None:
         "sampling_rate": require_sampling_rate,
         "norm": require_norm,
     }
-    for name, check in checks.items():
-        if hasattr(event, name):
-            check(getattr(event, name))
-            object.__setattr__(event, name, float(getattr(event, name)))
-    for field in dataclasses.fields(event):
-        if field.name not in checks:
-            require_count(field.name, getattr(event, field.name))
+    for name, value in fields_of(event).items():
+        if name in checks:
+            checks[name](value)
+            object.__setattr__(event, name, float(value))
+        else:
+            require_count(name, value)
 
 
 def event_text(event: Any) -> str:
-    """name(field=value,…), with every digit."""
-    values = ",".join(f"{field.name}={getattr(event, field.name)!r}" for field in dataclasses.fields(event))
+    """Write an event as name(field=value,…), with every digit."""
+    values = ",".join(f"{name}={value!r}" for name, value in fields_of(event).items())
     return f"{event.name}({values})"

@@ -7,10 +7,12 @@ https://arxiv.org/abs/1805.06530
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import ClassVar, SupportsFloat
 
+from ..core.bases import TRANSFORM_NEEDS, UpdateTransform
 from ..core.random import Key
 from ..core.spec import ModelSpec
+from ..core.traits import Trait
 from ..core.types import ClientUpdate, State, Total
 from ..core.validation import require_real
 from .clipping import as_private, clip_update
@@ -19,7 +21,7 @@ from .noise import NoiseStream
 
 
 @dataclass(frozen=True)
-class LocalGaussian:
+class LocalGaussian(UpdateTransform):
     """Each client clips its update to clip_norm and adds N(0, (noise_multiplier·clip_norm)²) to each number of it.
 
     Any two updates lie up to 2·clip_norm apart, and that is what the noise has to hide: `local_noise` gives the
@@ -33,22 +35,28 @@ class LocalGaussian:
     clip_norm: float
     noise_multiplier: float | SupportsFloat
 
+    needs: ClassVar[Trait] = TRANSFORM_NEEDS | Trait.NORM_BOUND
+    adds_noise: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         require_real("clip_norm", self.clip_norm, above=0)
         require_noise(self.noise_multiplier)
 
     @property
     def event(self) -> LocalRelease:
-        """What a round of it releases."""
+        """Privacy event of one round, for each client in it."""
         return LocalRelease(float(self.noise_multiplier))
 
     def init(self, spec: ModelSpec) -> State:
-        """No state. Errors: ConfigError for a budget that no noise keeps, where the noise is yet to be calibrated."""
+        """Return (): there is no state.
+
+        Errors: ConfigError for a budget that no noise keeps, where the noise is yet to be calibrated.
+        """
         float(self.noise_multiplier)
         return ()
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
-        """On the client: clipped, noisy, of weight 1, without metrics.
+        """Clip the update and add noise, on the client: weight 1, without metrics.
 
         Errors: ConfigError for another weight, ClientError for an update that is not finite.
         """
@@ -57,5 +65,5 @@ class LocalGaussian:
         return clipped._replace(delta=noise.add_to(clipped.delta, scale), extra=noise.add_to(clipped.extra, scale))
 
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
-        """The sum as it is. Of nobody it is 0, and so is its mean: nothing was released."""
+        """Return the sum as it is. A sum of nobody is 0, and so is its mean: nothing was released."""
         return state, total._replace(weight=total.weight if total.clients else 1.0, metrics={})

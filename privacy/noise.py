@@ -6,6 +6,7 @@ counter mode: NIST SP 800-38A.
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -18,23 +19,25 @@ from ..core.random import Key
 from ..core.types import Vector
 from ..core.validation import require, require_count, require_real
 
-PAIRS = 16384  # of normal numbers per block: its working arrays stay in a core's cache
-BYTES_PER_PAIR = 12  # of keystream: 8 for the radius, 4 for the angle
-ZEROS = memoryview(bytes(BYTES_PER_PAIR * PAIRS))  # what is encrypted to get the keystream
+PAIRS = 16384  # pairs of normal numbers per block: its working arrays stay in a core's cache
+BYTES_PER_PAIR = 12  # bytes of keystream for each pair: 8 for the radius, 4 for the angle
+ZEROS = memoryview(bytes(BYTES_PER_PAIR * PAIRS))  # plaintext that is encrypted to get the keystream
 SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # beyond, noise would leave the range of float32
-MAX_RATIO = 2.0**22  # of a coordinate to the scale; there, neighbouring float32 numbers are half a scale apart
+GRID_BITS = 20  # bits of a noise scale above the grid's step: far below the noise, far above its own spacing
+MAX_RATIO = 2.0**22  # most that a coordinate is of the scale; there, float32's neighbours are half a scale apart
 
 
 class NoiseStream:
-    """Independent draws of N(0, scale²) as float32. Build it by `live` or by `simulated`; `seeded` says which it is.
+    """Stream of independent draws of N(0, scale²) as float32, built by `live` or `simulated`; `seeded` says which.
 
     live: every draw has a fresh 128-bit key from the operating system, so nothing repeats, not even after a fork.
     simulated: all draws are one keystream under a derived key, each continuing where the last one ended. Equal keys
     give equal noise: whoever knows the run's seed can subtract it. Such a stream is neither copied nor pickled, since
     the copy would repeat its noise.
 
-    The numbers are floating point: no claim is made against attacks on their low-order bits (Mironov 2012), for which
-    noise has to be an integer on the fixed-point grid. They lie within 9.4 scales of 0, a probability of 1 − 2⁻⁶⁴.
+    The numbers of `draw` are floating point (Mironov 2012): release what `add_to` makes of them, which lies on a grid.
+    For claims to the last bit, noise has to be integers of a distribution of their own, as DistributedPlan's are. They
+    lie within 9.4 scales of 0, a probability of 1 − 2⁻⁶⁴.
     """
 
     def __init__(self, keystream: CipherContext | None):
@@ -42,12 +45,12 @@ class NoiseStream:
 
     @staticmethod
     def live() -> NoiseStream:
-        """Noise from the operating system's entropy, for real devices."""
+        """Return a stream of noise from the operating system's entropy, for real devices."""
         return NoiseStream(None)
 
     @staticmethod
     def simulated(key: Key) -> NoiseStream:
-        """Noise that repeats with the run's seed, for simulation. key: derived for this purpose alone."""
+        """Return a stream that repeats with the run's seed, for simulation. key: derived for this purpose alone."""
         return NoiseStream(keystream_of(key.derive("gaussian noise").digest))
 
     @property
@@ -64,7 +67,7 @@ class NoiseStream:
         return NoiseStream.live, ()
 
     def draw(self, size: int, scale: float = 1.0) -> Vector:
-        """`size` independent numbers from N(0, scale²): float32, shape (size,). A scale of 0 gives zeros.
+        """Draw `size` independent numbers from N(0, scale²): float32, shape (size,). A scale of 0 gives zeros.
 
         Errors: ConfigError for a negative size, or a scale that is not finite, negative, or outside float32's range.
         """
@@ -74,13 +77,17 @@ class NoiseStream:
             return np.zeros(size, np.float32)
         # A live stream never uses a key twice, a simulated one never a byte of its keystream.
         keystream = keystream_of(os.urandom(16)) if self._keystream is None else self._keystream
-        noise, work = np.empty(size, np.float32), Workspace(min(PAIRS, (size + 1) // 2))
+        noise, work = np.empty(size, np.float32), NoiseWorkspace(min(PAIRS, (size + 1) // 2))
         for start in range(0, size, 2 * PAIRS):
             work.fill(noise[start : start + 2 * PAIRS], scale, keystream)
         return noise
 
     def add_to(self, vector: Vector, scale: float) -> Vector:
-        """vector + N(0, scale²) in each coordinate, as a new vector. A scale of 0 returns vector itself.
+        """Add N(0, scale²) to each coordinate, as a new vector of float32. A scale of 0 returns vector itself.
+
+        The sum is taken in float64 and rounded once, to a grid that depends on the scale alone. A float32 sum would be
+        exact where noise and coordinate nearly cancel, and a multiple of the noise's own spacing: its low bits would
+        tell whether a coordinate is the one guessed.
 
         Errors: ConfigError as for `draw`; for a coordinate that is not finite; and for one so large beside scale that
         rounding to float32 would swallow the noise.
@@ -94,9 +101,24 @@ class NoiseStream:
             f"expected finite coordinates of at most {MAX_RATIO:.0f} noise scales: float32 would round the noise away; "
             "clip before adding noise",
         )
-        noise = self.draw(vector.size, scale)
-        noise += vector
-        return noise
+        noisy, step = self.draw(vector.size, scale), grid_step(scale)
+        for start in range(0, vector.size, 2 * PAIRS):
+            block = slice(start, start + 2 * PAIRS)
+            exact = noisy[block].astype(np.float64)
+            exact += vector[block]
+            exact /= step
+            np.rint(exact, out=exact)
+            exact *= step
+            noisy[block] = exact
+        return noisy
+
+
+def grid_step(scale: float) -> float:
+    """Return the step of the grid that noise of this scale is released on.
+
+    The step is a power of two, from 2⁻²⁰ to 2⁻¹⁹ of the scale.
+    """
+    return 2.0 ** (math.frexp(scale)[1] - GRID_BITS)
 
 
 def require_scale(scale: float) -> None:
@@ -106,11 +128,11 @@ def require_scale(scale: float) -> None:
 
 
 def keystream_of(secret: bytes) -> CipherContext:
-    """The AES-128-CTR keystream of a key used once, so that its counter may begin at 0."""
+    """Open the AES-128-CTR keystream of a key used once, so that its counter may begin at 0."""
     return Cipher(AES(secret), CTR(bytes(16))).encryptor()
 
 
-class Workspace:
+class NoiseWorkspace:
     """Arrays for blocks of up to `pairs` pairs of normal numbers, allocated once per draw."""
 
     def __init__(self, pairs: int):

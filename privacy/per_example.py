@@ -11,29 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self, SupportsFloat
+from typing import SupportsFloat
 
 import numpy as np
 
-from ..core.errors import BudgetSpent, IncompatibleError
-from ..core.protocols import Sampler
+from ..core.bases import Sampler, UpdateTransform
+from ..core.errors import IncompatibleError
+from ..core.private import PLAN_NEEDS, PerExamplePrivacy, Protected
 from ..core.random import Key
 from ..core.sampling import AllClients
 from ..core.spec import ModelSpec
 from ..core.types import ClientUpdate, State, Total, Vector
-from ..core.validation import require, require_count, require_real
-from . import accounting, budget, composition
-from .events import Gaussian, Ledger, compose, require_noise
-from .noise import PAIRS, Workspace, keystream_of, require_scale
+from ..core.validation import fields_of, require, require_count, require_real
+from . import accounting, budget
+from .events import Gaussian, require_noise
+from .noise import PAIRS, NoiseWorkspace, grid_step, keystream_of, require_scale
 
 
 @dataclass(frozen=True)
-class PerExample:
+class PerExample(PerExamplePrivacy):
     """Each step of a client clips every example's gradient to clip_norm, and adds N(0, (noise_multiplier·clip_norm)²).
 
     All trainable variables count together, those that stay at home included: what a client sends depends on them. A
     step's batch is a Poisson one, of expected size batch_size, by which the noisy sum is divided whatever its size.
-    Training metrics are left out; an example whose gradient is not finite fails its client's round.
+    Training metrics are left out; an example whose gradient is not finite adds nothing to its step.
 
     noise_multiplier: a number, 0 for clipping alone; or what turns into one when first needed, a plan's calibration.
     steps: of every client in every round; None: as many as its epochs have batches.
@@ -55,10 +56,13 @@ class PerExample:
             require_count("steps", self.steps)
 
     def noise(self, key: Key, expected_batch: float) -> Callable[[Vector], None]:
-        """What overwrites a vector with the next numbers of the noise, over expected_batch. key: for this alone."""
-        scale = float(self.noise_multiplier) * self.clip_norm / expected_batch
+        """Return a function that overwrites a vector with the next numbers of the noise, over expected_batch.
+
+        key: source of this noise alone.
+        """
+        scale = self._scale(expected_batch)
         require_scale(scale)
-        keystream, work = keystream_of(key.derive("per-example noise").digest), Workspace(PAIRS)
+        keystream, work = keystream_of(key.derive("per-example noise").digest), NoiseWorkspace(PAIRS)
 
         def fill(noise: Vector) -> None:
             for start in range(0, len(noise) if scale else 0, 2 * PAIRS):
@@ -68,26 +72,35 @@ class PerExample:
 
         return fill
 
+    def grid_step(self, expected_batch: float) -> float:
+        """Return the step of the noise's grid: 2⁻²⁰ of the noise's scale, or more; 0 without noise."""
+        scale = self._scale(expected_batch)
+        return grid_step(scale) if scale else 0.0
+
+    def _scale(self, expected_batch: float) -> float:
+        """Return the noise's standard deviation in each number of the mean."""
+        return float(self.noise_multiplier) * self.clip_norm / expected_batch
+
 
 @dataclass(frozen=True)
-class NoMetrics:
-    """What a client sends is private already: nothing is left to do, and its metrics stay with it."""
+class NoMetrics(UpdateTransform):
+    """Transform that keeps metrics with the client: what it sends is private already, and nothing is left to do."""
 
     def init(self, spec: ModelSpec) -> State:
-        """No state."""
+        """Return (): there is no state."""
         return ()
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
-        """The update without metrics."""
+        """Return the update without metrics."""
         return update._replace(metrics={})
 
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
-        """The sum as it is. Of nobody it is 0, and so is its mean: nothing was released."""
+        """Return the sum as it is. A sum of nobody is 0, and so is its mean: nothing was released."""
         return state, total._replace(weight=total.weight if total.clients else 1.0, metrics={})
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerExamplePlan:
+class PerExamplePlan(budget.BudgetPlan):
     """Differential privacy of each example, towards whoever sees what clients send, the server included.
 
     ε is of one example, not of a client, and holds for every client: an example lies with one of them, so that their
@@ -118,68 +131,62 @@ class PerExamplePlan:
     sampler: Sampler = field(default_factory=AllClients)
 
     clients_release = True
+    needs = PLAN_NEEDS  # any aggregator will do: what a client sends is private already
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "smallest_client", "steps"):
-            require_count(name, getattr(self, name))
+        for name, count in fields_of(self, "batch_size", "smallest_client", "steps").items():
+            require_count(name, count)
         budget.check_numbers(self)
         accounting.require_delta(self.delta, self.smallest_client)
         _ = self.per_example  # checks the rest
 
-    @classmethod
-    def calibrate(cls, **numbers: Any) -> Self:
-        """The plan of these numbers, calibrated now rather than when first needed, so that a bad budget is refused."""
-        return budget.calibrated(cls(**numbers))
-
     @property
     def sampling_rate(self) -> float:
-        """Of an example of the smallest client; no other's is higher."""
+        """Probability that a batch has an example of the smallest client; no other client's is higher."""
         return min(1.0, self.batch_size / self.smallest_client)
 
     @property
+    def releases_per_round(self) -> int:
+        """Number of releases of a client in a round: one a step."""
+        return self.steps
+
+    @property
+    def unit(self) -> str:
+        """Unit of the budget: each example."""
+        return "example"
+
+    @property
     def per_example(self) -> PerExample:
-        """What clients do in each step."""
+        """Clipping and noise of each step that clients take."""
         return PerExample(self.clip_norm, budget.noise_of(self), self.steps)
 
     @property
     def transform(self) -> NoMetrics:
-        """What is done to an update once it is private."""
+        """Transform of an update once it is private."""
         return NoMetrics()
 
     @property
     def round_event(self) -> Gaussian:
-        """What one step of the smallest client releases; a round has `steps` of them."""
+        """Event that one step of the smallest client releases; a round has `steps` of them."""
         return Gaussian(float(budget.noise_of(self)), self.sampling_rate)
 
     def find_noise(self) -> float:
-        """The noise multiplier with which `rounds` rounds cost epsilon."""
+        """Compute the noise multiplier with which `rounds` rounds cost epsilon."""
         return accounting.calibrate(self.epsilon, self.delta, self.rounds * self.steps, self.sampling_rate)
 
-    def charge(self, ledger: Ledger) -> dict[str, int]:
-        """The ledger with one more round in it: `steps` more releases."""
-        return compose(ledger, self.round_event, self.steps)
+    def check_client(self, examples: int) -> None:
+        """Raise ConfigError for a client that holds fewer examples than the price reckons with; asked on the client.
 
-    def spent(self, ledger: Ledger) -> float:
-        """ε of everything in the ledger, at the plan's δ: an upper bound, to 3 digits."""
-        found = composition.spent(ledger, self.delta, self.rounds * self.steps)
-        if not budget.is_near(found, self.epsilon):
-            return found
-        return min(found, budget.from_scratch(frozenset(ledger.items()), self.delta))
+        On real devices nobody else knows how many it holds. Their number is public, so that a refusal tells no more.
+        """
+        require(
+            not 0 < examples < self.smallest_client,
+            f"this client holds {examples} examples, and plan.smallest_client={self.smallest_client}, by which ε is "
+            "reckoned: each of them would be in a batch more often than it pays for",
+        )
 
-    def check_budget(self, ledger: Ledger) -> None:
-        """Errors: BudgetSpent when the ledger, with a round that has not begun yet, is over the budget."""
-        found = self.spent(ledger)
-        if found > self.epsilon:
-            event = str(self.round_event)
-            before = self.spent({**ledger, event: ledger.get(event, self.steps) - self.steps})
-            raise BudgetSpent(
-                f"privacy budget: ε={before:.4g} per example is spent, and another round would make it {found:.4g}, "
-                f"above epsilon={self.epsilon:g} at delta={self.delta:g}; the last model is kept. For more rounds "
-                "begin a new run with a larger epsilon, or with a plan for more rounds, which has more noise"
-            )
-
-    def check(self, experiment: Any) -> None:
-        """Errors: ConfigError, IncompatibleError for an experiment that would not keep what the plan promises."""
+    def check(self, experiment: Protected) -> None:
+        """Raise ConfigError or IncompatibleError for an experiment that would not keep what the plan promises."""
         local, own = experiment.local, self.per_example
         if local.per_example != own:
             raise IncompatibleError(
@@ -204,9 +211,4 @@ class PerExamplePlan:
             experiment.weighting == "uniform",
             f"expected weighting={experiment.weighting!r} to be 'uniform' under a plan",
         )
-        if experiment.validation is not None:
-            raise IncompatibleError(
-                "validation reports clients' metrics, which are releases that the plan does not pay for; "
-                "evaluate on the server's test examples instead"
-            )
-        budget.check_metrics(experiment.aggregation)
+        budget.check_metrics(experiment.secure_aggregation)

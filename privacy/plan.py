@@ -7,13 +7,15 @@ Experiment(..., plan=plan)      # uses plan.sampler and plan.transform, and keep
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self
 
+from ..core.bases import Sampler
 from ..core.errors import IncompatibleError
-from ..core.protocols import Sampler
+from ..core.private import Protected, SecureAggregation
 from ..core.sampling import AllClients, FixedCohort, PoissonCohort
+from ..core.traits import Trait
 from ..core.validation import require, require_count
 from . import accounting, budget
 from .adaptive import AdaptiveClip
@@ -25,7 +27,7 @@ from .secure_sum import SecureSum
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrivacyPlan:
+class PrivacyPlan(budget.BudgetPlan):
     """Central differential privacy of whole clients, each taking part in a round with probability sampling_rate.
 
     Whoever sees all models of the run learns of any one client at most (epsilon, delta): neighbours differ by one
@@ -35,6 +37,8 @@ class PrivacyPlan:
     population: number of clients. clip_norm: a number, or an AdaptiveClip.
     noise_multiplier: of the noise on the sum, over the clip norm; None: calibrated to the budget when first needed.
     rounding: by how much the experiment's aggregation may round a number, `budget.step_of(aggregation)`; 0 without one.
+    secret_cohort: whether nobody but the server knows who takes part in a round, by which sampling amplifies. False
+    where clients are told, as by SecureSum: then each is taken to be in all rounds, at a higher price.
 
     Errors: ConfigError for a value out of bounds; for a budget that no noise keeps when the noise is calibrated.
     """
@@ -47,6 +51,7 @@ class PrivacyPlan:
     clip_norm: float | AdaptiveClip
     noise_multiplier: float | None = None
     rounding: float = 0.0
+    secret_cohort: bool = True
 
     clients_release = False
 
@@ -55,49 +60,58 @@ class PrivacyPlan:
         budget.check_numbers(self)
         _ = self.transform  # checks the rest
 
-    @classmethod
-    def calibrate(cls, **numbers: Any) -> Self:
-        """The plan of these numbers, calibrated now rather than when first needed, so that a bad budget is refused."""
-        return budget.calibrated(cls(**numbers))
-
     @property
     def expected_cohort(self) -> float:
-        """The public divisor."""
+        """Expected number of clients in a round: the public divisor of the sum."""
         return self.sampling_rate * self.population
 
     @property
     def sampler(self) -> PoissonCohort:
-        """Who takes part."""
+        """Sampler that draws who takes part, each client on its own."""
         return PoissonCohort(self.sampling_rate)
 
     @property
     def transform(self) -> CentralGaussian:
-        """Clipping, noise, divisor."""
+        """Transform with clipping, noise and divisor."""
         return CentralGaussian(self.clip_norm, budget.noise_of(self), self.expected_cohort, self.rounding)
 
     @property
     def round_event(self) -> Gaussian:
-        """What a round releases."""
-        return Gaussian(float(budget.noise_of(self)), self.sampling_rate)
+        """Event that a round releases."""
+        return Gaussian(float(budget.noise_of(self)), self._amplifying_rate)
+
+    @property
+    def _amplifying_rate(self) -> float:
+        """Probability, in the eyes of whom the promise is towards, that a client is in a round's sum."""
+        return self.sampling_rate if self.secret_cohort else 1.0
+
+    @property
+    def fixed_clip_norm(self) -> float | None:
+        """Clip norm; None where it adapts."""
+        return None if isinstance(self.clip_norm, AdaptiveClip) else self.clip_norm
+
+    def deviation(self, clients: int) -> float:
+        """Return noise multiplier · clip norm, whoever takes part; infinite where the clip norm adapts."""
+        return self.calibrated_noise * (self.fixed_clip_norm or math.inf)
 
     def find_noise(self) -> float:
-        """The noise multiplier with which `rounds` rounds cost epsilon."""
-        found = accounting.calibrate(self.epsilon, self.delta, self.rounds, self.sampling_rate)
+        """Compute the noise multiplier with which `rounds` rounds cost epsilon."""
+        found = accounting.calibrate(self.epsilon, self.delta, self.rounds, self._amplifying_rate)
         if isinstance(self.clip_norm, AdaptiveClip):
             self.clip_norm.update_noise(found, self.expected_cohort)
         return found
 
-    def check(self, experiment: Any) -> None:
-        """Errors: ConfigError, IncompatibleError for an experiment that would not keep what the plan promises."""
+    def check(self, experiment: Protected) -> None:
+        """Raise ConfigError or IncompatibleError for an experiment that would not keep what the plan promises."""
         budget.check(self, experiment)
-        budget.check_aggregation(experiment.aggregation, self.clip_norm, self.rounding)
-
-    charge, spent, check_budget = budget.charge, budget.spent, budget.check_budget
+        budget.check_aggregation(
+            experiment.secure_aggregation, self.clip_norm, self.rounding, self._amplifying_rate < 1
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedCohortPlan:
-    """As PrivacyPlan, for cohorts of exactly `cohort` clients, drawn without replacement.
+class FixedCohortPlan(budget.BudgetPlan):
+    """Same as PrivacyPlan, for cohorts of exactly `cohort` clients, drawn without replacement.
 
     Neighbours differ by one client's data, replaced, which moves the sum by up to 2·clip_norm: dearer than a Poisson
     cohort of the same expected size.
@@ -111,6 +125,7 @@ class FixedCohortPlan:
     clip_norm: float | AdaptiveClip
     noise_multiplier: float | None = None
     rounding: float = 0.0
+    secret_cohort: bool = True
 
     clients_release = False
 
@@ -120,49 +135,60 @@ class FixedCohortPlan:
         require(self.cohort <= self.population, f"expected cohort={self.cohort} ≤ population={self.population}")
         _ = self.transform  # checks the rest
 
-    @classmethod
-    def calibrate(cls, **numbers: Any) -> Self:
-        """The plan of these numbers, calibrated now rather than when first needed, so that a bad budget is refused."""
-        return budget.calibrated(cls(**numbers))
-
     @property
     def drawn_from(self) -> int:
-        """How many clients there have to be to draw a cohort from: from fewer, each would be in it more often."""
+        """Least number of clients to draw a cohort from: from fewer, each would be in it more often."""
         return self.population
 
     @property
     def sampler(self) -> FixedCohort:
-        """Who takes part."""
+        """Sampler that draws who takes part: `cohort` clients."""
         return FixedCohort(self.cohort)
 
     @property
     def transform(self) -> CentralGaussian:
-        """Clipping, noise, divisor."""
+        """Transform with clipping, noise and divisor."""
         return CentralGaussian(self.clip_norm, budget.noise_of(self), float(self.cohort), self.rounding)
 
     @property
     def round_event(self) -> FixedCohortGaussian:
-        """What a round releases."""
-        return FixedCohortGaussian(float(budget.noise_of(self)), self.cohort, self.population)
+        """Event that a round releases."""
+        return self._event(float(budget.noise_of(self)))
+
+    def _event(self, noise_multiplier: float) -> FixedCohortGaussian:
+        return FixedCohortGaussian(noise_multiplier, self._drawn, self.population)
+
+    @property
+    def _drawn(self) -> int:
+        """Number of clients in a round's sum, in the eyes of whom the promise is towards."""
+        return self.cohort if self.secret_cohort else self.population
+
+    @property
+    def fixed_clip_norm(self) -> float | None:
+        """Clip norm; None where it adapts."""
+        return None if isinstance(self.clip_norm, AdaptiveClip) else self.clip_norm
+
+    def deviation(self, clients: int) -> float:
+        """Return noise multiplier · clip norm, whoever takes part; infinite where the clip norm adapts."""
+        return self.calibrated_noise * (self.fixed_clip_norm or math.inf)
 
     def find_noise(self) -> float:
-        """The noise multiplier with which `rounds` rounds cost epsilon."""
-        event = partial(FixedCohortGaussian, cohort=self.cohort, population=self.population)
-        found = accounting.smallest_noise(event, self.epsilon, self.delta, self.rounds)
+        """Compute the noise multiplier with which `rounds` rounds cost epsilon."""
+        found = accounting.smallest_noise(self._event, self.epsilon, self.delta, self.rounds)
         if isinstance(self.clip_norm, AdaptiveClip):
             self.clip_norm.update_noise(found, self.cohort)
         return found
 
-    def check(self, experiment: Any) -> None:
-        """Errors: ConfigError, IncompatibleError for an experiment that would not keep what the plan promises."""
+    def check(self, experiment: Protected) -> None:
+        """Raise ConfigError or IncompatibleError for an experiment that would not keep what the plan promises."""
         budget.check(self, experiment)
-        budget.check_aggregation(experiment.aggregation, self.clip_norm, self.rounding)
-
-    charge, spent, check_budget = budget.charge, budget.spent, budget.check_budget
+        budget.check_aggregation(
+            experiment.secure_aggregation, self.clip_norm, self.rounding, self._drawn < self.population
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalPlan:
+class LocalPlan(budget.BudgetPlan):
     """Local differential privacy: clients send noisy updates, and need to trust nobody.
 
     Whoever sees everything that a client sends, the server included, learns of its data at most (epsilon, delta) over
@@ -179,40 +205,43 @@ class LocalPlan:
     noise_multiplier: float | None = None
 
     clients_release = True
+    covers = Trait.NORM_BOUND  # noise that a client adds after clipping covers whatever becomes of its update later
 
     def __post_init__(self) -> None:
         budget.check_numbers(self)
         _ = self.transform  # checks the rest
 
-    @classmethod
-    def calibrate(cls, **numbers: Any) -> Self:
-        """The plan of these numbers, calibrated now rather than when first needed, so that a bad budget is refused."""
-        return budget.calibrated(cls(**numbers))
-
     @property
     def transform(self) -> LocalGaussian:
-        """Clipping and noise, on the client."""
+        """Transform with clipping and noise, on the client."""
         return LocalGaussian(self.clip_norm, budget.noise_of(self))
 
     @property
     def round_event(self) -> LocalRelease:
-        """What a round releases of each client in it."""
+        """Event that a round releases of each client in it."""
         return self.transform.event
 
+    @property
+    def fixed_clip_norm(self) -> float:
+        """Clip norm of an update."""
+        return self.clip_norm
+
+    def deviation(self, clients: int) -> float:
+        """Return the standard deviation of the noise of `clients` clients together."""
+        return self.calibrated_noise * self.clip_norm * math.sqrt(clients)
+
     def find_noise(self) -> float:
-        """The noise multiplier with which `rounds` rounds cost epsilon."""
+        """Compute the noise multiplier with which `rounds` rounds cost epsilon."""
         return accounting.local_noise(self.epsilon, self.delta, self.rounds)
 
-    def check(self, experiment: Any) -> None:
-        """Errors: ConfigError, IncompatibleError for an experiment that would not keep what the plan promises."""
+    def check(self, experiment: Protected) -> None:
+        """Raise ConfigError or IncompatibleError for an experiment that would not keep what the plan promises."""
         budget.check(self, experiment)
-        budget.check_metrics(experiment.aggregation)
-
-    charge, spent, check_budget = budget.charge, budget.spent, budget.check_budget
+        budget.check_metrics(experiment.secure_aggregation)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributedPlan:
+class DistributedPlan(budget.BudgetPlan):
     """Distributed differential privacy: the clients' shares of noise are in the sum that secure aggregation reveals.
 
     Whoever sees the sums, the server included, learns of any one client's data at most (epsilon, delta), as long as
@@ -235,6 +264,7 @@ class DistributedPlan:
     noise_multiplier: float | None = None
 
     clients_release = True
+    covers = Trait.NORM_BOUND
 
     def __post_init__(self) -> None:
         require_count("cohort", self.cohort)
@@ -246,45 +276,47 @@ class DistributedPlan:
             f"expected survivors_floor={self.survivors_floor} ≤ cohort={self.cohort}",
         )
 
-    @classmethod
-    def calibrate(cls, **numbers: Any) -> Self:
-        """The plan of these numbers, calibrated now rather than when first needed, so that a bad budget is refused."""
-        return budget.calibrated(cls(**numbers))
-
     @property
     def sampler(self) -> FixedCohort:
-        """Who takes part."""
+        """Sampler that draws who takes part: `cohort` clients."""
         return FixedCohort(self.cohort)
 
     @property
     def transform(self) -> DistributedSkellam:
-        """Clipping, rounding and a share of the noise, on the client."""
+        """Transform with clipping, rounding and a share of the noise, on the client."""
         return DistributedSkellam(self.clip_norm, budget.noise_of(self), self.survivors_floor, self.limit)
 
     @property
     def round_event(self) -> SkellamSum:
-        """What a round releases."""
+        """Event that a round releases."""
         return self.transform.event
 
+    @property
+    def fixed_clip_norm(self) -> float:
+        """Clip norm of an update."""
+        return self.clip_norm
+
+    def deviation(self, clients: int) -> float:
+        """Return the standard deviation of the shares of noise of `clients` clients together."""
+        return self.calibrated_noise * self.clip_norm * math.sqrt(clients / self.survivors_floor)
+
     def find_noise(self) -> float:
-        """The noise multiplier with which `rounds` rounds cost epsilon."""
+        """Compute the noise multiplier with which `rounds` rounds cost epsilon."""
         event = partial(SkellamSum, norm=self.transform.norm)
         return accounting.smallest_noise(event, self.epsilon, self.delta, self.rounds)
 
-    def check(self, experiment: Any) -> None:
-        """Errors: ConfigError, IncompatibleError for an experiment that would not keep what the plan promises."""
+    def check(self, experiment: Protected) -> None:
+        """Raise ConfigError or IncompatibleError for an experiment that would not keep what the plan promises."""
         budget.check(self, experiment)
-        budget.check_metrics(experiment.aggregation)
-        check_secure_sum(self, experiment.aggregation)
-
-    charge, spent, check_budget = budget.charge, budget.spent, budget.check_budget
+        budget.check_metrics(experiment.secure_aggregation)
+        check_secure_sum(self, experiment.secure_aggregation)
 
 
-def check_secure_sum(plan: DistributedPlan, aggregation: Any) -> None:
+def check_secure_sum(plan: DistributedPlan, aggregation: SecureAggregation | None) -> None:
     """Raise unless single shares of noise stay hidden, on the plan's own grid, and too few are never summed."""
     if not isinstance(aggregation, SecureSum):
         raise IncompatibleError(
-            f"a share of noise hides nothing alone: expected aggregation=SecureSum(…), got {aggregation!r}"
+            f"a share of noise hides nothing alone: expected secure_aggregation=SecureSum(…), got {aggregation!r}"
         )
     require(
         aggregation.limit == plan.limit and aggregation.max_weight == 1,

@@ -1,4 +1,4 @@
-"""Secure sums among real devices: the state machines of `secagg`, between a runtime and the files of kits.
+"""Secure sums: the state machines of `secagg`, as halves that a runtime carries the messages of.
 
 Clients train before they advertise keys, so that whoever fails at its training leaves no masks behind. What a client
 took part in is on its disk before anything leaves it: a client that was started again is not asked twice.
@@ -12,51 +12,60 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from ..core.errors import ConfigError, RunStopped
 from ..core.random import Key
 from ..core.sums import Meeting
 from ..core.types import ClientUpdate, Failure, Total
-from .credentials import identity_in, roster_in, write_atomically
-from .encoder import Encoder, encoded_or_failure
+from .encoder import Encoder
+from .keys.credentials import write_atomically
+from .keys.errors import SERVER, Misbehaviour, SecAggAbort
+from .keys.roster import Roster
 from .secagg.client import Client, RoundLog
-from .secagg.errors import SERVER, Misbehaviour, SecAggAbort
-from .secagg.messages import HEADER_BYTES, SEALED_BYTES, SIGNATURE_BYTES, Offer
+from .secagg.graph import quorum
+from .secagg.messages import HEADER_BYTES, SEALED_BYTES, SIGNATURE_BYTES, Kind, Offer, peek
 from .secagg.server import Outcome, Server
 from .secagg.session import Stage, Terms
 
 log = logging.getLogger(__name__)
 
-ITEM_BYTES = 8 + SEALED_BYTES + SIGNATURE_BYTES  # of the longest entry in a list that a client sends
-ATTEMPT = 1  # a round that is abandoned ends the run; resumed, the server has another name
+ITEM_BYTES = 8 + SEALED_BYTES + SIGNATURE_BYTES  # length of the longest entry in a list that a client sends
+MOST_ATTEMPTS = 3  # most attempts at a round's sum; a further one leaves out who spoiled the one before
 
 
 class SecureServer:
     """A round's session from the server's side: five stages, then the sum. See `core.sums.ServerSum`."""
 
-    def __init__(self, encoder: Encoder, minimum_clients: int, meeting: Meeting, cohort: Sequence[int], kit: Path):
+    def __init__(self, encoder: Encoder, minimum_clients: int, meeting: Meeting, cohort: Sequence[int], roster: Roster):
         self.reply_bytes = 0
         self.counted: tuple[int, ...] = ()
         self._encoder, self._round, now = encoder, meeting.round, int(time.time())
-        terms = Terms(roster_in(kit), encoder.encoding, encoder.layout.size, meeting.model, minimum_clients)
+        terms = terms_of(encoder, roster, minimum_clients, meeting, meeting.least or 0)
         self._lists = HEADER_BYTES + 4 + len(cohort) * ITEM_BYTES
         self._masked = HEADER_BYTES + terms.ring_length * encoder.encoding.dtype.itemsize
-        self._server = Server(terms, cohort, meeting.run, meeting.round, ATTEMPT, now)
+        self._masked += 4 + 8 * len(cohort)  # the names of those whose shares do not open
+        self._terms, self._cohort, self._meeting, self._now = terms, list(cohort), meeting, now
+        self._attempt = 1
+        self._server = self._begin()
         self._outcome: Outcome | None = None
+        self.left_out: dict[int, Failure] = {}
 
     def advance(self) -> Mapping[int, bytes]:
-        """The next stage's messages; nothing once the sum is known. Errors: RunStopped when too few are left."""
+        """Return the next stage's messages; nothing once the sum is known. Errors: RunStopped when too few are left."""
         try:
             if self._server.stage is Stage.UNMASK:
                 self._finish()
                 return {}
-            sent = self._server.advance()
+            sent = self._advanced()
         except SecAggAbort as error:
             raise RunStopped(f"round {self._round}: no secure sum was formed: {error}") from error
         self.reply_bytes = self._masked if self._server.stage is Stage.MASK else self._lists
         return sent
 
     def receive(self, client: int, reply: bytes) -> Failure | None:
-        """Take in a reply; a Failure with the protocol's reason for one that an honest client would not send."""
+        """Take in a reply. A Failure, with the protocol's reason, for one that an honest client would not send."""
         try:
             self._server.receive(client, reply)
         except SecAggAbort as error:
@@ -64,33 +73,78 @@ class SecureServer:
         return None
 
     def total(self) -> Total:
-        """The sum. Errors: RunStopped before the last stage is over."""
+        """Return the sum. Errors: RunStopped before the last stage is over."""
         if self._outcome is None:
             raise RunStopped(f"round {self._round}: no secure sum was formed")
         return self._encoder.decode(self._outcome.total, len(self._outcome.survivors))
 
+    def _begin(self) -> Server:
+        meeting = self._meeting
+        return Server(self._terms, self._cohort, meeting.run, meeting.round, self._attempt, self._now)
+
+    def _advanced(self) -> Mapping[int, bytes]:
+        """Return the next stage's messages; those of another attempt, without whoever spoiled this one.
+
+        Another attempt is made only while nothing was revealed: two sums that differ by one client are that client's
+        update. Clients, which remember what they revealed, have no part in an attempt after that either.
+        """
+        try:
+            return self._server.advance()
+        except Misbehaviour as error:
+            culprit = error.culprit
+            if not isinstance(culprit, int) or culprit not in self._cohort or self._attempt == MOST_ATTEMPTS:
+                raise
+            self._leave_out(culprit, error.reason, str(error))
+            self._cohort.remove(culprit)
+            self._attempt += 1
+            self._server = self._begin()
+            return self._server.advance()
+
+    def _leave_out(self, client: int, reason: str, detail: str) -> None:
+        log.warning("round %d: client %d is left out (%s): %s", self._round, client, reason, detail)
+        self.left_out[client] = Failure(client, reason, detail)
+
+    def stands_for(self, bytes_up: int) -> int:
+        """Return bytes_up: what was sent is the protocol's own."""
+        return bytes_up
+
     def _finish(self) -> None:
         outcome = self._server.finish()
+        for client in outcome.left_out:
+            self._leave_out(client, "bad_delivery", "its shares did not open, or it said so of others'")
         for dealer, sender in outcome.bad_shares:
-            log.warning("round %d: client %d revealed a wrong share of client %d's secret", self._round, sender, dealer)
+            who = "a client that cannot be told" if sender is None else f"client {sender}"
+            log.warning("round %d: %s revealed a wrong share of client %d's secret", self._round, who, dealer)
         self._outcome, self.counted = outcome, outcome.survivors
 
 
 class SecureClient:
     """A round's session from a client's side. See `core.sums.ClientSum`."""
 
-    def __init__(self, encoder: Encoder, minimum_clients: int, meeting: Meeting, client: int, kit: Path, home: Path):
+    def __init__(
+        self,
+        encoder: Encoder,
+        minimum_clients: int,
+        meeting: Meeting,
+        client: int,
+        roster: Roster,
+        identity: Ed25519PrivateKey,
+        log: RoundLog,
+    ):
+        """Prepare a client's side. identity: its own long-term key, which the roster lists. log: its rounds so far."""
         self._encoder, self._meeting, self._number = encoder, meeting, client
-        self._roster, self._identity = roster_in(kit), identity_in(kit)
-        self._terms = Terms(self._roster, encoder.encoding, encoder.layout.size, meeting.model, minimum_clients)
-        self._log = kept_log(home / f"secure-sums-{client}.json")
+        # Where its experiment does not say how few may take part, a client insists on two thirds of the roster.
+        least = quorum(len(roster.members)) if meeting.least is None else meeting.least
+        self._terms = terms_of(encoder, roster, minimum_clients, meeting, least)
+        self._identity, self._log = identity, log
         self._client: Client | None = None
+        self._values: np.ndarray | None = None  # the update's integers, until the sum of this round is unmasked
 
     def __repr__(self) -> str:
         return f"SecureClient(client={self._number}, round={self._meeting.round})"
 
     def check(self, message: bytes) -> Failure | None:
-        """Whether the server's offer is what this client expects: roster, model, parameters, a round not yet played."""
+        """Return a Failure unless the offer is as expected: roster, model, parameters, a round not yet played."""
         try:
             self._begin(message)
         except SecAggAbort as error:
@@ -98,27 +152,44 @@ class SecureClient:
         return None
 
     def provide(self, update: ClientUpdate, key: Key) -> Failure | None:
-        """Encode the update, to be masked when the stage comes."""
+        """Encode the update, to be masked when the stage comes; one that is not finite weighs 0."""
         assert self._client is not None
-        values = encoded_or_failure(self._encoder, self._number, update, key)
-        if isinstance(values, Failure):
-            self.abandon()
-            return values
-        self._client.provide(values)
+        self._values = self._encoder.encode_or_nothing(update, key)
+        self._client.provide(self._values)
         return None
 
     def answer(self, message: bytes) -> bytes | Failure:
-        """The reply to the server's next message."""
+        """Return the reply to the server's next message."""
         assert self._client is not None
         try:
-            return self._client.answer(message)
+            if peek(message)[0] is Kind.OFFER and self._client.stage is not Stage.ADVERTISE:
+                self._begin_again(message)
+            reply = self._client.answer(message)
         except SecAggAbort as error:
             return Failure(self._number, error.reason, str(error))
+        if self._client.stage is Stage.DONE:
+            self._values = None
+        return reply
 
     def abandon(self) -> None:
         """Erase what is secret, and answer nothing more."""
+        self._values = None
         if self._client is not None:
             self._client.abandon()
+
+    def _begin_again(self, message: bytes) -> None:
+        """Begin another attempt at the round's sum, of the same update under fresh masks.
+
+        Errors: Misbehaviour by the server once shares have left this client, and for one attempt too many.
+        """
+        attempt = Offer.decode(message).attempt
+        if attempt > MOST_ATTEMPTS or self._values is None:
+            raise Misbehaviour("replayed_session", f"attempt {attempt} at round {self._meeting.round}", SERVER)
+        if self._client is not None:
+            self._client.abandon()
+        self._begin(message)
+        assert self._client is not None
+        self._client.provide(self._values)
 
     def _begin(self, message: bytes) -> None:
         offer, expected = Offer.decode(message), self._meeting
@@ -127,11 +198,16 @@ class SecureClient:
         self._terms.check_offer(offer)
         self._log.check(offer.run, offer.round, offer.attempt)
         now = int(time.time())
-        self._client = Client(self._number, self._identity.signing, self._terms, None, now, self._log)
+        self._client = Client(self._number, self._identity, self._terms, None, now, self._log)
+
+
+def terms_of(encoder: Encoder, roster: Roster, minimum_clients: int, meeting: Meeting, least: int) -> Terms:
+    """Return the terms that a party insists on. least: clients that have to take part."""
+    return Terms(roster, encoder.encoding, encoder.layout.size, meeting.model, minimum_clients, least)
 
 
 def kept_log(path: Path) -> RoundLog:
-    """What a client took part in, as its file says; the file follows every change.
+    """Read from its file what a client took part in; the file follows every change.
 
     Errors: ConfigError for a file that does not read back.
     """

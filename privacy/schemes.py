@@ -20,11 +20,11 @@ from ..core.validation import require, require_count
 from .secagg.masking import keystream
 
 LONGEST_MODULUS = {4096: 109, 8192: 218, 16384: 438}  # log₂ q at 128 bits of security, by degree
-NOISE = 22  # the most by which one fresh ciphertext errs: 21 from SEAL's centered binomial, and rounding
-DEVIATION = 3.3  # the standard deviation of that error, rounded up
-SIGMAS = 10  # of CKKS's noise in a slot that must fit into a quarter of a step: missed with probability 2⁻⁷⁵
+NOISE = 22  # largest error of one fresh ciphertext: 21 from SEAL's centered binomial, and rounding
+DEVIATION = 3.3  # standard deviation of a fresh ciphertext's error, rounded up
+SIGMAS = 10  # deviations of CKKS's noise that fit into a quarter of a step: exceeded with probability 2⁻⁷⁵ a slot
 CHUNK = 1 << 15  # numbers rounded at a time: their float64 temporaries stay in the cache
-WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # of Miller and Rabin's test: exact below 2⁶⁴
+WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # bases of Miller and Rabin's test: exact below 2⁶⁴
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class BFV:
 
     @staticmethod
     def for_clients(clients: int, bits: int = 16, max_weight: int = 1) -> BFV:
-        """Of degree 4096, the parameters that sum `clients` updates in the fewest bytes.
+        """Find the parameters, of degree 4096, that sum `clients` updates in the fewest bytes.
 
         Errors: ConfigError where there are none; it names the bits that would do.
         """
@@ -83,28 +83,28 @@ class BFV:
 
     @property
     def levels(self) -> int:
-        """The integer that stands for limit."""
+        """Integer that stands for limit."""
         return 2 ** (self.bits - 1) - 1
 
     @property
     def integers_per_ciphertext(self) -> int:
-        """How many integers one ciphertext holds."""
+        """Number of integers that one ciphertext holds."""
         return self.degree * self.values_per_slot
 
     @property
     def capacity(self) -> int:
-        """The most clients that a sum may have."""
+        """Largest number of clients that a sum may have."""
         largest = (self.plain_modulus - 1) // 2 if self.values_per_slot == 1 else 2 ** (self._field_bits - 1) - 1
         # Noise that reaches q / 2t changes digits.
         by_noise = 2 ** smallest_log(self.modulus_bits) // (2 * self.plain_modulus * NOISE)
         return min(largest // (self.levels * self.max_weight), by_noise)
 
     def slots_for(self, count: int) -> int:
-        """How many slots `count` integers take."""
+        """Return the number of slots that `count` integers take."""
         return -(-count // self.values_per_slot)
 
     def to_slots(self, integers: np.ndarray) -> list[int]:
-        """What the slots of one ciphertext hold. integers: int64, at most integers_per_ciphertext."""
+        """Put integers into the slots of one ciphertext. integers: int64, at most integers_per_ciphertext."""
         fields = np.zeros((self.values_per_slot, self.slots_for(len(integers))), np.int64)
         fields.reshape(-1)[: len(integers)] = integers
         slots = fields[-1]
@@ -113,7 +113,7 @@ class BFV:
         return slots.tolist()
 
     def from_slots(self, slots: Sequence[int], count: int) -> np.ndarray:
-        """The `count` integers that slots hold: int64."""
+        """Read the `count` integers that slots hold: int64."""
         rest, fields, half = np.array(slots, np.int64), [], 1 << (self._field_bits - 1)
         for _ in range(self.values_per_slot - 1):
             fields.append(((rest + half) & (2 * half - 1)) - half)
@@ -122,7 +122,7 @@ class BFV:
 
     @property
     def _field_bits(self) -> int:
-        """Of a slot, for each of the numbers that share it."""
+        """Bits of a slot for each of the numbers that share it."""
         return (self.plain_modulus.bit_length() - 1) // self.values_per_slot
 
 
@@ -154,7 +154,7 @@ class CKKS:
 
     @staticmethod
     def for_clients(clients: int, bits: int = 24, max_weight: int = 1) -> CKKS:
-        """Of degree 4096, the parameters that sum `clients` updates.
+        """Find the parameters, of degree 4096, that sum `clients` updates.
 
         Errors: ConfigError where there are none; it names the bits that would do.
         """
@@ -169,29 +169,32 @@ class CKKS:
 
     @property
     def levels(self) -> int:
-        """The integer that stands for limit."""
+        """Integer that stands for limit."""
         return 2 ** (self.bits - 1) - 1
 
     @property
     def integers_per_ciphertext(self) -> int:
-        """How many integers one ciphertext holds."""
+        """Number of integers that one ciphertext holds."""
         return self.degree // 2
 
     @property
     def capacity(self) -> int:
-        """The most clients that a sum may have."""
+        """Largest number of clients that a sum may have."""
         return _ckks_capacity(self.bits, self.max_weight, self.scale_bits, self.degree, self.modulus_bits)
 
     def slots_for(self, count: int) -> int:
-        """How many slots `count` integers take."""
+        """Return the number of slots that `count` integers take."""
         return count
 
     def to_slots(self, integers: np.ndarray) -> list[float]:
-        """What the slots of one ciphertext hold. integers: int64, at most integers_per_ciphertext."""
+        """Put integers into the slots of one ciphertext. integers: int64, at most integers_per_ciphertext."""
         return (integers / self.levels).tolist()
 
     def from_slots(self, slots: Sequence[float], count: int) -> np.ndarray:
-        """The `count` integers that slots hold, without their noise: int64. Errors: ConfigError for other numbers."""
+        """Read the `count` integers that slots hold, without their noise: int64.
+
+        Errors: ConfigError for other numbers.
+        """
         scaled = np.array(slots[:count]) * self.levels
         integers = np.rint(scaled)
         if not np.abs(scaled - integers).max(initial=0) < 0.25:
@@ -204,10 +207,10 @@ SCHEMES: dict[str, type[BFV] | type[CKKS]] = {"bfv": BFV, "ckks": CKKS}
 
 
 def quantize(scheme: Scheme, vector: Vector, limit: float, weight: int, seed: bytes) -> np.ndarray:
-    """weight·round(vector) on the grid, then the weight where max_weight > 1: int64, shape (d,) or (d + 1,).
+    """Compute weight·round(vector) on the grid, then the weight where max_weight > 1.
 
-    vector: within ±limit. seed: 32 secret bytes that the rounding is drawn from. Each number is exact in expectation,
-    and within a step, limit / levels, always.
+    The integers are int64, shape (d,) or (d + 1,). vector: within ±limit. seed: 32 secret bytes that the rounding is
+    drawn from. Each number is exact in expectation, and within a step, limit / levels, always.
     """
     integers = np.empty(len(vector) + (scheme.max_weight > 1), np.int64)
     uniform = np.frombuffer(keystream(seed, 4 * len(vector)), "<u4")
@@ -226,8 +229,8 @@ def quantize(scheme: Scheme, vector: Vector, limit: float, weight: int, seed: by
 
 
 def whole_weight(weight: float, max_weight: int) -> int:
-    """A client's weight as an integer. Errors: ConfigError where it is not one, or larger than max_weight."""
-    if max_weight == 1 and weight != 1:
+    """Return a client's weight as an integer. Errors: ConfigError where it is not one, or larger than max_weight."""
+    if max_weight == 1 and weight not in (0, 1):  # 0: it does not count
         raise ConfigError(
             f"a client weighs {weight:g}, and max_weight=1 has all weigh 1; "
             "set weighting='uniform', or the largest client's number of examples as max_weight"
@@ -238,13 +241,13 @@ def whole_weight(weight: float, max_weight: int) -> int:
 
 
 def chunks(scheme: Scheme, size: int) -> Iterator[slice]:
-    """Which integers each ciphertext holds."""
+    """Return the slice of the integers that each ciphertext holds."""
     step = scheme.integers_per_ciphertext
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def describe(scheme: Scheme) -> bytes:
-    """The parameters as one line of JSON."""
+    """Write the parameters as one line of JSON."""
     return (
         json.dumps({"scheme": type(scheme).__name__.lower()} | dataclasses.asdict(scheme), sort_keys=True).encode()
         + b"\n"
@@ -252,7 +255,7 @@ def describe(scheme: Scheme) -> bytes:
 
 
 def read_scheme(line: bytes) -> Scheme:
-    """What `describe` wrote. Errors: ConfigError for anything else, and for parameters out of bounds."""
+    """Read what `describe` wrote. Errors: ConfigError for anything else, and for parameters out of bounds."""
     try:
         fields = json.loads(line)
         return SCHEMES[fields.pop("scheme")](**fields | {"modulus_bits": tuple(fields["modulus_bits"])})
@@ -263,12 +266,12 @@ def read_scheme(line: bytes) -> Scheme:
 
 
 def frame(magic: bytes, scheme: Scheme, identity: bytes) -> bytes:
-    """The head of a context's bytes."""
+    """Write the head of a context's bytes."""
     return magic + describe(scheme) + identity
 
 
 def parse(magic: bytes, blob: bytes, what: str) -> tuple[Scheme, bytes, bytes]:
-    """Scheme, id and the rest of a context's bytes. Errors: ConfigError for bytes of something else."""
+    """Read scheme, id and the rest of a context's bytes. Errors: ConfigError for bytes of something else."""
     require(blob[: len(magic)] == magic, f"expected the bytes of a {what}; these are cut short, or something else")
     line, _, rest = blob[len(magic) :].partition(b"\n")
     return read_scheme(line), rest[:32], rest[32:]
@@ -301,12 +304,12 @@ def require_numbers(bits: int, max_weight: int) -> None:
 
 
 def smallest_log(modulus_bits: tuple[int, ...]) -> int:
-    """A lower bound of log₂ q for data: primes of b bits are above 2^(b − 1), and the last is for keys."""
+    """Bound log₂ q for data from below: primes of b bits are above 2^(b − 1), and the last is for keys."""
     return sum(modulus_bits[:-1]) - len(modulus_bits[:-1])
 
 
 def batching_prime(degree: int, above: int) -> int:
-    """The smallest prime ≡ 1 modulo 2·degree that is larger than `above`."""
+    """Find the smallest prime ≡ 1 modulo 2·degree that is larger than `above`."""
     candidate = above - (above - 1) % (2 * degree) + 2 * degree
     while not is_prime(candidate):
         candidate += 2 * degree
@@ -332,7 +335,7 @@ def is_prime(number: int) -> bool:
 
 
 def _fit(clients: int, bits: int, max_weight: int, values: int) -> BFV | None:
-    """The BFV with `values` numbers in each slot, if there is one."""
+    """Return the BFV with `values` numbers in each slot, if there is one."""
     largest = clients * (2 ** (bits - 1) - 1) * max_weight
     least = 2 * largest if values == 1 else 2 ** (values * (largest.bit_length() + 1))
     if 2 * clients * NOISE * least >= 2 ** smallest_log(BFV.modulus_bits):
@@ -349,7 +352,7 @@ def _ckks_capacity(bits: int, max_weight: int, scale_bits: int, degree: int, mod
 
 
 def _too_many(name: str, clients: int, bits: int, max_weight: int, fewer: int | None) -> ConfigError:
-    """What to say where no parameters of degree 4096 do."""
+    """Make the error for clients that no parameters of degree 4096 sum."""
     remedy = (
         f"bits={fewer} would do, or a {name} of a larger degree" if fewer else "bound clients or weights more tightly"
     )

@@ -2,7 +2,7 @@
 
     P(k) = e^(−v)·I_|k|(v), of variance v, with the modified Bessel function I
 
-Drawn exactly, to 2⁻¹²⁸: from the table of its distribution function, in whole numbers, and the bits of an AES-CTR
+It is drawn exactly, to 2⁻¹²⁸: from the table of its distribution function, in whole numbers, and the bits of an AES-CTR
 keystream. No floating-point number is involved that an attacker could tell the draw by.
 
 Source of the ratios I_k/I_(k−1): Olver et al., NIST Digital Library of Mathematical Functions, §10.33,
@@ -22,14 +22,14 @@ from ..core.random import Key
 from ..core.validation import require
 from .noise import keystream_of
 
-BITS = 128  # of the distribution function
+BITS = 128  # bits of the distribution function
 POINT = 192  # bits after the point of the whole numbers that it is computed with
-LARGEST_VARIANCE = 2.0**31  # whose table has 1.2 million entries
+LARGEST_VARIANCE = 2.0**31  # largest variance of a draw: its table has 1.2 million entries
 CHUNK = 1 << 16  # numbers drawn at a time
 
 
 def tail(variance: float) -> int:
-    """What the magnitude of a draw is at most; a Skellam number's exceeds it with probability below 2⁻¹²⁸.
+    """Compute the largest magnitude of a draw; a Skellam number's exceeds it with probability below 2⁻¹²⁸.
 
     By Bernstein's inequality, P(|k| ≥ t) ≤ 2·exp(−t²/(2(v + t/3))).
     """
@@ -38,9 +38,9 @@ def tail(variance: float) -> int:
 
 
 def draw(size: int, variance: float, key: Key) -> np.ndarray:
-    """`size` independent Skellam numbers of this variance: int64, shape (size,). key: derived for this purpose alone.
+    """Draw `size` independent Skellam numbers of this variance: int64, shape (size,).
 
-    Errors: ConfigError for a variance that is not within 0…LARGEST_VARIANCE.
+    key: derived for this purpose alone. Errors: ConfigError for a variance that is not within 0…LARGEST_VARIANCE.
     """
     require(0 < variance <= LARGEST_VARIANCE, f"expected 0 < variance={variance!r} ≤ {LARGEST_VARIANCE:.0f}")
     high, low = table(variance)
@@ -58,7 +58,7 @@ def draw(size: int, variance: float, key: Key) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def table(variance: float) -> tuple[np.ndarray, np.ndarray]:
-    """⌊2¹²⁸·P(number ≤ k)⌋ for k = −t … t−1, as two words, the higher first: uint64, shape (2t,) each.
+    """Tabulate ⌊2¹²⁸·P(number ≤ k)⌋ for k = −t … t−1, as two words, the higher first: uint64, shape (2t,) each.
 
     A number of 128 random bits lies below as many entries as make k: those at most it, less t.
     """
@@ -70,7 +70,7 @@ def table(variance: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bessel(variance: float, last: int) -> list[int]:
-    """Whole numbers in proportion to I_0(v) … I_last(v), to a relative last·2^−POINT of the first."""
+    """Compute whole numbers in proportion to I_0(v) … I_last(v), to a relative last·2^−POINT of the first."""
     exact = Fraction(variance)
     double, one = (2 * exact.denominator << POINT) // exact.numerator, 1 << 2 * POINT
     # I_k/I_(k−1) = 1/(2k/v + I_(k+1)/I_k), downwards from so far beyond `last` that it may begin with anything.

@@ -2,63 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ..clients.personal import evaluate_client
-from ..core.clusters import fold_of
+from ..clients.choices import TeamSettings
+from ..clients.engine import Asking, Engine, play_together
+from ..clients.personal import evaluation
+from ..clients.round import Played, client_round, train_client
+from ..clients.tasks import chunk_of, evaluate
+from ..clients.teams import choose, hire
+from ..core.backend import require_backend
+from ..core.bases import Population
+from ..core.directions import Measures
 from ..core.errors import ConfigError
-from ..core.examples import Examples, leaves
+from ..core.examples import Examples
 from ..core.experiment import Experiment
-from ..core.faults import crash_point
-from ..core.folds import InTheOpen
-from ..core.protocols import AggregationSession, Memory, Population
-from ..core.random import Key
-from ..core.spec import ModelSpec
-from ..core.split import is_split
-from ..core.types import (
-    NOTHING,
-    Assignment,
-    Broadcast,
-    ClientMetrics,
-    ClientUpdate,
-    Failure,
-    RoundResult,
-    Vector,
-    add_metrics,
-)
+from ..core.private import SecureAggregation
+from ..core.protocols import Memory
+from ..core.recipe import Recipe
+from ..core.runtime import WAIT, Arrival, Assignment, Opened, Parties
+from ..core.summation import Summation, summation_of
+from ..core.sums import ClientSum, Meeting, ServerSum
+from ..core.types import NOTHING, Broadcast, ClientMetrics, Metrics, Value, Vector, add_metrics
 from ..core.validation import require, require_count
-from .split import collect_split
-
-if TYPE_CHECKING:  # TensorFlow is imported when a simulation opens, not when umbel is
-    from ..clients.worker import Worker
+from .team import digests_of, held_out, workers_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-AHEAD = 2  # clients per worker that may be finished and wait for their turn in the fold
-CHUNK = 4096  # examples per evaluation call: fixed, so that sums do not depend on the number of workers
+LARGE_BYTES = 1 << 29  # size of a data set on a CPU from which a client's examples are copied when they are needed
+AHEAD = 2  # number of clients per worker that may be finished and wait for their turn in the sum
 
 
 class Simulation:
-    """Clients run side by side on worker threads, each with a model of its own; updates fold in cohort order.
+    """Clients run side by side on worker threads, each with variables of its own; updates are added in cohort order.
 
     workers: threads; by default one per processor, or one per accelerator. The result does not depend on it.
-    compile: "xla", "graph", or "auto": both are timed on the experiment's own model when the run is long enough to
-    repay XLA's compilation. The choice is reported, stored with a run, and kept when it is resumed. It changes results
-    by rounding only, unless the model draws random numbers (Dropout): XLA draws others.
+    compile: "xla", "graph", or "auto": XLA for a long run of a model whose operations XLA is fast at, a graph for all
+        else. No clock is asked: the same experiment is compiled in the same way everywhere. What XLA cannot compile
+        runs as a graph. The choice and its reason are stored with a run, and the choice is kept when it is resumed. It
+        changes results by rounding only, unless the model draws random numbers (Dropout): XLA draws others.
     aggregation: for an experiment with secure aggregation or homomorphic encryption: its "arithmetic" alone, or the
     whole "protocol", keys and masks and all. Both give the same integers; the run says which it used.
     devices: logical devices ("GPU:0", "CPU:1"), shared out among the workers; by default every GPU, else the CPU.
-    debug: run clients eagerly on one thread; errors name client, round and batch.
+    debug: run clients eagerly on one thread; errors name client, round and batch. So does a model that is compiled with
+        run_eagerly=True.
     replicas: devices among which each client's batches are divided, every worker having as many to itself where there
         are enough: for clients too large for one. The result is that of one device, to rounding. Compiled as a graph.
 
@@ -81,6 +76,7 @@ class Simulation:
         require(compile in ("auto", "xla", "graph"), f"expected compile={compile!r} to be 'auto', 'xla' or 'graph'")
         words = ("arithmetic", "protocol")
         require(aggregation in words, f"expected aggregation={aggregation!r} to be 'arithmetic' or 'protocol'")
+        require(isinstance(debug, bool), f"expected debug={debug!r} to be True or False")
         self.workers, self.compile, self.device_names, self.debug = workers, compile, devices, debug
         require_count("replicas", replicas)
         require(replicas == 1 or compile != "xla", f"replicas={replicas} are compiled as a graph, not with XLA")
@@ -88,137 +84,155 @@ class Simulation:
         self._hiding: str = aggregation
         self._experiment: Experiment | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._team: list[Worker] = []
-        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        self._tensors: dict[tuple[Any, ...], tuple[Examples, Examples]] = {}
+        self._parties = Parties()
+        self._settings = TeamSettings(workers, compile, devices, debug, replicas)
+        self._choices: dict[str, str] = {}
+        self._team: list[Engine] = []
+        self._idle: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+        self._tensors: dict[tuple[Any, ...], tuple[Examples, tuple, Examples]] = {}
+        self._built_from: tuple = ()
 
     def __repr__(self) -> str:
         return f"Simulation(workers={self.workers}, compile={self.compile!r})"
 
-    def open(self, experiment: Experiment, memory: Memory, choices: Mapping[str, str] | None = None) -> ModelSpec:
+    def open(self, experiment: Experiment, memory: Memory, choices: Mapping[str, str] | None = None) -> Opened:
         """Build the workers, unless they already stand for this experiment, and choose how they compile."""
         self._memory = memory
-        compiled = (choices or {}).get("compile")
         self._hiding = (choices or {}).get("aggregation", self.aggregation)
-        fits = self._experiment is not None and workers_of(experiment) == workers_of(self._experiment)
-        if not fits or compiled not in (None, self.describe()["compile"]):
+        # As it is now: what a builder reads, and arrays, may have changed since the team was built.
+        built_from = workers_of(experiment.resolved)
+        if self._experiment is None or built_from != self._built_from:
             self.close()
-            self._build(experiment, compiled)
-        self._experiment = experiment
+            self._build(experiment)
+            self._built_from = built_from
+        elif held_out(experiment) != held_out(self._experiment):
+            self._check_held_out(experiment)
+        self._let_go_of_data(experiment.resolved)
+        joins = self.joins("train")
+        if experiment.secure_aggregation is not None:
+            experiment.secure_aggregation.check_joins(joins)
         for worker in self._team:
-            worker.experiment = experiment
-        return self._team[0].spec
+            worker.experiment = experiment.resolved
+        self._choices = choose(self._team, self._settings, choices or {})
+        self._experiment = experiment
+        engine = self._team[0]
+        summation = summation_of(self._running, engine.spec)
+        return Opened(engine.spec, summation, engine.on_client, base=engine.base, joins=joins)
 
     def describe(self) -> Mapping[str, str]:
-        """The model's digests, how it was compiled, and how updates were hidden, if they were."""
-        described = self._team[0].describe() | {"compile": "xla" if self._team[0].xla else "graph"}
-        hides = self._running.aggregation is not None
+        """Return the model's digests, how it was compiled, and how updates were hidden, if they were."""
+        described = self._team[0].describe() | self._choices
+        hides = self._running.secure_aggregation is not None
         return described | ({"aggregation": self._hiding} if hides else {})
 
+    def measures(self) -> Measures:
+        """Return the metrics that the model measures, and which way they are to go."""
+        return self._team[0].measures()
+
     def initial_params(self) -> Vector:
-        """The model's own initial weights, drawn from the experiment's seed."""
+        """Return the model's own initial weights, drawn from the experiment's seed."""
         return self._team[0].initial_params
 
+    def used_devices(self) -> tuple[str, ...]:
+        """Return the device of each worker."""
+        return tuple(engine.device for engine in self._team)
+
     def forget_initial_params(self) -> None:
-        """Keep no copy of them: whoever asks again waits for another model."""
+        """Keep no copy of the initial weights: whoever asks again waits for another model."""
         for worker in self._team:
             worker.forget_initial_params()
 
     def client_ids(self) -> Sequence[int]:
-        """0 … clients − 1."""
+        """Return the clients' numbers, 0 … clients − 1."""
         return range(len(self._running.population))
 
-    def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
-        """Train the cohort; sum its updates in cohort order as they arrive."""
-        if is_split(self._running.strategy):
-            return self._collect_split(broadcast, cohort, key)
-        session, failures = self._session(broadcast, cohort, key), []
-        # Such a sampler excludes an aggregation, so that contributions are updates.
-        reports, losses = getattr(self._running.sampler, "needs_losses", False), {}
+    def train(self, work: Iterable[Assignment | None], summation: Summation) -> Iterator[Arrival]:
+        """Train clients side by side, each from its own broadcast; arrivals in the order of work."""
+        self._parties = parties = Parties()
+        if self._team[0].width == 1:
+            yield from self._in_order(partial(self._play, parties), work)
+        else:
+            yield from self._in_blocks(lambda block: self._play_block(parties, block), work)
 
-        def train(client: int) -> tuple[Any, list[np.ndarray]]:
-            own = key.derive("client", client)
-            update, kept = self._borrow(lambda worker: self._train(worker, broadcast, client, own))
-            if isinstance(update, Failure):
-                return update, kept
-            return session.contribute(client, update, own.derive("aggregation")), kept
+    def hidden_sum(
+        self, aggregation: SecureAggregation, meeting: Meeting, cohort: Sequence[int]
+    ) -> tuple[ServerSum, Callable[[int], ClientSum] | None]:
+        """Return both halves: the arithmetic, or the whole protocol."""
+        return aggregation.rehearse(meeting, cohort, self._hiding == "protocol")
 
-        for client, (contribution, kept) in zip(cohort, self._in_order(train, cohort), strict=True):
-            if isinstance(contribution, Failure):
-                failures.append(contribution)
-                continue
-            if kept:
-                self._memory.write(client, kept)
-            session.add(client, contribution)
-            if reports and "loss" in contribution.metrics:
-                losses[client] = contribution.metrics["loss"].mean()
-            crash_point("mid-training", broadcast.round)
-        down = len(cohort) * (broadcast.params.nbytes + broadcast.extra.nbytes)
-        return RoundResult(session.total(), failures, session.bytes_up, down, losses if reports else None)
-
-    def _collect_split(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
-        """A round whose clients hold the first half of the model alone."""
-        halves = self._team[0].halves
-        assert halves is not None
-
-        def train(given: Broadcast, client: int) -> tuple[Any, list[np.ndarray]]:
-            return self._borrow(lambda worker: self._train(worker, given, client, key.derive("client", client)))
-
-        memory, on_client = self._memory, halves.on_client
-        return collect_split(self._running, memory, on_client, broadcast, cohort, key, train, self._in_order)
-
-    def train_each(self, assignments: Sequence[Assignment]) -> Iterator[ClientUpdate | Failure]:
-        """Train distinct clients side by side, each from its own broadcast; their updates, in order."""
-
-        def train(one: Assignment) -> tuple[ClientUpdate | Failure, list[np.ndarray]]:
-            own = one.key.derive("client", one.client)
-            return self._borrow(lambda worker: self._train(worker, one.broadcast, one.client, own))
-
-        for one, (update, kept) in zip(assignments, self._in_order(train, assignments), strict=True):
-            if kept and not isinstance(update, Failure):
-                self._memory.write(one.client, kept)
-            yield update
-            crash_point("mid-training", one.broadcast.round)
+    def ask(self, messages: Mapping[int, bytes], reply_bytes: int) -> Iterator[Arrival]:
+        """Yield the replies of the clients' halves."""
+        return self._parties.ask(messages)
 
     def evaluate(self, params: Vector, examples: Examples) -> dict[str, Any]:
-        """Central evaluation, in chunks over the workers."""
-        tensors = self._resident(examples)
-        chunks = [np.arange(start, min(start + CHUNK, examples.count)) for start in range(0, examples.count, CHUNK)]
-        results = self._in_order(
-            lambda rows: self._borrow(lambda worker: worker.evaluate(params, tensors(worker), rows)), chunks
-        )
+        """Evaluate params centrally, in chunks over the workers."""
         total: dict[str, Any] = {}
-        for sums in results:
+        for sums in self.measured(params, examples, range(0, examples.count, self.chunk)):
             total = add_metrics(total, sums)
         return total
 
+    @property
+    def chunk(self) -> int:
+        """Number of examples in a chunk of a central evaluation."""
+        return chunk_of(self._team[0])
+
+    def measured(self, params: Vector, examples: Examples, starts: Iterable[int]) -> Iterator[Metrics]:
+        """Yield the metrics' states over the chunks of examples that begin at `starts`, in their order."""
+
+        def measure(start: int) -> dict[str, Any]:
+            rows = np.arange(start, min(start + self.chunk, examples.count))
+            return self._borrow(lambda engine: evaluate(engine, params, *self._part(engine, examples, rows)))
+
+        return self._in_order(measure, starts)
+
+    def results(self, step: Literal["train", "test"], metrics: Metrics) -> Mapping[str, Value]:
+        """Return the values of joined states, by the model of the first worker."""
+        return self._team[0].results(step, metrics)
+
     def evaluate_clients(self, params: Vector, clients: Sequence[int], extra: Vector = NOTHING) -> ClientMetrics:
-        """Each client's own validation examples, with what it keeps at home, or with the model that it chooses."""
-        population = self._running.validation
+        """Evaluate params on each client's own validation examples.
+
+        Each has what it keeps at home, or the model that it chooses.
+        """
+        return self.gathered(self.measured_clients(params, clients, extra))
+
+    def measured_clients(
+        self, params: Vector, clients: Sequence[int], extra: Vector = NOTHING
+    ) -> Iterator[tuple[int, Metrics]]:
+        """Yield each client that has validation examples, and its metrics' states. Arguments: see evaluate_clients."""
+        population = self._running.validation_clients()
         if population is None:
             raise ConfigError("the experiment has no validation population to evaluate clients on")
         sizes = population.sizes()
         # A fold of other clients has its own numbering: what training clients keep at home is not theirs.
-        remembers = not hasattr(population, "members")
+        remembers = not population.is_some_clients
         clients = [client for client in clients if sizes[client]]
         broadcast = Broadcast(0, params, extra, (), None)
 
-        def evaluate(client: int) -> dict[str, Any]:
-            def with_worker(worker: Worker) -> dict[str, Any]:
-                held_out = self._examples(worker, population, client)
-                memory = self._memory.read(client) if remembers else None
-                training = partial(self._examples, worker, self._running.population, client)
-                return evaluate_client(worker, broadcast, client, held_out, memory, training)
+        def asking(engine: Engine, client: int) -> Asking[dict[str, Any]]:
+            held_out = self._examples(engine, population, client)
+            memory = self._memory.read(client) if remembers else None
+            training = partial(self._examples, engine, self._running.population, client)
+            return evaluation(engine, broadcast, client, held_out, memory, training)
 
-            return self._borrow(with_worker)
+        def measure(block: Sequence[int]) -> list[dict[str, Any]]:
+            return self._borrow(lambda engine: play_together(engine, [asking(engine, client) for client in block]))
 
-        total: dict[str, Any] = {}
-        values: dict[str, list[float]] = {}
-        for sums in self._in_order(evaluate, clients):
-            total = add_metrics(total, sums)
-            for name, value in sums.items():
-                values.setdefault(name, []).append(value.mean())
-        return ClientMetrics(total, {name: np.array(column) for name, column in values.items()})
+        if self._team[0].width > 1:
+            return zip(clients, self._in_blocks(measure, clients), strict=True)
+        return zip(clients, self._in_order(lambda client: measure([client])[0], clients), strict=True)
+
+    def terms(self) -> str:
+        """Return the terms on which the model's metrics travel, for whoever builds it elsewhere."""
+        return self._team[0].terms()
+
+    def joins(self, step: Literal["train", "test"]) -> Mapping[str, tuple]:
+        """Return how the numbers of each metric's state join, by what it travels under; () for a mean."""
+        return self._team[0].joins(step)
+
+    def gathered(self, clients: Iterable[tuple[int, Metrics]]) -> ClientMetrics:
+        """Return the sum of what clients' evaluations measured, and each one's own values."""
+        return self._team[0].gathered(clients)
 
     def close(self) -> None:
         """Stop the threads and let the models go."""
@@ -229,89 +243,122 @@ class Simulation:
         self._tensors = {}
 
     @property
-    def _running(self) -> Experiment:
+    def _running(self) -> Recipe:
         if self._experiment is None:
             raise ConfigError("this Simulation has no experiment yet; hand it to run(experiment, simulation)")
-        return self._experiment
+        return self._experiment.resolved
 
-    def _build(self, experiment: Experiment, compiled: str | None) -> None:
-        prepare(experiment)
-        from ..clients.building import check_test
-        from ..clients.choice import choose_xla
-        from ..clients.devices import configure_tensorflow, default_workers, pick_devices, shared_out
-        from ..clients.dispatch import Library
-        from ..clients.worker import Worker
-
-        configure_tensorflow()
-        devices = pick_devices(self.device_names)
-        groups = shared_out(devices, self.replicas)
-        usual = default_workers(devices) if self.replicas == 1 else len(groups)
-        count = 1 if self.debug else self.workers or usual
-        library, mode = Library(), compiled or self.compile
-        use_xla = mode == "xla"
-        require(self.replicas == 1 or not use_xla, "a run that was compiled with XLA goes on with replicas=1 only")
-        turns = [groups[i % len(groups)] for i in range(count)]
-        self._team = [
-            Worker(experiment, own[0], debug=self.debug, library=library, replicas=own if self.replicas > 1 else ())
-            for own in turns
-        ]
-        if (examples := experiment.test_examples()) is not None:
-            check_test(self._team[0].model, examples)
-        if mode == "auto" and not self.debug and self.replicas == 1:
-            data, rows = zip(*(self._examples(worker, experiment.population, 0) for worker in self._team), strict=True)
-            use_xla = choose_xla(self._team, data, rows[0])
+    def _build(self, experiment: Experiment) -> None:
+        prepare(experiment.resolved)
+        self._team = hire(experiment, self._settings)
+        self._check_held_out(experiment)
         for worker in self._team:
-            worker.use_xla(use_xla)
             self._idle.put(worker)
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="umbel-worker")
+        self._pool = ThreadPoolExecutor(len(self._team), thread_name_prefix="umbel-worker")
 
-    def _session(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> AggregationSession:
-        experiment = self._running
-        if experiment.aggregation is None or not cohort:
-            size = experiment.encoded_shape(broadcast).delta
-            return InTheOpen(fold_of(experiment), size, experiment.codec)
-        shape, is_real = experiment.encoded_shape(broadcast), self._hiding == "protocol"
-        return experiment.aggregation.session(shape, cohort, broadcast.round, key.derive("aggregation"), is_real)
+    def _check_held_out(self, experiment: Experiment) -> None:
+        """Raise ConfigError for test or validation examples that do not fit the model."""
+        engine, population = self._team[0], experiment.resolved.validation
+        examples = experiment.resolved.test_examples()
+        if examples is not None:
+            engine.check(examples, "test")
+        if population is not None:
+            sizes = population.sizes()
+            engine.check(population.resident() or population.examples(int(np.argmax(sizes > 0))), "validation")
 
-    def _train(self, worker: Worker, broadcast: Broadcast, client: int, key: Key):
-        data, rows = self._examples(worker, self._running.population, client)
-        return worker.train(broadcast, client, key, data, rows, self._memory.read(client))
+    def _play(self, parties: Parties, assignment: Assignment) -> Arrival:
+        """Return what comes back of an assignment."""
+        broadcast, client = assignment.broadcast, assignment.client
+        key = assignment.key.derive("client", client)
 
-    def _examples(self, worker: Worker, population: Population, client: int) -> tuple[Examples, np.ndarray]:
-        """The arrays this client indexes into, on worker's device, and its rows of them."""
+        def train(engine: Engine) -> Played:
+            data, rows = self._examples(engine, self._running.population, client)
+            return train_client(engine, broadcast, client, key, data, rows, self._memory.read(client))
+
+        return parties.arrival(assignment, *self._borrow(train))
+
+    def _play_block(self, parties: Parties, block: Sequence[Assignment]) -> list[Arrival]:
+        """Return what comes back of assignments that are trained side by side."""
+
+        def asking(engine: Engine, assignment: Assignment) -> Asking[Played]:
+            client = assignment.client
+            data, rows = self._examples(engine, self._running.population, client)
+            key, memory = assignment.key.derive("client", client), self._memory.read(client)
+            return client_round(engine, assignment.broadcast, client, key, data, rows, memory)
+
+        def train(engine: Engine) -> list[Played]:
+            return play_together(engine, [asking(engine, assignment) for assignment in block])
+
+        return [parties.arrival(one, *played) for one, played in zip(block, self._borrow(train), strict=True)]
+
+    def _examples(self, engine: Engine, population: Population, client: int) -> tuple[Examples, np.ndarray]:
+        """Return the arrays this client indexes into, on the engine's device, and its rows of them."""
         resident = population.resident()
         if resident is not None:
-            return self._resident(resident)(worker), population.indices(client)
+            return self._part(engine, resident, population.indices(client))
         own = population.examples(client)
         return own, np.arange(own.count, dtype=np.int32)
 
-    def _resident(self, examples: Examples) -> Callable[[Worker], Examples]:
-        """examples as tensors, put on each device once and kept there."""
+    def _part(self, engine: Engine, examples: Examples, rows: np.ndarray) -> tuple[Examples, np.ndarray]:
+        """Return arrays on the engine's device, and rows of them that are examples at `rows`.
 
-        def on(worker: Worker) -> Examples:
-            place = (*map(id, examples), worker.device)  # the same inputs may have other targets elsewhere
-            if place not in self._tensors:
-                self._tensors[place] = examples, worker.put(examples)
-            return self._tensors[place][1]
+        examples are put on each device once and kept there; not so a large data set on a CPU, which lies in the
+        processor's memory as it is, and would be held twice.
+        """
+        if engine.device.startswith("CPU") and examples.nbytes > LARGE_BYTES:
+            return examples.take(rows), np.arange(len(rows), dtype=np.int32)
+        place = (*map(id, examples), engine.device)  # the same inputs may have other targets elsewhere
+        if place not in self._tensors:
+            self._tensors[place] = examples, digests_of(examples), engine.put(examples)
+        return self._tensors[place][2], rows
 
-        return on
+    def _let_go_of_data(self, experiment: Recipe) -> None:
+        """Keep of the data on devices what experiment names and what has not been changed in place since."""
+        sets = [one.resident() for one in (experiment.population, experiment.validation) if one is not None]
+        named = {tuple(map(id, one)) for one in (*sets, experiment.test_examples()) if one is not None}
+        self._tensors = {
+            place: data
+            for place, data in self._tensors.items()
+            if place[:-1] in named and digests_of(data[0]) == data[1]
+        }
 
-    def _borrow(self, work: Callable[[Worker], T]) -> T:
-        worker = self._idle.get()
+    def _borrow(self, work: Callable[[Engine], T]) -> T:
+        engine = self._idle.get()
         try:
-            return work(worker)
+            return work(engine)
         finally:
-            self._idle.put(worker)
+            self._idle.put(engine)
+
+    def _in_blocks(self, work: Callable[[Sequence[Any]], Sequence[T]], items: Iterable[Any]) -> Iterator[T]:
+        """Yield the results of work over blocks of items, as many as the engine takes at once; in the items' order.
+
+        WAIT among the items closes a block.
+        """
+        block: list[Any] = []
+        for item in items:
+            block += [] if item is WAIT else [item]
+            if block and (item is WAIT or len(block) == self._team[0].width):
+                yield from work(block)
+                block = []
+        if block:
+            yield from work(block)
 
     def _in_order(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
-        """work(item) for every item, side by side; results in the items' order, few of them waiting at any time."""
+        """Yield work(item) for every item, done side by side; in the items' order, few of them waiting at any time.
+
+        WAIT among the items: another result is yielded before the next one is taken.
+        """
         assert self._pool is not None
         if len(self._team) == 1:
-            yield from map(work, items)  # errors keep their traceback, debuggers stop where they should
+            # On this thread: errors keep their traceback, debuggers stop where they should.
+            yield from (work(item) for item in items if item is not WAIT)
             return
         waiting: deque[Future[T]] = deque()
         try:
             for item in items:
+                if item is WAIT:
+                    yield waiting.popleft().result()
+                    continue
                 waiting.append(self._pool.submit(work, item))
                 if len(waiting) > AHEAD * len(self._team):
                     yield waiting.popleft().result()
@@ -322,23 +369,11 @@ class Simulation:
                 future.cancel()
 
 
-def prepare(experiment: Experiment) -> None:
-    """What experiment needs to be loaded before TensorFlow is: an aggregation's `prepare`, where it has one."""
-    getattr(experiment.aggregation, "prepare", lambda: None)()
+def prepare(experiment: Recipe) -> None:
+    """Load what experiment needs before the backend is: an aggregation's `prepare`, where it has one.
 
-
-def workers_of(experiment: Experiment) -> tuple:
-    """What workers are built from: equal values mean they can be used again."""
-    local = dataclasses.replace(experiment.local, learning_rate=None, shuffle=True)
-    resident = experiment.population.resident()
-    return (
-        experiment.model,
-        experiment.seed,
-        experiment.personal,
-        local,
-        experiment.local.learning_rate is None,
-        experiment.client_rule,
-        getattr(experiment.strategy, "cut", None),
-        # The arrays: the same data set divided otherwise has examples in a tuple of its own.
-        () if resident is None else tuple(map(id, leaves(tuple(resident)))),
-    )
+    Errors: ConfigError where Keras has a backend that Umbel does not train with.
+    """
+    require_backend()
+    if experiment.secure_aggregation is not None:
+        experiment.secure_aggregation.prepare()

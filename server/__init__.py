@@ -1,35 +1,46 @@
 """The server's half: rounds, the loop, samplers, schedules, history and the store."""
 
+from ..core.old_words import moved
 from ..core.sampling import AllClients, FixedCohort, PoissonCohort, WeightedCohort
 from .callbacks import EarlyStopping, KeepBest, StopAt
-from .comparison import Comparison, compare
-from .crossvalidation import CrossValidation, cross_validate
+from .each_client import EachClient
+from .events import Finished, RoundDone, Started
 from .history import History
-from .loop import run
+from .loop import play, run
 from .progress import Progress
 from .rounds import play_round
 from .schedules import Constant, Cosine, ExponentialDecay, ReduceOnPlateau, StepDecay, WarmUp
+from .stored_model import StoredModel
+from .tracking import MLflow, TensorBoard, WeightsAndBiases
 
 __all__ = [
     "AllClients",
-    "Comparison",
     "Constant",
     "Cosine",
-    "CrossValidation",
+    "EachClient",
     "EarlyStopping",
     "ExponentialDecay",
+    "Finished",
     "FixedCohort",
     "History",
     "KeepBest",
+    "MLflow",
     "PoissonCohort",
     "Progress",
     "ReduceOnPlateau",
+    "RoundDone",
+    "Started",
     "StepDecay",
     "StopAt",
+    "StoredModel",
+    "TensorBoard",
     "WarmUp",
     "WeightedCohort",
-    "compare",
-    "cross_validate",
+    "WeightsAndBiases",
+    "play",
     "play_round",
     "run",
 ]
+
+_STUDIES = ("Comparison", "CrossValidation", "compare", "cross_validate")
+__getattr__ = moved(__name__, dict.fromkeys(_STUDIES, "umbel.studies"))

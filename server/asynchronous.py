@@ -1,4 +1,4 @@
-"""The second loop: a round is a buffer of updates, from clients that began whenever there was room for them.
+"""Asynchronous rounds: each is a buffer of updates, from clients that began whenever there was room for them.
 
 Who is at work, and when each is done, follows from the virtual clock alone, not from what training gives. So a client
 is trained when its update arrives: until then it is a row in a table, and the params it began from are kept. Table and
@@ -11,151 +11,140 @@ import heapq
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from ..core.algorithms import AsynchronousStrategy
 from ..core.devices import REASONS, Devices, Fates, fleet_of
 from ..core.errors import ConfigError, RunStopped
-from ..core.experiment import Experiment, is_asynchronous
 from ..core.faults import crash_point
-from ..core.folds import InTheOpen
-from ..core.protocols import Runtime
 from ..core.random import Key, derive
+from ..core.recipe import Recipe
+from ..core.runtime import Assignment, Runtime, bytes_of
 from ..core.serial import shaped
 from ..core.spec import ModelSpec
-from ..core.types import Assignment, Broadcast, Failure, RoundRecord, RoundResult, ServerState, State, Vector
-from .clock import METRIC, VirtualClock, lost, payload
-from .rounds import Spend, averaged, check_enough, conclude
+from ..core.types import Broadcast, ClientUpdate, Failure, RoundRecord, ServerState, State, Vector
+from .clock import METRIC, VirtualClock, lost
+from .collect import collect
+from .rounds import Played, RoundSetup, averaged, check_enough, conclude, recorded
 from .statistics import rebased
 
-TRIES = 8  # samples taken, of which those that are at work or out of reach are left out, before some room stays free
+TRIES = 8  # samples that are taken, clients at work or out of reach left out, before some room stays free
 HOPELESS = 1000  # clients lost in a row, or ten times those at work: nobody will ever arrive
 
 
 class Flight(NamedTuple):
-    """A client at work. Ordered by when it ends, and at equal times by who began first."""
+    """One client at work. Flights are ordered by when they end, and at equal times by who began first."""
 
-    ends: float  # seconds on the virtual clock
-    number: int  # of all that began, in order
+    ends: float  # when the client is done: seconds on the virtual clock
+    number: int  # place of this flight among all that began, in order
     client: int
-    round: int  # of its broadcast
-    wave: int  # of the clients that began from that broadcast: 0 for the first
-    began: float
+    round: int  # round of the broadcast that it began from
+    wave: int  # wave of the clients that began from that broadcast: 0 for the first
+    began: float  # when the client began: seconds on the virtual clock
     reason: int  # index into REASONS: whether its update will arrive
 
 
 class AsynchronousState(NamedTuple):
-    """What `ServerState.strategy` holds in an asynchronous run."""
+    """State of an asynchronous run, which `ServerState.strategy` holds."""
 
-    strategy: State  # the strategy's own
-    now: float  # seconds on the virtual clock
-    begun: int  # clients that began so far
-    flights: np.ndarray  # float64, shape (clients at work, 7): exact, since none of its integers nears 2⁵³
-    broadcasts: Mapping[int, tuple]  # by round, those that clients at work began from
+    strategy: State  # state of the strategy itself
+    now: float  # present time: seconds on the virtual clock
+    begun: int  # number of clients that began so far
+    flights: np.ndarray  # a row for each client at work: float64, shape (n, 7); exact, as no integer in it nears 2⁵³
+    broadcasts: Mapping[int, tuple]  # broadcasts that clients at work began from, by round
 
 
-def first_state(experiment: Experiment, params: Vector) -> State:
-    """The strategy's part of the state that a run begins with."""
+def first_state(experiment: Recipe, params: Vector) -> State:
+    """Return the strategy's part of the state that a run begins with."""
     own = experiment.strategy.init(params)
-    if not is_asynchronous(experiment.strategy):
+    if not isinstance(experiment.strategy, AsynchronousStrategy):
         return own
     return AsynchronousState(own, 0.0, 0, np.zeros((0, len(Flight._fields))), {})
 
 
-def check_runtime(experiment: Experiment, runtime: Runtime) -> None:
-    """Errors: ConfigError for what a runtime cannot do that does not train clients one by one."""
-    if experiment.reweighting is not None and not hasattr(runtime, "train_each"):
+def check_runtime(experiment: Recipe, runtime: Runtime) -> None:
+    """Raise ConfigError for asynchronous rounds among real devices, which do not keep to the virtual clock."""
+    if isinstance(experiment.strategy, AsynchronousStrategy) and runtime.is_live:
         raise ConfigError(
-            f"{experiment.reweighting!r} needs a runtime that sees clients one by one, Simulation; not {runtime!r}"
-        )
-    if is_asynchronous(experiment.strategy) and not hasattr(runtime, "train_each"):
-        raise ConfigError(
-            f"{experiment.strategy!r} needs a runtime with asynchronous rounds, Simulation; not {runtime!r}"
+            f"{experiment.strategy!r} has its rounds on the virtual clock, Simulation's; {runtime!r} is of real devices"
         )
 
 
-def play_asynchronously(
-    experiment: Experiment,
-    runtime: Any,
-    state: ServerState,
-    records: Sequence[RoundRecord] = (),
-    spend: Spend = lambda ledger: None,
-    spec: ModelSpec | None = None,
-) -> tuple[ServerState, RoundRecord, Sequence[Failure]]:
-    """The round after `state`: until the strategy's buffer is full. Arguments and errors: see `play_round`.
+def play_asynchronously(table: RoundSetup, state: ServerState, records: Sequence[RoundRecord] = ()) -> Played:
+    """Play the round after `state` until the strategy's buffer is full. Arguments and errors: see `play_round`.
 
-    The record has "staleness", the mean of the updates counted. RunStopped, too, when clients are lost in a row and
-    none arrives.
+    The record has "staleness", the mean of the updates counted, if there are any. RunStopped, too, when clients are
+    lost in a row and none arrives. Where nobody can be reached for two weeks, the round ends with what has arrived.
     """
-    number, strategy, own = state.round + 1, experiment.strategy, state.strategy
+    experiment, runtime, own = table.experiment, table.runtime, state.strategy
+    number = state.round + 1
     started = time.perf_counter()
     rate = experiment.local.learning_rate_at(number, records)
-    broadcast = Broadcast(number, state.params, strategy.broadcast(own.strategy), state.transforms, rate)
+    broadcast = Broadcast(number, state.params, experiment.strategy.broadcast(own.strategy), state.transforms, rate)
     sky = _Sky(experiment, runtime, own, broadcast)
-    landed, failures = sky.fill_buffer()
+    landed, lost_ones = sky.fill_buffer()
     crash_point("before-training", number)
-    result, ages = _collect(experiment, runtime, sky, landed, failures, spec)
-    check_enough(experiment, number, result, [flight.client for flight in landed])
+    landing = _Landing(experiment, sky, landed, table.opened.spec)
+    result = collect(runtime.train, landing, table.opened.summation, table.memory, counts_as=landing.counts_as)
+    # Clients begin in one round and land in another: what they were sent is the table's to say.
+    result = result._replace(failures=[*lost_ones, *result.failures], bytes_down=sky.bytes_down)
+    check_enough(experiment, number, result)
     key = derive(experiment.seed, "round", number).derive("decode")
     before = state._replace(strategy=own.strategy)
-    mean, before = averaged(experiment, before, broadcast, result.total, len(runtime.client_ids()), key)
-    state, record = conclude(experiment, before, broadcast, mean, result, spec)
+    if result.is_of_nobody:
+        state, record = before._replace(round=number), recorded(experiment, before, number, {}, result)
+    else:
+        mean, before = averaged(experiment, before, broadcast, result.total, key, runtime)
+        state, record = conclude(experiment, before, broadcast, mean, result, table.opened.spec)
     timed = {METRIC: sky.clock.now} if experiment.devices else {}
-    metrics = {**record.metrics, **timed, "staleness": float(np.mean(ages))}
+    aged = {"staleness": float(np.mean(landing.ages))} if landing.ages else {}
+    metrics = {**record.metrics, **timed, **aged}
     record = record._replace(seconds=time.perf_counter() - started, metrics=metrics)
     crash_point("after-aggregation", number)
     return state._replace(strategy=sky.state(state.strategy)), record, result.failures
 
 
-def _collect(
-    experiment: Experiment,
-    runtime: Any,
-    sky: _Sky,
-    landed: Sequence[Flight],
-    failures: Sequence[Failure],
-    spec: ModelSpec | None,
-) -> tuple[RoundResult, list[int]]:
-    """The round's sum, and how stale each update in it is. failures: of those who did not land."""
-    params, strategy = sky.broadcast.params, experiment.strategy
-    mixes_models = getattr(strategy, "mixes_models", False)
-    session, ages, failed = InTheOpen(experiment.fold, len(params)), [], [*failures]
-    for flight, update in _train(runtime, experiment.seed, landed, sky.broadcasts):
+class _Landing:
+    """Work of a round: who landed, in the order they began, and what each update counts as by its age.
+
+    A client that landed twice trains twice, one after the other: what it keeps at home from the first is there in the
+    second. ages: how stale each update counted is.
+    """
+
+    def __init__(self, experiment: Recipe, sky: _Sky, landed: Sequence[Flight], spec: ModelSpec):
+        self.ages: list[int] = []
+        self._experiment, self._sky, self._landed, self._spec = experiment, sky, landed, spec
+        self._arriving = iter(landed)
+
+    def __iter__(self) -> Iterator[Assignment]:
+        seed = self._experiment.seed
+        for flight in self._landed:
+            key = wave_key(seed, flight.round, flight.wave)
+            yield Assignment(self._sky.broadcasts[flight.round], flight.client, key)
+
+    def counts_as(self, client: int, update: ClientUpdate | Failure) -> ClientUpdate | Failure:
+        """Let the strategy turn an update into what counts, its statistics counted from the params of now."""
+        flight, strategy = next(self._arriving), cast(AsynchronousStrategy, self._experiment.strategy)
         if isinstance(update, Failure):
-            failed.append(update)
-            continue
-        age, base = sky.broadcast.round - flight.round, sky.broadcasts[flight.round].params
-        if age and spec is not None and not mixes_models:
-            update = rebased(update, base, params, spec)
-        session.add(flight.client, strategy.receive(update, age, base, params))  # type: ignore[attr-defined]
-        ages.append(age)
-    return RoundResult(session.total(), failed, session.bytes_up, sky.bytes_down), ages
-
-
-def _train(
-    runtime: Any, seed: int, landed: Sequence[Flight], broadcasts: Mapping[int, Broadcast]
-) -> Iterator[tuple[Flight, Any]]:
-    """Each flight's update, in order. A client that landed twice trains twice, one after the other: what it keeps at
-    home from the first is there in the second."""
-    batch: dict[int, Flight] = {}
-    for flight in [*landed, None]:
-        if flight is None or flight.client in batch:
-            flights = batch.values()
-            work = [Assignment(broadcasts[f.round], f.client, wave_key(seed, f.round, f.wave)) for f in flights]
-            yield from zip(flights, runtime.train_each(work), strict=True)
-            batch = {}
-        if flight is not None:
-            batch[flight.client] = flight
+            return update
+        params, base = self._sky.broadcast.params, self._sky.broadcasts[flight.round].params
+        age = self._sky.broadcast.round - flight.round
+        if age and not strategy.mixes_models:
+            update = rebased(update, base, params, self._spec)
+        self.ages.append(age)
+        return strategy.receive(update, age, base, params)
 
 
 def wave_key(seed: int, round: int, wave: int) -> Key:
-    """The key of the clients that began together; of a round's first wave that of a synchronous round."""
+    """Return the key of the clients that began together; for a round's first wave, that of a synchronous round."""
     key = derive(seed, "round", round)
     return key.derive("wave", wave) if wave else key
 
 
 def _flight(row: Sequence[float]) -> Flight:
-    """A row of the table."""
+    """Read a row of the table of clients at work."""
     ends, number, client, round, wave, began, reason = row
     return Flight(ends, int(number), int(client), int(round), int(wave), began, int(reason))
 
@@ -163,7 +152,7 @@ def _flight(row: Sequence[float]) -> Flight:
 class _Sky:
     """The clients at work, while a round lasts."""
 
-    def __init__(self, experiment: Experiment, runtime: Runtime, own: AsynchronousState, broadcast: Broadcast):
+    def __init__(self, experiment: Recipe, runtime: Runtime, own: AsynchronousState, broadcast: Broadcast):
         self.experiment, self.broadcast, self.clients = experiment, broadcast, runtime.client_ids()
         fleet = fleet_of(experiment.devices or Devices(), len(experiment.population), experiment.seed)
         self.clock = VirtualClock(experiment, fleet, own.now)
@@ -178,7 +167,7 @@ class _Sky:
         self._busy = {flight.client for flight in self._flights}
 
     def state(self, own: State) -> AsynchronousState:
-        """What is left for the rounds to come. own: the strategy's."""
+        """Return the state that is left for the rounds to come. own: the strategy's own state."""
         flights = sorted(self._flights)
         needed = {flight.round for flight in flights if not self._is_too_old(flight, self.broadcast.round + 1)}
         table = np.array(flights, np.float64).reshape(len(flights), len(Flight._fields))
@@ -186,7 +175,7 @@ class _Sky:
         return AsynchronousState(own, self.clock.now, self._begun, table, kept)
 
     def fill_buffer(self) -> tuple[list[Flight], list[Failure]]:
-        """Let time pass until the round is over: whose updates are in it, in the order they began, and who was lost.
+        """Let time pass until the round is over; return whose updates are in it, in the order they began, and the lost.
 
         Those that end at the same moment are all heard before anybody begins in their place.
         """
@@ -241,21 +230,26 @@ class _Sky:
         return bound is not None and round - flight.round > bound
 
     def _fill_up(self) -> None:
-        """Let clients begin where there is room; wait while nobody is at work and nobody can be reached."""
+        """Let clients begin where there is room.
+
+        While nobody is at work and nobody can be reached, time passes, two weeks at most.
+        """
         began = self.clock.now
         while True:
             key = wave_key(self.experiment.seed, self.broadcast.round, self._wave)
-            clients = self._choose(key)
-            if clients:
+            # Once time has passed: to sample again and again among clients that are all away takes long.
+            is_open = self.clock.now == began or len(self.clock.fleet.reachable(self.clients, self.clock.now)) > 0
+            if clients := self._choose(key) if is_open else []:
                 self._begin(clients, key)
             self._wave += 1
-            if self._flights:
+            if self._flights or not self.clock.wait(began):
                 return
-            self.clock.wait(began)
 
     def _choose(self, key: Key) -> list[int]:
-        """As many clients as there is room for, or as are found: the sampler's choice of those that are free and in
-        reach."""
+        """Choose as many clients as there is room for, or as are found.
+
+        They are the sampler's choice of those that are free and in reach.
+        """
         chosen: list[int] = []
         for attempt in range(TRIES):
             own = key.derive("cohort", attempt) if attempt else key.derive("cohort")
@@ -280,4 +274,4 @@ class _Sky:
             heapq.heappush(self._flights, flight)
             self._busy.add(client)
             self._begun += 1
-        self.bytes_down += len(clients) * payload(self.broadcast)
+        self.bytes_down += len(clients) * bytes_of(self.broadcast)

@@ -1,4 +1,4 @@
-"""What may end a run early. Each decides from the records alone, so a resumed run decides the same."""
+"""Callbacks that may end a run early. Each decides from the records alone, so a resumed run decides the same."""
 
 from __future__ import annotations
 
@@ -6,32 +6,45 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.errors import ConfigError
-from ..core.experiment import Experiment
+from ..core.bases import Callback
+from ..core.directions import Directions, Mode, mode_of, require_mode
 from ..core.types import RoundRecord
-from ..core.validation import require_count, require_real, suggest
+from ..core.validation import require_count, require_real
+from .watched import best_round, measured
 
 
 @dataclass(frozen=True)
-class EarlyStopping:
-    """End when metric has not improved by min_delta for `patience` evaluations.
+class EarlyStopping(Callback):
+    """Callback that ends the run when metric has not improved by min_delta for `patience` evaluations.
 
-    metric: smaller is better for a name that ends in "loss", larger for any other.
     restore_best: the run's final params are those of its best round; without a store they are kept in memory.
+    mode: "min" for a metric that is to fall, "max" for one that is to rise; None: as is known for Keras's own metrics
+        and for losses. For another metric a run asks for it before its first round.
     """
 
     metric: str = "test_loss"
     patience: int = 10
     min_delta: float = 0.0
     restore_best: bool = False
+    mode: Mode | None = None
 
     def __post_init__(self) -> None:
+        require_mode(self.mode)
         require_count("patience", self.patience)
         require_real("min_delta", self.min_delta, at_least=0)
 
+    @property
+    def watched_metric(self) -> str:
+        """Name of the metric that it watches."""
+        return self.metric
+
+    def check_direction(self, directions: Directions) -> None:
+        """Raise ConfigError where neither mode nor directions tell."""
+        mode_of(self.metric, directions, self.mode, repr(self))
+
     def decide(self, records: Sequence[RoundRecord]) -> str | None:
-        """A sentence that ends the run, or None."""
-        values = measured(self.metric, records)
+        """Return a sentence that ends the run, or None."""
+        values = measured(self.metric, records, self.mode)
         best, waited = math.inf, 0
         for _, value in values:
             improved = value < best - self.min_delta
@@ -41,69 +54,75 @@ class EarlyStopping:
         return f"{self.metric} has not improved for {waited} evaluations"
 
     def best_round(self, records: Sequence[RoundRecord]) -> int | None:
-        """The round to restore, None for the last."""
-        return best_round(self.metric, records) if self.restore_best else None
+        """Return the round to restore, or None for the last."""
+        return best_round(self.metric, records, self.mode) if self.restore_best else None
 
 
 @dataclass(frozen=True)
-class StopAt:
-    """End as soon as metric reaches target: at least it, or at most it for a name that ends in "loss"."""
+class StopAt(Callback):
+    """Callback that ends the run as soon as metric reaches target.
+
+    Target is reached at most at it where the metric is to fall, at least at it where it is to rise. mode: see
+    EarlyStopping.
+    """
 
     metric: str
     target: float
+    mode: Mode | None = None
 
     def __post_init__(self) -> None:
+        require_mode(self.mode)
         require_real("target", self.target)
 
+    @property
+    def watched_metric(self) -> str:
+        """Name of the metric that it watches."""
+        return self.metric
+
+    def check_direction(self, directions: Directions) -> None:
+        """Raise ConfigError where neither mode nor directions tell."""
+        mode_of(self.metric, directions, self.mode, repr(self))
+
     def decide(self, records: Sequence[RoundRecord]) -> str | None:
-        """A sentence that ends the run, or None."""
-        sign = 1.0 if self.metric.endswith("loss") else -1.0
-        values = measured(self.metric, records[-1:])
-        if values and values[-1][1] <= sign * self.target:
-            return f"{self.metric} reached {abs(values[-1][1]):.4f}"
-        return None
+        """Return a sentence that ends the run, or None."""
+        value = records[-1].numbers.get(self.metric) if records else None
+        if value is None:
+            return None
+        falls = mode_of(self.metric, records[-1].directions, self.mode, repr(self)) == "min"
+        is_reached = value <= self.target if falls else value >= self.target
+        return f"{self.metric} reached {value:.4f}" if is_reached else None
 
     def best_round(self, records: Sequence[RoundRecord]) -> int | None:
-        """None: the last."""
+        """Return None: the run ends with its last round."""
         return None
 
 
 @dataclass(frozen=True)
-class KeepBest:
-    """The run's final params are those of the round with the best metric."""
+class KeepBest(Callback):
+    """Callback that makes the params of the round with the best metric the run's final ones.
+
+    mode: see EarlyStopping.
+    """
 
     metric: str = "test_loss"
+    mode: Mode | None = None
+
+    def __post_init__(self) -> None:
+        require_mode(self.mode)
+
+    @property
+    def watched_metric(self) -> str:
+        """Name of the metric that it watches."""
+        return self.metric
+
+    def check_direction(self, directions: Directions) -> None:
+        """Raise ConfigError where neither mode nor directions tell."""
+        mode_of(self.metric, directions, self.mode, repr(self))
 
     def decide(self, records: Sequence[RoundRecord]) -> str | None:
-        """Never ends a run."""
+        """Return None: it never ends a run."""
         return None
 
     def best_round(self, records: Sequence[RoundRecord]) -> int | None:
-        """The best round so far; the first of equals."""
-        return best_round(self.metric, records)
-
-
-def check_measured(experiment: Experiment, record: RoundRecord) -> None:
-    """Errors: ConfigError where what ends a run, or sets its learning rate, waits for a metric that nothing measures.
-
-    record: of a round that was evaluated. What clients measure is passed over: they may all have failed.
-    """
-    for part in (*experiment.callbacks, experiment.local.learning_rate):
-        metric = getattr(part, "metric", "train_")
-        if metric not in record.metrics and not metric.startswith("train_"):
-            raise ConfigError(
-                f"{part!r} waits for {metric!r}, which is not measured: {suggest(metric, record.metrics)}"
-            )
-
-
-def measured(metric: str, records: Sequence[RoundRecord]) -> list[tuple[int, float]]:
-    """(round, value) wherever metric was measured, signed so that smaller is better."""
-    sign = 1.0 if metric.endswith("loss") else -1.0
-    found = [(record.round, record.metrics.get(metric)) for record in records]
-    return [(round, sign * value) for round, value in found if value is not None]
-
-
-def best_round(metric: str, records: Sequence[RoundRecord]) -> int | None:
-    """The first round with the best value; None when it was never measured. NaN is worse than any number."""
-    values = [(math.inf if math.isnan(value) else value, round) for round, value in measured(metric, records)]
-    return min(values)[1] if values else None
+        """Return the best round so far; the first of equals."""
+        return best_round(self.metric, records, self.mode)

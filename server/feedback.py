@@ -1,26 +1,41 @@
-"""What a server remembers of what its clients lose: for samplers that learn, and to reweight them."""
+"""A server's memory of its clients' losses: for samplers that learn, and to reweight clients."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from ..core.clusters import fold_of
+from ..core.adapted import plain_of
+from ..core.bases import LearningSampler
 from ..core.errors import ConfigError
-from ..core.experiment import Experiment
-from ..core.folds import InTheOpen
 from ..core.random import Key
-from ..core.types import Assignment, Broadcast, Failure, Heard, Knowledge, Reweighed, RoundResult, ServerState, State
-from .clock import VirtualClock, payload
+from ..core.recipe import Recipe
+from ..core.types import (
+    Broadcast,
+    ClientUpdate,
+    Failure,
+    Heard,
+    Knowledge,
+    Reweighed,
+    RoundResult,
+    ServerState,
+    State,
+    loss_of,
+)
+from .clock import VirtualClock
+from .collect import CountsAs
+from .returned import checked_cohort
 
 
-def first_feedback(experiment: Experiment) -> State:
-    """Nobody was heard; () for a sampler that does not ask. And nobody has more say than by itself."""
+def first_feedback(experiment: Recipe) -> State:
+    """Return the feedback that a run begins with: nobody was heard; () for a sampler that does not ask.
+
+    Where clients are reweighted, nobody has more say yet than by itself.
+    """
     clients = len(experiment.population)
     heard: State = ()
-    if getattr(experiment.sampler, "needs_losses", False):
+    if experiment.needs_losses:
         heard = Heard(np.full(clients, np.nan, np.float32), np.zeros(clients, np.int32))
     if experiment.reweighting is None:
         return heard
@@ -30,29 +45,28 @@ def first_feedback(experiment: Experiment) -> State:
 
 
 def sampled(
-    experiment: Experiment,
+    experiment: Recipe,
     state: ServerState,
     broadcast: Broadcast,
     candidates: Sequence[int],
     clock: VirtualClock | None,
     key: Key,
 ) -> list[int]:
-    """The round's cohort, of the candidates."""
+    """Choose the round's cohort among the candidates."""
     sampler, sizes = experiment.sampler, experiment.population.sizes
-    if not hasattr(sampler, "choose"):
-        return sampler.sample(candidates, sizes, key)
+    if not isinstance(sampler, LearningSampler):
+        return checked_cohort(plain_of(sampler), sampler.sample(candidates, sizes, key), candidates)
     seconds = np.zeros(len(experiment.population)) if clock is None else clock.expected(broadcast)
     known = state.feedback if experiment.reweighting is None else state.feedback.heard
     losses, heard = known or (np.zeros(0, np.float32), np.zeros(0, np.int32))
-    return sampler.choose(candidates, sizes, key, Knowledge(broadcast.round, losses, heard, seconds))
+    knowledge = Knowledge(broadcast.round, losses, heard, seconds)
+    return checked_cohort(plain_of(sampler), sampler.choose(candidates, sizes, key, knowledge), candidates)
 
 
-def updated(experiment: Experiment, state: ServerState, result: RoundResult, round: int) -> State:
-    """The feedback after a round. Errors: ConfigError for a runtime that does not say what clients lost."""
+def updated(experiment: Recipe, state: ServerState, result: RoundResult, round: int) -> State:
+    """Return the feedback after a round."""
     if not state.feedback:
         return state.feedback
-    if result.losses is None:
-        raise ConfigError("the sampler needs each client's loss, which this runtime does not report; use Simulation")
     if experiment.reweighting is None:
         return _heard(state.feedback, result.losses, round)
     weights = experiment.reweighting.heard(state.feedback.weights, result.losses)
@@ -60,7 +74,7 @@ def updated(experiment: Experiment, state: ServerState, result: RoundResult, rou
 
 
 def _heard(before: State, reported: Mapping[int, float], round: int) -> State:
-    """What was reported beside what was known; () where nobody asks."""
+    """Return what is known once these losses were reported; () where nobody asks."""
     if not before:
         return before
     losses, heard = before[0].copy(), before[1].copy()
@@ -69,28 +83,21 @@ def _heard(before: State, reported: Mapping[int, float], round: int) -> State:
     return Heard(losses, heard)
 
 
-class Reweighing:
-    """A runtime's rounds, with the weight of each update times its client's factor."""
+def reweighted(experiment: Recipe, state: ServerState, cohort: Sequence[int]) -> CountsAs | None:
+    """Return a function that multiplies the weight of each update of the cohort by its client's factor.
 
-    def __init__(self, experiment: Experiment, runtime: Any, state: ServerState):
-        """runtime: an AsynchronousRuntime, which hands over updates one by one."""
-        self.experiment, self.runtime, self.weights = experiment, runtime, state.feedback.weights
+    None where the experiment has no reweighting. Errors, of the function: ConfigError for clients that report no loss.
+    """
+    reweighting = experiment.reweighting
+    if reweighting is None:
+        return None
+    factors = dict(zip(cohort, reweighting.factors(state.feedback.weights, cohort), strict=True))
 
-    def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
-        """As the runtime's own. Errors: ConfigError for clients that report no loss."""
-        experiment = self.experiment
-        assert experiment.reweighting is not None
-        factors = experiment.reweighting.factors(self.weights, cohort)
-        session = InTheOpen(fold_of(experiment), experiment.encoded_shape(broadcast).delta, experiment.codec)
-        failures, losses = [], {}
-        work = [Assignment(broadcast, client, key) for client in cohort]
-        for client, factor, update in zip(cohort, factors, self.runtime.train_each(work), strict=True):
-            if isinstance(update, Failure):
-                failures.append(update)
-                continue
-            if "loss" not in update.metrics:
-                raise ConfigError(f"{experiment.reweighting!r} needs clients that report a loss; compile one in")
-            losses[client] = update.metrics["loss"].mean()
-            session.add(client, update._replace(weight=update.weight * float(factor)))
-        down = len(cohort) * payload(broadcast)
-        return RoundResult(session.total(), failures, session.bytes_up, down, losses)
+    def counts_as(client: int, update: ClientUpdate | Failure) -> ClientUpdate | Failure:
+        if isinstance(update, Failure):
+            return update
+        if loss_of(update.metrics) is None:
+            raise ConfigError(f"{reweighting!r} needs clients that report a loss; compile one in")
+        return update._replace(weight=update.weight * float(factors[client]))
+
+    return counts_as

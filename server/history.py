@@ -1,4 +1,4 @@
-"""What a run leaves in memory: its rounds, its final params, and ways to look at them."""
+"""A run's History: its rounds, its final params, and ways to look at them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.errors import ConfigError
+from ..core.directions import Directions, Mode, mode_of
+from ..core.errors import ConfigError, IncompatibleError
+from ..core.frozen import NO_BASE, Base
 from ..core.serial import memory_of
 from ..core.spec import ModelSpec
-from ..core.types import RoundRecord, Vector
+from ..core.types import ClientValues, RoundRecord, Vector, scalars
 from ..core.validation import suggest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas
     from matplotlib.figure import Figure
 
-PERCENTILE = re.compile(r"_p\d+$")  # what a federated evaluation also measures
+    from ..core.experiment import Experiment
+
+GROUPS = ("train", "test", "validation")  # whose examples a metric was measured on
+PERCENTILE = re.compile(r"_p\d+$")  # names of percentiles, which a federated evaluation also measures
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,19 +39,26 @@ class History:
     rounds: Sequence[RoundRecord]
     params: Vector
     spec: ModelSpec
-    run: str | None = None  # id in the store
-    model_version: int | None = None  # in the store's registry
-    stopped_early: str | None = None  # a callback's reason
-    privacy: Mapping[str, Any] = field(default_factory=dict)  # epsilon, delta, noise; aggregation: see `final`
-    models: Sequence[Vector] = ()  # after the last round, of a strategy with a model for each cluster
+    run: str | None = None  # id of the run in the store
+    model_version: int | None = None  # number of the run's version in the store's registry
+    stopped_early: str | None = None  # a callback's reason to end the run
+    privacy: Mapping[str, Any] = field(default_factory=dict)  # epsilon, delta, noise, aggregation: see `final`
+    models: Sequence[Vector] = ()  # each cluster's model after the last round, where the strategy has them
+    last_clients: ClientValues | None = None  # what each client measured last; see `clients`
+    base: Base = NO_BASE  # what the model's frozen variables hold, which are not in params
+    played: Experiment | None = None  # experiment that was run; left behind when a History is pickled
 
     def __repr__(self) -> str:
-        last = dict(self.rounds[-1].metrics) if self.rounds else {}
+        last = self.rounds[-1].numbers if self.rounds else {}
         parts = [f"{len(self.rounds)} rounds", *(f"{name}={value:.4g}" for name, value in last.items())]
         return f"History({self.experiment!r}: {', '.join(parts)}; params {self.params_sha256[:8]}…)"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the experiment, which may hold a data set, and functions that do not pickle."""
+        return {**self.__dict__, "played": None}
+
     def _repr_html_(self) -> str:
-        """What a notebook shows: the rounds as a table, long ones with a gap, where pandas is installed."""
+        """Show the rounds in a notebook as a table, long ones with a gap, where pandas is installed."""
         try:
             return str(self.to_frame().to_html(max_rows=12))
         except ConfigError:
@@ -57,43 +71,87 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Rounds and evaluations, summed."""
+        """Seconds of all rounds and evaluations, summed."""
         return sum(record.seconds + (record.eval_seconds or 0.0) for record in self.rounds)
 
     def column(self, name: str) -> np.ndarray:
-        """One number per round, NaN where not measured: a metric ("test_accuracy") or a field ("seconds").
+        """Return one number per round, NaN where not measured: a metric ("test_accuracy") or a field ("seconds").
 
-        Errors: ConfigError for a name that no round has, with the nearest one.
+        For a metric that is a vector or a matrix, one per round: shape (rounds, …). Its numbers also have columns of
+        their own, "test_f1_0" and so on. Errors: ConfigError for a name that no round has, with the nearest one.
         """
         rows = [record.to_json() for record in self.rounds]
+        wide = {np.shape(record.metrics.get(name, 0.0)) for record in self.rounds} - {()}
+        if wide:
+            missing = np.full(wide.pop(), np.nan)
+            return np.array([record.metrics.get(name, missing) for record in self.rounds], float)
         if not any(name in row for row in rows):
             known = {key for row in rows for key in row if not PERCENTILE.search(key)}
             raise ConfigError(f"no round has {name!r}; {suggest(name, known)}")
         return np.array([np.nan if row.get(name) is None else row[name] for row in rows], float)
 
-    def rounds_to(self, target: float, metric: str = "test_accuracy") -> int | None:
-        """The first round in which metric reached target; None if it never did. A name that ends in "loss" falls."""
-        reached = self._reached(target, metric)
+    def curve(self, name: str) -> np.ndarray:
+        """Same as `column`, for one number per round. Errors: ConfigError for a vector, with its numbers' names."""
+        column = self.column(name)
+        if column.ndim > 1:
+            parts = ", ".join(scalars({name: column[0].tolist()}))
+            raise ConfigError(f"{name!r} is {column[0].size} numbers a round; choose one of them: {parts}")
+        return column
+
+    @property
+    def directions(self) -> Directions:
+        """Direction of each of the model's metrics: to fall ("min") or to rise ("max"); None where nobody knows."""
+        return self.rounds[-1].directions if self.rounds else {}
+
+    @property
+    def clients(self) -> ClientValues:
+        """Measurements of each client in the last evaluation, on its own validation examples.
+
+        One evaluation is kept, which it needs at once anyway: a million clients take 8 MB a metric. For all of a run
+        hand `run` a watcher, EachClient(). Not in a store. Errors: IncompatibleError for a run whose plan or
+        aggregation hides what single clients say; ConfigError where no clients were evaluated.
+        """
+        if self.privacy:
+            raise IncompatibleError(
+                "what single clients measured is not kept of a run with a plan or an aggregation, which are to hide "
+                'it; its mean and percentiles over clients are in `rounds`, as "validation_…"'
+            )
+        if self.last_clients is None:
+            raise ConfigError(
+                "no clients were evaluated on examples of their own while this History was made; give the experiment a "
+                "validation population, as from data.split_clients"
+            )
+        return self.last_clients
+
+    def rounds_to(self, target: float, metric: str = "test_accuracy", mode: Mode | None = None) -> int | None:
+        """Return the first round in which metric reached target; None if it never did.
+
+        A metric that is to fall reaches target from above, another from below. mode: "min" or "max", which of the two;
+        None: as is known for Keras's own metrics and for losses. Errors: ConfigError where it is not.
+        """
+        reached = self._reached(target, metric, mode)
         return int(self.rounds[reached[0]].round) if len(reached) else None
 
-    def time_to(self, target: float, metric: str = "test_accuracy") -> float | None:
-        """Virtual seconds until metric reached target; None if it never did. A name that ends in "loss" falls.
+    def time_to(self, target: float, metric: str = "test_accuracy", mode: Mode | None = None) -> float | None:
+        """Return the virtual seconds until metric reached target; None if it never did. mode: see `rounds_to`.
 
         Errors: ConfigError for a run without a virtual clock: its experiment had no devices.
         """
-        seconds, reached = self.column("virtual_seconds"), self._reached(target, metric)
+        seconds, reached = self.column("virtual_seconds"), self._reached(target, metric, mode)
         return float(seconds[reached[0]]) if len(reached) else None
 
-    def _reached(self, target: float, metric: str) -> np.ndarray:
-        """The places of the rounds in which metric was at least target, or at most it where it falls."""
-        column = self.column(metric)
-        return np.flatnonzero(column <= target if metric.endswith("loss") else column >= target)
+    def _reached(self, target: float, metric: str, mode: Mode | None) -> np.ndarray:
+        """Return the places of the rounds in which metric was at least target, or at most it where it falls."""
+        column = self.curve(metric)
+        falls = mode_of(metric, self.directions, mode, f"a target of {target:g}") == "min"
+        return np.flatnonzero(column <= target if falls else column >= target)
 
     def final(self) -> dict[str, Any]:
-        """The last object that `umbel run --json` prints.
+        """Return the last object that `umbel run --json` prints.
 
-        With "privacy" for a run that had any: "epsilon" at "delta", "noise" ("seeded": whoever knows the seed can
-        subtract it; or "operating system"), and "aggregation" ("arithmetic" or "protocol") where updates were hidden.
+        It has "privacy" for a run that had any: "epsilon" at "delta" under a plan; "noise" where there is some, planned
+        or not ("seeded": whoever knows the seed can subtract it; or "operating system"); and "aggregation"
+        ("arithmetic" or "protocol") where updates were hidden.
         """
         final = {
             "run": self.run,
@@ -105,26 +163,49 @@ class History:
         return final | ({"privacy": dict(self.privacy)} if self.privacy else {})
 
     def load_into(self, model: Any) -> Any:
-        """Assign the final params to a Keras model of the same variables; returns it.
+        """Assign the final params, and what is frozen, to a Keras model of the same variables; return it.
 
         Variables that stay with clients are left as they are. Errors: ConfigError when the model has other variables.
         """
-        return self.spec.load_into(model, self.params)
+        return self.spec.load_into(model, self.params, self.base)
+
+    def save(self, path: str | Path, format: str | None = None) -> None:
+        """Save the trained model: the whole of it, or its arrays.
+
+        format: "keras", "saved_model", "onnx" or "litert" (the whole model), "npz" or "safetensors" (arrays by their
+        variables' paths); None: by what path ends in (.keras, nothing, .onnx, .tflite, .npz, .safetensors).
+        Errors: ConfigError for another ending, a model of which a part stays with each client, a package that is
+        missing, or a path that cannot be written.
+        """
+        from .saved import save_model
+
+        save_model(self, path, format)
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row per round, indexed by round. Needs pandas."""
+        """Return a row per round, indexed by round, and a column for whatever any of them measured. Needs pandas."""
         try:
             import pandas
         except ImportError as error:
             raise ConfigError("to_frame() needs pandas: pip install 'umbel[notebooks]'") from error
         rows = [record.to_json() for record in self.rounds]
-        return pandas.DataFrame(rows, columns=list(rows[0]) if rows else ["round"]).set_index("round")
+        columns = dict.fromkeys(name for row in rows for name in row)
+        return pandas.DataFrame(rows, columns=list(columns) or ["round"]).set_index("round")
 
     def plot(self, path: str | None = None) -> Figure:
-        """Accuracy and loss per round; saved to path (.png, .svg, .pdf) when given."""
-        from .plots import plot_history
+        """Draw accuracy and loss per round; save the figure to path (.png, .svg, .pdf) when given."""
+        from .plots import plot_rounds
 
-        return plot_history(self, path)
+        return plot_rounds(self.experiment, self.rounds, self.column, path)
+
+    def report(self, path: str | Path) -> None:
+        """Write one HTML file for reviewers and auditors, which needs nothing beside it and no network.
+
+        It says what was run, who has what data, what the run promises of whom, what it cost, and how to repeat it.
+        path: a file that ends in .html. Errors: ConfigError where it cannot be written.
+        """
+        from .reported import write_report
+
+        write_report(self, path)
 
     def to_tensorboard(self, directory: str) -> None:
         """Write every round's numbers as TensorBoard scalars. Needs the package tensorboard."""
@@ -134,9 +215,17 @@ class History:
             raise ConfigError("to_tensorboard() needs TensorBoard: pip install 'umbel[tensorboard]'") from error
         writer = Writer(directory)
         for record in self.rounds:
-            for name, value in record.to_json().items():
-                if name != "round" and isinstance(value, (int, float)):
-                    group, _, rest = name.partition("_")
-                    is_metric = rest and group in ("train", "test", "validation")
-                    writer.add_scalar(f"{group}/{rest}" if is_metric else f"run/{name}", value, record.round)
+            for name, value in numbers_of(record).items():
+                writer.add_scalar(name, value, record.round)
         writer.close()
+
+
+def numbers_of(record: RoundRecord) -> dict[str, float]:
+    """Return every number that a round measured, as trackers name it: "test/accuracy", "run/epsilon"."""
+    numbers = {}
+    for name, value in record.to_json().items():
+        if name == "round" or not isinstance(value, (int, float)):
+            continue
+        group, _, rest = name.partition("_")
+        numbers[f"{group}/{rest}" if rest and group in GROUPS else f"run/{name}"] = float(value)
+    return numbers

@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.protocols import Schedule
+from ..core.bases import Schedule
+from ..core.directions import Directions, Mode, mode_of, require_mode
 from ..core.types import RoundRecord
-from ..core.validation import require, require_count, require_real
+from ..core.validation import require_count, require_methods, require_real
+from .watched import measured
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Schedule):
     """The same rate in every round."""
 
     rate: float
@@ -21,13 +23,13 @@ class Constant:
         require_real("rate", self.rate, above=0)
 
     def at(self, round: int, records: Sequence[RoundRecord]) -> float:
-        """rate."""
+        """Return rate, whatever the round."""
         return self.rate
 
 
 @dataclass(frozen=True)
-class StepDecay:
-    """rate · factor^⌊(round − 1) / every⌋."""
+class StepDecay(Schedule):
+    """Step decay: rate · factor^⌊(round − 1) / every⌋."""
 
     rate: float
     every: int
@@ -39,13 +41,13 @@ class StepDecay:
         require_real("factor", self.factor, above=0)
 
     def at(self, round: int, records: Sequence[RoundRecord]) -> float:
-        """The rate in `round`, 1 for the first."""
+        """Return the rate in `round`, 1 for the first."""
         return self.rate * self.factor ** ((round - 1) // self.every)
 
 
 @dataclass(frozen=True)
-class ExponentialDecay:
-    """rate · factor^(round − 1)."""
+class ExponentialDecay(Schedule):
+    """Exponential decay: rate · factor^(round − 1)."""
 
     rate: float
     factor: float = 0.99
@@ -55,13 +57,16 @@ class ExponentialDecay:
         require_real("factor", self.factor, above=0)
 
     def at(self, round: int, records: Sequence[RoundRecord]) -> float:
-        """The rate in `round`, 1 for the first."""
+        """Return the rate in `round`, 1 for the first."""
         return self.rate * self.factor ** (round - 1)
 
 
 @dataclass(frozen=True)
-class Cosine:
-    """From rate in round 1 to floor in round `rounds` along half a cosine; floor after. Loshchilov & Hutter 2017."""
+class Cosine(Schedule):
+    """Cosine decay from rate in round 1 to floor in round `rounds`, along half a cosine; floor after.
+
+    Loshchilov & Hutter 2017.
+    """
 
     rate: float
     rounds: int
@@ -73,32 +78,48 @@ class Cosine:
         require_real("floor", self.floor, at_least=0, at_most=self.rate)
 
     def at(self, round: int, records: Sequence[RoundRecord]) -> float:
-        """The rate in `round`, 1 for the first."""
+        """Return the rate in `round`, 1 for the first."""
         progress = min(1.0, (round - 1) / max(1, self.rounds - 1))
         return self.floor + (self.rate - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
-class WarmUp:
-    """Linear from 1/rounds of `then`'s rate in round 1 to the whole of it in round `rounds`; then `then` as it is."""
+class WarmUp(Schedule):
+    """Linear warm-up from 1/rounds of `then`'s rate in round 1 to the whole of it in round `rounds`.
+
+    From then on it is `then` as it is.
+    """
 
     rounds: int
     then: Schedule
 
     def __post_init__(self) -> None:
         require_count("rounds", self.rounds)
-        require(hasattr(self.then, "at"), f"expected then={self.then!r} to be a schedule")
+        require_methods("then", self.then, ("at",), "Constant(0.1)")
+
+    @property
+    def watched_metric(self) -> str | None:
+        """Name of the metric that `then` waits for, or None."""
+        return self.then.watched_metric if isinstance(self.then, Schedule) else None
+
+    def check_direction(self, directions: Directions) -> None:
+        """Check that `then` can tell which way its metric is to go. Errors: those of `then`."""
+        if isinstance(self.then, Schedule):
+            self.then.check_direction(directions)
 
     def at(self, round: int, records: Sequence[RoundRecord]) -> float:
-        """The rate in `round`, 1 for the first."""
+        """Return the rate in `round`, 1 for the first."""
         return self.then.at(round, records) * min(1.0, round / self.rounds)
 
 
 @dataclass(frozen=True)
-class ReduceOnPlateau:
-    """Multiply the rate by factor whenever metric has not improved for `patience` rounds, down to floor.
+class ReduceOnPlateau(Schedule):
+    """Schedule that multiplies the rate by factor whenever metric has not improved for `patience` rounds.
 
-    metric: smaller is better for a name that ends in "loss", larger for any other. Rounds without it are passed over.
+    The rate never falls below floor.
+
+    Rounds without it are passed over. mode: "min" for a metric that is to fall, "max" for one that is to rise; None: as
+    is known for Keras's own metrics and for losses.
     """
 
     rate: float
@@ -107,8 +128,19 @@ class ReduceOnPlateau:
     patience: int = 5
     min_delta: float = 1e-4
     floor: float = 0.0
+    mode: Mode | None = None
+
+    @property
+    def watched_metric(self) -> str:
+        """Name of the metric that it watches."""
+        return self.metric
+
+    def check_direction(self, directions: Directions) -> None:
+        """Raise ConfigError where neither mode nor directions tell."""
+        mode_of(self.metric, directions, self.mode, repr(self))
 
     def __post_init__(self) -> None:
+        require_mode(self.mode)
         require_real("rate", self.rate, above=0)
         require_real("factor", self.factor, above=0, at_most=1)
         require_count("patience", self.patience)
@@ -116,13 +148,9 @@ class ReduceOnPlateau:
         require_real("floor", self.floor, at_least=0, at_most=self.rate)
 
     def at(self, round: int, records: Sequence[RoundRecord]) -> float:
-        """The rate in `round`, from the records of the rounds before."""
+        """Return the rate in `round`, from the records of the rounds before."""
         rate, best, waited = self.rate, math.inf, 0
-        sign = 1.0 if self.metric.endswith("loss") else -1.0
-        for record in records:
-            if record.metrics.get(self.metric) is None:
-                continue
-            value = sign * record.metrics[self.metric]
+        for _, value in measured(self.metric, records, self.mode):
             waited = 0 if value < best - self.min_delta else waited + 1
             best = min(best, value)
             if waited >= self.patience:

@@ -14,7 +14,9 @@ from ..core.types import ClientUpdate, Vector
 
 
 def followed(params: Vector, before: Vector, delta: Vector, spec: ModelSpec) -> Vector:
-    """A strategy's new params, with `before` + `delta`, the clients' mean, for the statistics; a variance at least 0.
+    """Return a strategy's new params, with the clients' mean, `before` + `delta`, in place of its statistics.
+
+    A variance is at least 0.
 
     Guarantees: params itself for a model without statistics. Statistics frozen on all clients stay as they were.
     """
@@ -30,7 +32,7 @@ def followed(params: Vector, before: Vector, delta: Vector, spec: ModelSpec) -> 
 
 
 def rebased(update: ClientUpdate, base: Vector, params: Vector, spec: ModelSpec) -> ClientUpdate:
-    """A late update with its statistics as changes of `params`, of now, in place of `base`, from which it began.
+    """Return a late update, its statistics counted as changes of `params`, of now, not of `base`, where it began.
 
     The change of a variance may be less than −1 times the variance of now, were it counted from another.
     """

@@ -1,5 +1,19 @@
 """One algorithm, one file: server half and client half together, paper cited at the top."""
 
+import warnings
+
+from .aggregators import (
+    ALL_AGGREGATORS,
+    Bulyan,
+    CentredClipping,
+    GeometricMedian,
+    Krum,
+    Median,
+    MultiKrum,
+    NormBound,
+    QFair,
+    TrimmedMean,
+)
 from .agnostic import Agnostic
 from .codecs import ALL_CODECS, Quantised, RandomK, RandomMask, Sign, TopK
 from .ditto import Ditto
@@ -14,18 +28,6 @@ from .fednova import FedNova
 from .fedprox import FedProx, Proximal
 from .fedrep import FedRep
 from .fedyogi import FedYogi
-from .folds import (
-    ALL_FOLDS,
-    Bulyan,
-    CentredClipping,
-    GeometricMedian,
-    Krum,
-    Median,
-    MultiKrum,
-    NormBound,
-    QFair,
-    TrimmedMean,
-)
 from .ifca import IFCA, PerCluster
 from .pooled_variance import PooledVariance
 from .scaffold import Scaffold
@@ -49,9 +51,9 @@ ALL_STRATEGIES = (
 ALL_ASYNCHRONOUS = (FedAsync, FedBuff, SemiSynchronous)
 
 __all__ = [
+    "ALL_AGGREGATORS",
     "ALL_ASYNCHRONOUS",
     "ALL_CODECS",
-    "ALL_FOLDS",
     "ALL_STRATEGIES",
     "IFCA",
     "Agnostic",
@@ -88,3 +90,10 @@ __all__ = [
     "TopK",
     "TrimmedMean",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name != "ALL_FOLDS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("ALL_FOLDS is ALL_AGGREGATORS now", DeprecationWarning, stacklevel=2)
+    return ALL_AGGREGATORS

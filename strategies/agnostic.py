@@ -12,25 +12,26 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ..core.bases import Reweighting
 from ..core.errors import ConfigError
 from ..core.types import State
 from ..core.validation import require, require_real
 
 
 class Mixture(NamedTuple):
-    """What the server keeps."""
+    """State of Agnostic, which the server keeps: the mixture of domains."""
 
     first: np.ndarray  # λ before the first round: float64, shape (domains,), sum 1
-    shares: np.ndarray  # λ now
+    shares: np.ndarray  # λ now: float64, shape (domains,), sum 1
 
 
 @dataclass(frozen=True, eq=False)
-class Agnostic:
+class Agnostic(Reweighting):
     """The model for the worst mixture of domains: min over w, max over λ on the simplex, of Σ λ_d·F_d(w).
 
     As `reweighting`: w's step is the strategy's, with each client's weight times λ_d/p_d, p_d its domain's share of all
     weight at first. Then λ climbs along the losses that the cohort reported. With step 0 nothing is reweighted, bit for
-    bit. It works with any strategy, and any fold that counts weights: Median and Krum give every client one vote.
+    bit. It works with any strategy, and any aggregator that counts weights: Median and Krum give every client one vote.
 
     method: how λ climbs. "projected": λ ← Π(λ + step·v), Π to the nearest point of the simplex, after both papers;
     "multiplicative": λ_d ← λ_d·exp(step·v_d) over their sum, which leaves no domain without any say. v_d is domain d's
@@ -69,14 +70,14 @@ class Agnostic:
         return hash(self._settings())
 
     def init(self, sizes: np.ndarray) -> State:
-        """λ = p. Errors: ConfigError for domains of another number of clients."""
+        """Begin with λ = p. Errors: ConfigError for domains of another number of clients."""
         own = self._domains(len(sizes))
         first = np.bincount(own, weights=sizes, minlength=int(own.max()) + 1)
         first = first / first.sum()
         return Mixture(first, first.copy())
 
     def factors(self, state: Mixture, clients: Sequence[int]) -> np.ndarray:
-        """λ_d/p_d of each client's domain, and no less than `least`."""
+        """Return λ_d/p_d of each client's domain, and no less than `least`."""
         numbers = np.asarray(clients, np.int64)
         places = numbers if self.domains is None else np.asarray(self.domains)[numbers]
         first = state.first[places]
@@ -84,7 +85,7 @@ class Agnostic:
         return ratio + self.least * (1 - ratio)  # exactly 1 where the ratio is
 
     def heard(self, state: Mixture, losses: Mapping[int, float]) -> Mixture:
-        """λ after one step. Losses that are not finite are left out."""
+        """Move λ by one step. Losses that are not finite are left out."""
         finite = {client: loss for client, loss in losses.items() if np.isfinite(loss)}
         if not self.step or not finite:
             return state
@@ -103,7 +104,7 @@ class Agnostic:
         return self.step, self.method, self.least
 
     def _domains(self, clients: int | None) -> np.ndarray:
-        """Each client's domain. clients: how many there must be, None for any."""
+        """Return each client's domain. clients: how many there must be, None for any."""
         if self.domains is None:
             return np.arange(clients or 0)
         if clients is not None and len(self.domains) != clients:
@@ -112,7 +113,7 @@ class Agnostic:
 
 
 def projected(vector: np.ndarray) -> np.ndarray:
-    """The nearest point, in L2, with numbers ≥ 0 that sum to 1.
+    """Return the nearest point, in L2, with numbers ≥ 0 that sum to 1.
 
     Source: Held, Wolfe, Crowder 1974; Duchi et al. 2008, https://doi.org/10.1145/1390156.1390191, figure 1.
     """

@@ -1,4 +1,4 @@
-"""What attackers send in place of their updates, to test folds with. Attacks on training data are in `data.attacks`.
+"""Updates that attackers send in place of their own, to test aggregators with. Attacks on data are in `data.attacks`.
 
 An attack is a frozen value with one method:
 
@@ -26,7 +26,7 @@ Updates = Sequence[ClientUpdate]
 
 @dataclass(frozen=True)
 class SignFlip:
-    """−scale times the honest update."""
+    """The honest update times −scale."""
 
     scale: float = 1.0
 
@@ -34,13 +34,13 @@ class SignFlip:
         require_real("scale", self.scale, above=0)
 
     def forge(self, own: Updates, honest: Updates, key: Key) -> list[ClientUpdate]:
-        """Each attacker's own update, turned round."""
+        """Turn each attacker's own update round."""
         return [_mapped(update, lambda vector: np.float32(-self.scale) * vector) for update in own]
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """factor times the honest update: what replaces the model when it was trained on poisoned examples.
+    """The honest update times factor: what replaces the model when it was trained on poisoned examples.
 
     Bagdasaryan, Veit, Hua, Estrin, Shmatikov 2020: How To Backdoor Federated Learning.
     https://arxiv.org/abs/1807.00459
@@ -56,7 +56,7 @@ class Scaling:
             require_real("factor", self.factor, above=0)
 
     def forge(self, own: Updates, honest: Updates, key: Key) -> list[ClientUpdate]:
-        """Each attacker's own update, enlarged."""
+        """Enlarge each attacker's own update."""
         ours = sum(update.weight for update in own)
         factor = (ours + sum(update.weight for update in honest)) / ours if self.factor is None else self.factor
         return [_mapped(update, lambda vector: np.float32(factor) * vector) for update in own]
@@ -64,7 +64,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Alie:
-    """ "A little is enough": in each coordinate the honest mean less z standard deviations, which few folds cut off.
+    """ "A little is enough": in each coordinate the honest mean less z standard deviations, which few cut off.
 
     Baruch, Baruch, Goldberg 2019: A Little Is Enough: Circumventing Defenses For Distributed Learning.
     https://arxiv.org/abs/1902.06156
@@ -80,7 +80,7 @@ class Alie:
             require_real("z", self.z)
 
     def forge(self, own: Updates, honest: Updates, key: Key) -> list[ClientUpdate]:
-        """The same vector from every attacker."""
+        """Send the same vector from every attacker."""
         z = largest_deviation(len(own) + len(honest), len(own)) if self.z is None else self.z
         seen = honest or own
 
@@ -108,7 +108,7 @@ class Ipm:
         require_real("epsilon", self.epsilon, above=0)
 
     def forge(self, own: Updates, honest: Updates, key: Key) -> list[ClientUpdate]:
-        """The same vector from every attacker."""
+        """Send the same vector from every attacker."""
         seen = honest or own
 
         def turned(vectors: list[Vector]) -> Vector:
@@ -131,7 +131,7 @@ class FreeRide:
         require_real("noise", self.noise, at_least=0)
 
     def forge(self, own: Updates, honest: Updates, key: Key) -> list[ClientUpdate]:
-        """Noise alone."""
+        """Send noise alone."""
         return [self._noisy(update, key.derive(position)) for position, update in enumerate(own)]
 
     def _noisy(self, update: ClientUpdate, key: Key) -> ClientUpdate:
@@ -145,16 +145,16 @@ ALL_ATTACKS = (SignFlip(), Scaling(), Alie(), Ipm(), FreeRide())
 
 
 def largest_deviation(clients: int, attackers: int) -> float:
-    """z_max of ALIE: with s = ⌊n/2⌋ + 1 − m honest clients further out than z, the attackers are in the majority."""
+    """Return z_max of ALIE: with s = ⌊n/2⌋ + 1 − m honest clients further out than z, attackers are the majority."""
     honest, supporters = clients - attackers, max(1, clients // 2 + 1 - attackers)
     return NormalDist().inv_cdf((honest - supporters) / honest) if honest > supporters else 0.0
 
 
 def _mapped(update: ClientUpdate, change: Callable[[Vector], Vector]) -> ClientUpdate:
-    """update with its vectors changed."""
+    """Return update with its vectors changed."""
     return update._replace(delta=change(update.delta), extra=change(update.extra))
 
 
 def _all_sending(own: Updates, delta: Vector, extra: Vector) -> list[ClientUpdate]:
-    """Every attacker sends the same vectors, under its own weight."""
+    """Return the same vectors from every attacker, under its own weight."""
     return [update._replace(delta=delta, extra=extra) for update in own]

@@ -9,15 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.phases import OwnModel
-from ..core.types import NOTHING, Mean, State, Vector
+from ..core.algorithms import Strategy
+from ..core.old_words import taking
+from ..core.types import OwnModel
 from ..core.validation import require_count, require_real
 from .fedavg import FedAvg
-from .server_rate import Rate, require_rate
+from .server_half import ClientHalf, require_server_half
 
 
+@taking(server_lr="server.server_lr")
 @dataclass(frozen=True)
-class Ditto:
+class Ditto(ClientHalf):
     """FedAvg for w; and in each of its rounds a client steps on v_k along ∇F_k(v_k) + λ·(v_k − w_t).
 
     w is what it would be without: FedAvg's, bit for bit. v_k, d numbers, is the client's memory and never leaves it; it
@@ -25,39 +27,26 @@ class Ditto:
     validation_personal_… of v_k, or of w for clients that have not taken part yet. λ = 0 is local training alone; as λ
     grows, v_k tends to w. With η the clients' learning rate, keep η·λ well below 1.
 
-    With another strategy it is its client half alone: `strategy=FedAdam(), rule=Ditto()`. A round costs a client as
-    many passes again as v_k has epochs.
+    With another server: `Ditto(server=FedAdam())`; its client half alone: `strategy=FedAdam(), rule=Ditto()`. A round
+    costs a client as many passes again as v_k has epochs.
 
-    lam: λ ≥ 0; the paper tries 0.05 to 2. epochs: for v_k; None: as many as for w. server_lr: a number or a schedule
-    over rounds.
+    lam: λ ≥ 0; the paper tries 0.05 to 2. epochs: for v_k; None: as many as for w. server: what is done
+    with the mean.
     """
 
     lam: float = 0.1
     epochs: int | None = None
-    server_lr: Rate = 1.0
+    server: Strategy = FedAvg()  # noqa: RUF009  frozen, without state
 
-    proximal: ClassVar[float] = 0.0
     remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_real("lam", self.lam, at_least=0)
         if self.epochs is not None:
             require_count("epochs", self.epochs)
-        require_rate("server_lr", self.server_lr)
+        require_server_half(self, self.server)
 
     @property
     def own(self) -> OwnModel:
-        """v_k."""
+        """The second model v_k of each client."""
         return OwnModel(self.epochs, self.lam)
-
-    def init(self, params: Vector) -> State:
-        """FedAvg's."""
-        return FedAvg(self.server_lr).init(params)
-
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
-
-    def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """FedAvg's."""
-        return FedAvg(self.server_lr).update(state, params, mean)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.types import NOTHING, Mean, State, Vector
+from ..core.algorithms import Strategy
+from ..core.types import Mean, State, Vector
 from .moments import no_moments, require_moments, step
 from .server_rate import Rate, rate_at, require_rate
 
 
 @dataclass(frozen=True)
-class FedAdagrad:
+class FedAdagrad(Strategy):
     """v ← v + Δ²; w ← w + η_s·m / (√v + τ), m ← β1·m + (1 − β1)·Δ, Δ the mean delta.
 
     server_lr: η_s, a number or a schedule over rounds. beta_1: in [0, 1); 0 for m = Δ.
@@ -30,14 +31,10 @@ class FedAdagrad:
         require_moments(self.tau, beta_1=self.beta_1)
 
     def init(self, params: Vector) -> State:
-        """Both moments 0."""
+        """Begin with both moments 0."""
         return no_moments(params)
 
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
-
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """One step of Algorithm 2."""
+        """Take one step of Algorithm 2."""
         rate = rate_at(self.server_lr, state.rounds + 1)
         return step(state, params, mean.delta, lambda v, squared: v + squared, self.beta_1, rate, self.tau)

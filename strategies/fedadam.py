@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.types import NOTHING, Mean, State, Vector
+from ..core.algorithms import Strategy
+from ..core.types import Mean, State, Vector
 from ..core.validation import require
 from .moments import no_moments, require_moments, step
 from .server_rate import Rate, rate_at, require_rate
 
 
 @dataclass(frozen=True)
-class FedAdam:
+class FedAdam(Strategy):
     """v ← β2·v + (1 − β2)·Δ²; w ← w + η_t·m / (√v + τ), m ← β1·m + (1 − β1)·Δ, Δ the mean delta.
 
     server_lr: η_s, a number or a schedule over rounds. beta_1, beta_2: in [0, 1). tau: τ > 0: the smaller, the more
@@ -42,15 +43,11 @@ class FedAdam:
         require(isinstance(correction, bool), f"expected bias_correction={correction!r} to be True or False")
 
     def init(self, params: Vector) -> State:
-        """Both moments 0."""
+        """Begin with both moments 0."""
         return no_moments(params)
 
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
-
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """One step of Algorithm 2."""
+        """Take one step of Algorithm 2."""
 
         def second_moment(v: np.ndarray, squared: np.ndarray) -> np.ndarray:
             return self.beta_2 * v + (1 - self.beta_2) * squared
@@ -59,7 +56,7 @@ class FedAdam:
         return step(state, params, mean.delta, second_moment, self.beta_1, rate, self.tau)
 
     def _corrected_rate(self, round: int) -> float:
-        """η_t."""
+        """Return η_t, the server's rate in `round`, its bias corrected if so asked."""
         rate = rate_at(self.server_lr, round)
         if not self.bias_correction:
             return rate

@@ -8,15 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.types import NOTHING, ClientUpdate, Mean, State, Vector
-from ..core.validation import require, require_count, require_real
+from ..core.algorithms import AsynchronousStrategy
+from ..core.types import ClientUpdate, Mean, State, Vector
+from ..core.validation import require_count, require_methods, require_real
 from .staleness import Polynomial, Staleness
 
 
 @dataclass(frozen=True)
-class FedAsync:
-    """w ← (1 − α s(τ)) w + α s(τ) w_k for each model w_k as it arrives. The experiment's sampler says how many clients
-    are at work at any time. The paper's proximal term is a rule for clients.
+class FedAsync(AsynchronousStrategy):
+    """Asynchronous averaging: w ← (1 − α s(τ)) w + α s(τ) w_k for each model w_k as it arrives.
+
+    The experiment's sampler says how many clients are at work at any time. The paper's proximal term is a rule for
+    clients.
 
     mixing: α in (0, 1]. staleness: s, with τ = 0 for a model of the round it began in, where the paper counts 1.
     max_staleness: older models are thrown away; it bounds what a checkpoint holds to as many params, and one more.
@@ -28,26 +31,21 @@ class FedAsync:
 
     buffer: ClassVar[int] = 1
     mixes_models: ClassVar[bool] = True
-    round_seconds: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         require_real("mixing", self.mixing, above=0, at_most=1)
         if self.max_staleness is not None:
             require_count("max_staleness", self.max_staleness, at_least=0)
-        require(hasattr(self.staleness, "worth"), f"expected staleness={self.staleness!r} to have worth()")
+        require_methods("staleness", self.staleness, ("worth",), "Polynomial(0.5)")
 
     def init(self, params: Vector) -> State:
-        """No state."""
+        """Return no state."""
         return ()
 
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
-
     def receive(self, update: ClientUpdate, staleness: int, base: Vector, params: Vector) -> ClientUpdate:
-        """s(τ) (w_k − w), where w_k = base + Δ."""
+        """Turn the update into s(τ) (w_k − w), where w_k = base + Δ."""
         return update._replace(delta=self.staleness.worth(staleness) * (update.delta + (base - params)))
 
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """A step of α towards the model."""
+        """Take a step of α towards the model."""
         return state, params + self.mixing * mean.delta

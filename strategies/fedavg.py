@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.types import NOTHING, Mean, State, Vector
+from ..core.algorithms import Strategy
+from ..core.types import Mean, State, Vector
+from ..core.validation import lacking
 from .server_rate import Rate, rate_at, require_rate
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(Strategy):
     """w ← w + η_s · Σ (n_k/n) (w_k − w): the weighted mean of the clients' models when server_lr is 1.
 
     server_lr: η_s, a number or a schedule over rounds.
@@ -25,16 +27,12 @@ class FedAvg:
         require_rate("server_lr", self.server_lr)
 
     def init(self, params: Vector) -> State:
-        """No state; the number of rounds done for a schedule."""
-        return 0 if hasattr(self.server_lr, "at") else ()
-
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
+        """Return no state; the number of rounds done for a schedule."""
+        return () if lacking(self.server_lr, ("at",)) else 0
 
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """One step along the mean delta."""
+        """Take one step along the mean delta."""
         round = 1 if state == () else state + 1
         step = rate_at(self.server_lr, round) * mean.delta
-        step += params  # in its own memory: where a model is large, this is what a server has at most
+        step += params  # in the step's own memory: with a large model, this is the most that a server holds
         return state if state == () else round, step

@@ -11,20 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.types import NOTHING, Mean, State, Vector
+from ..core.algorithms import Strategy
+from ..core.types import Mean, State, Vector
 from ..core.validation import require, require_real
 from .server_rate import Rate, rate_at, require_rate
 
 
 class Momentum(NamedTuple):
-    """FedAvgM's state."""
+    """State of FedAvgM on the server."""
 
-    rounds: int  # done so far
+    rounds: int  # number of rounds done so far
     v: Vector  # Σ momentum^age · mean delta, shape (d,)
 
 
 @dataclass(frozen=True)
-class FedAvgM:
+class FedAvgM(Strategy):
     """v ← β·v + Δ; w ← w + η_s·v, Δ the mean delta. FedAvg when momentum is 0.
 
     A constant Δ moves w by up to η_s/(1 − β) times as much as FedAvg does; the paper lowers server_lr as β grows.
@@ -41,15 +42,11 @@ class FedAvgM:
         require(self.momentum < 1, f"expected momentum={self.momentum!r} < 1")
 
     def init(self, params: Vector) -> State:
-        """No momentum yet."""
+        """Begin without momentum."""
         return Momentum(0, np.zeros_like(params))
 
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
-
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """One step along the accumulated deltas."""
+        """Take one step along the accumulated deltas."""
         rounds = state.rounds + 1
         v = self.momentum * state.v
         v += mean.delta

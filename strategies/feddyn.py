@@ -11,18 +11,19 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ..core.algorithms import Correction, Strategy
 from ..core.types import NOTHING, Broadcast, Mean, State, Vector
 from ..core.validation import require_real
 
 
 class Drift(NamedTuple):
-    """FedDyn's state on the server."""
+    """State of FedDyn on the server."""
 
     h: Vector  # the paper's h/α: −Σ over rounds of participation·mean delta, shape (d,)
 
 
 @dataclass(frozen=True)
-class FedDyn:
+class FedDyn(Strategy, Correction):
     """Clients minimise L_k(θ) − ⟨λ_k, θ⟩ + α/2·‖θ − θ_t‖²; λ_k is client k's gradient where it stopped last time.
 
     On the client:  λ_k ← λ_k − α·(θ_k − θ_t)
@@ -47,35 +48,27 @@ class FedDyn:
 
     @property
     def proximal(self) -> float:
-        """α."""
+        """Strength α of the pull towards the global model."""
         return self.alpha
 
-    def extra_size(self, size: int) -> int:
-        """Nothing besides delta."""
-        return 0
-
     def offset(self, broadcast: Broadcast, memory: Vector | None) -> Vector:
-        """−λ_k; memory: λ_k."""
+        """Return −λ_k. memory: λ_k."""
         return np.zeros_like(broadcast.params) if memory is None else -memory
 
     def finish(
         self, broadcast: Broadcast, memory: Vector | None, delta: Vector, steps: int, learning_rate: float
     ) -> tuple[Vector, Vector, Vector | None]:
-        """delta as it is; λ_k, the gradient at the optimum of the client's problem, is kept."""
+        """Return delta as it is; λ_k, the gradient at the optimum of the client's problem, is kept."""
         gradient = delta * np.float32(-self.alpha)
         if memory is not None:
             gradient += memory
         return delta, NOTHING, gradient
 
     def init(self, params: Vector) -> State:
-        """h = 0."""
+        """Begin with h = 0."""
         return Drift(np.zeros_like(params))
 
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
-
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """The mean of the clients' models, moved on by −h/α."""
+        """Move the mean of the clients' models on by −h/α."""
         h = state.h - np.float32(mean.participation) * mean.delta
         return Drift(h), params + mean.delta - h

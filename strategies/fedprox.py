@@ -7,16 +7,16 @@ https://arxiv.org/abs/1812.06127
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from ..core.types import NOTHING, Mean, State, Vector
+from ..core.algorithms import ClientRule, Strategy
+from ..core.old_words import taking
 from ..core.validation import require_real
 from .fedavg import FedAvg
-from .server_rate import Rate, require_rate
+from .server_half import ClientHalf, require_server_half
 
 
 @dataclass(frozen=True)
-class Proximal:
+class Proximal(ClientRule):
     """Clients minimise F_k(w) + μ/2·‖w − w_t‖²: FedProx's client half alone, for `rule=`, with any strategy.
 
     mu: μ ≥ 0; at 0 clients train as they do without it, bit for bit.
@@ -24,49 +24,34 @@ class Proximal:
 
     mu: float = 0.01
 
-    remembers: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         require_real("mu", self.mu, at_least=0)
 
     @property
     def proximal(self) -> float:
-        """μ."""
+        """Strength μ of the pull towards the global model."""
         return self.mu
 
 
+@taking(server_lr="server.server_lr")
 @dataclass(frozen=True)
-class FedProx:
-    """FedAvg over clients that minimise F_k(w) + μ/2·‖w − w_t‖². FedAvg when mu is 0, bit for bit.
+class FedProx(ClientHalf):
+    """FedAvg over clients that minimise F_k(w) + μ/2·‖w − w_t‖². The server's own algorithm when mu is 0, bit for bit.
 
     The paper draws the cohort in proportion to n_k and takes a plain mean; as in FedAvg, `sampler` and `weighting`
     decide here. Any optimizer of the clients will do; with η their learning rate, keep η·μ well below 1.
 
-    mu: μ ≥ 0; the paper tries 0.001 to 1. server_lr: a number or a schedule over rounds.
+    mu: μ ≥ 0; the paper tries 0.001 to 1. server: what is done with the mean.
     """
 
     mu: float = 0.01
-    server_lr: Rate = 1.0
-
-    remembers: ClassVar[bool] = False
+    server: Strategy = FedAvg()  # noqa: RUF009  frozen, without state
 
     def __post_init__(self) -> None:
         require_real("mu", self.mu, at_least=0)
-        require_rate("server_lr", self.server_lr)
+        require_server_half(self, self.server)
 
     @property
     def proximal(self) -> float:
-        """μ."""
+        """Strength μ of the pull towards the global model."""
         return self.mu
-
-    def init(self, params: Vector) -> State:
-        """FedAvg's."""
-        return FedAvg(self.server_lr).init(params)
-
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
-
-    def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """FedAvg's."""
-        return FedAvg(self.server_lr).update(state, params, mean)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.types import NOTHING, Mean, State, Vector
+from ..core.algorithms import Strategy
+from ..core.types import Mean, State, Vector
 from .moments import no_moments, require_moments, step
 from .server_rate import Rate, rate_at, require_rate
 
 
 @dataclass(frozen=True)
-class FedYogi:
+class FedYogi(Strategy):
     """v ← v − (1 − β2)·Δ²·sign(v − Δ²); w ← w + η_s·m / (√v + τ), m ← β1·m + (1 − β1)·Δ, Δ the mean delta.
 
     Unlike FedAdam's, v shrinks by no more than (1 − β2)·Δ² in a round, so one small Δ does not raise the step at once.
@@ -35,15 +36,11 @@ class FedYogi:
         require_moments(self.tau, beta_1=self.beta_1, beta_2=self.beta_2)
 
     def init(self, params: Vector) -> State:
-        """Both moments 0."""
+        """Begin with both moments 0."""
         return no_moments(params)
 
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
-
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """One step of Algorithm 2."""
+        """Take one step of Algorithm 2."""
         grown = 1 - self.beta_2
 
         def second_moment(v: np.ndarray, squared: np.ndarray) -> np.ndarray:

@@ -12,26 +12,30 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ..core.algorithms import ClusteredStrategy
+from ..core.bases import Aggregator
 from ..core.clusters import cluster_of
-from ..core.protocols import Fold
 from ..core.random import derive
+from ..core.traits import Trait
 from ..core.types import Broadcast, ClientUpdate, Mean, State, Total, Vector, add_metrics
 from ..core.validation import require, require_count, require_real
 from .server_rate import Rate, rate_at, require_rate
 
 
 class Clusters(NamedTuple):
-    """IFCA's state on the server."""
+    """State of IFCA on the server."""
 
-    rounds: int  # done so far
-    leader: int  # the cluster with the largest weight in the last round: its model is params
-    models: np.ndarray  # float32, shape (clusters, d)
+    rounds: int  # number of rounds done so far
+    leader: int  # number of the cluster with the largest weight in the last round: its model is params
+    models: np.ndarray  # the clusters' models: float32, shape (clusters, d)
 
 
 @dataclass(frozen=True)
-class IFCA:
-    """k models. Each client trains the one whose loss on its own training examples is least; the server makes FedAvg's
-    step in each cluster: w_j ← w_j + η_s·Σ_{i in j} n_i·Δ_i / Σ_{i in j} n_i. FedAvg when k is 1, bit for bit.
+class IFCA(ClusteredStrategy):
+    """Iterative federated clustering with k models: each client trains the one that fits its training examples best.
+
+    Best is the least loss. The server makes FedAvg's step in each cluster: w_j ← w_j + η_s·Σ_{i in j} n_i·Δ_i / Σ_{i in
+    j} n_i. FedAvg when k is 1, bit for bit.
 
     A client receives k models and sends one update. It evaluates all k on its training examples, every round: k forward
     passes more. The server keeps k·d numbers.
@@ -44,7 +48,7 @@ class IFCA:
     spread: 0.5 for 0.5 to 1.5. Which kinds of clients part, and when, depends on where the models begin: should one
     cluster take all clients, try another seed, or a larger spread.
 
-    clusters: k. seed: of what models begin as, besides the experiment's. server_lr: η_s, a number or a schedule.
+    clusters: k. seed: draws what models begin as, around the experiment's own. server_lr: η_s, a number or a schedule.
     """
 
     clusters: int = 2
@@ -52,9 +56,7 @@ class IFCA:
     seed: int = 0
     server_lr: Rate = 1.0
 
-    proximal: ClassVar[float] = 0.0
-    remembers: ClassVar[bool] = False
-    mixes_models: ClassVar[bool] = True  # statistics too, cluster by cluster
+    mixes_models: ClassVar[bool] = True  # statistics are mixed too, cluster by cluster
 
     def __post_init__(self) -> None:
         require_count("clusters", self.clusters)
@@ -64,33 +66,33 @@ class IFCA:
         require_rate("server_lr", self.server_lr)
 
     def candidates(self, broadcast: Broadcast) -> Sequence[Vector]:
-        """The k models, in their order."""
+        """Return the k models, in their order."""
         leader = int(broadcast.extra[0])
         models = [*broadcast.extra[1:].reshape(self.clusters - 1, len(broadcast.params))]
         models.insert(leader, broadcast.params)
         return models
 
-    def fold(self, fold: Fold) -> Fold:
-        """fold for each cluster."""
-        return PerCluster(fold, self.clusters)
+    def aggregator(self, aggregator: Aggregator) -> Aggregator:
+        """Return an aggregator that applies `aggregator` to each cluster apart."""
+        return PerCluster(aggregator, self.clusters)
 
     def init(self, params: Vector) -> State:
-        """params, and other models around it."""
+        """Begin with params, and other models around it."""
         draws = derive(self.seed, "ifca").generator().uniform(-1, 1, (self.clusters, len(params)))
         draws[0] = 0
         return Clusters(0, 0, (params * (1 + self.spread * draws)).astype(np.float32))
 
     def broadcast(self, state: State) -> Vector:
-        """Which of the models is params, and the others."""
+        """Return which of the models is params, and the others."""
         others = np.delete(state.models, state.leader, axis=0)
         return np.concatenate([np.array([state.leader], np.float32), others.ravel()])
 
     def models(self, state: State) -> Sequence[Vector]:
-        """The k models."""
+        """Return the k models."""
         return [*state.models]
 
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """One step for each cluster that had clients, along their mean delta."""
+        """Take one step for each cluster that had clients, along their mean delta."""
         rounds, models = state.rounds + 1, state.models.copy()
         shares = mean.extra[: self.clusters]
         for number in np.flatnonzero(shares):
@@ -103,37 +105,51 @@ class IFCA:
 
 
 @dataclass(frozen=True)
-class PerCluster:
-    """`fold` for each cluster apart. A Total's extra is each cluster's weight, then each cluster's sum: k·(d + 1).
+class PerCluster(Aggregator):
+    """The aggregator `inner` for each cluster apart.
 
-    Memory: that of fold, for each cluster that has clients.
+    A Total's extra is each cluster's weight, then each cluster's sum: k·(d + 1) numbers. Memory: that of inner, for
+    each cluster that has clients.
     """
 
-    inner: Fold
+    inner: Aggregator
     clusters: int
 
-    needs_individual_updates: ClassVar[bool] = True
+    @property
+    def needs(self) -> Trait:
+        """Each update, to see its cluster; and what the inner aggregator needs."""
+        return Trait.EACH_UPDATE | self.inner.needs
+
+    @property
+    def hides(self) -> Trait:
+        """The traits that the inner aggregator hides, and the plain sum."""
+        return Trait.PLAIN_SUM | self.inner.hides
+
+    @property
+    def min_clients(self) -> int:
+        """Least number of updates of the inner aggregator: in the least case a round has one cluster."""
+        return self.inner.min_clients
 
     def zero(self, size: int) -> tuple[int, dict]:
-        """Of vectors of `size` numbers: nobody is in any cluster."""
+        """Return an accumulator of vectors of `size` numbers: nobody is in any cluster."""
         return size, {}
 
     def add(self, accumulator: tuple[int, dict], update: ClientUpdate) -> tuple[int, dict]:
-        """Fold one update into its cluster's. Errors: ConfigError for one that does not say which."""
+        """Add one update into its cluster's sum. Errors: ConfigError for one that does not say which."""
         size, sums = accumulator
         number = cluster_of(update.metrics, self.clusters)
         sums[number] = self.inner.add(sums[number] if number in sums else self.inner.zero(size), update)
         return accumulator
 
     def merge(self, one: tuple[int, dict], other: tuple[int, dict]) -> tuple[int, dict]:
-        """Cluster by cluster."""
+        """Merge cluster by cluster."""
         size, sums = one
         for number, own in other[1].items():
             sums[number] = self.inner.merge(sums[number], own) if number in sums else own
         return size, sums
 
     def total(self, accumulator: tuple[int, dict]) -> Total:
-        """The clusters' totals in one; its delta is their sum."""
+        """Return the clusters' totals in one; its delta is their sum."""
         size, sums = accumulator
         totals = {number: self.inner.total(own) for number, own in sorted(sums.items())}
         weights = np.zeros(self.clusters, np.float32)

@@ -1,4 +1,4 @@
-"""What FedAdagrad, FedAdam and FedYogi share: Algorithm 2 of Reddi et al. 2021, all but the second moment's rule.
+"""The step of FedAdagrad, FedAdam and FedYogi: Algorithm 2 of Reddi et al. 2021, all but the second moment's rule.
 
     m ← β1·m + (1 − β1)·Δ
     v ← (FedAdagrad's, FedAdam's or FedYogi's rule)(v, Δ²)
@@ -23,13 +23,13 @@ BLOCK = 1 << 14  # numbers per step: a block of every operand stays in the proce
 class Moments(NamedTuple):
     """The state of an adaptive server optimizer."""
 
-    rounds: int  # done so far
+    rounds: int  # number of rounds done so far
     m: Vector  # first moment, shape (d,)
     v: Vector  # second moment, shape (d,), ≥ 0
 
 
 def no_moments(params: Vector) -> Moments:
-    """Before the first round."""
+    """Return the state before the first round."""
     return Moments(0, np.zeros_like(params), np.zeros_like(params))
 
 
@@ -42,7 +42,7 @@ def step(
     rate: float,
     tau: float,
 ) -> tuple[Moments, Vector]:
-    """One step of Algorithm 2 with v ← second_moment(v, Δ²); block by block, nothing passed in is changed."""
+    """Take one step of Algorithm 2 with v ← second_moment(v, Δ²); block by block, nothing passed in is changed."""
     m, v, stepped = np.empty_like(params), np.empty_like(params), np.empty_like(params)
     for start in range(0, len(params), BLOCK):
         block = slice(start, start + BLOCK)

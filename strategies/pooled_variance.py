@@ -16,14 +16,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..core.bases import TRANSFORM_NEEDS, UpdateTransform
 from ..core.errors import ConfigError
 from ..core.random import Key
 from ..core.spec import ModelSpec
+from ..core.traits import Trait
 from ..core.types import ClientUpdate, State, Total
 
 
 @dataclass(frozen=True)
-class PooledVariance:
+class PooledVariance(UpdateTransform):
     """A transform, the first of a chain: moving variances become those of all clients' examples together.
 
     A client sends, for each BatchNorm layer, its second moment about the broadcast's mean, c, in place of its variance;
@@ -38,10 +40,10 @@ class PooledVariance:
     """
 
     pools_statistics: ClassVar[bool] = True
-    same_round_only: ClassVar[bool] = True
+    needs: ClassVar[Trait] = TRANSFORM_NEEDS | Trait.SAME_ROUND | Trait.WHOLE_UPDATE
 
     def init(self, spec: ModelSpec) -> State:
-        """Where means and variances lie in the vector: int64, shape (layers, 3), of offsets and a size."""
+        """Return where means and variances lie in the vector: int64, shape (layers, 3), of offsets and a size."""
         if not spec.moments:
             raise ConfigError(
                 f"{self!r} is for a model that shares moving_mean and moving_variance (BatchNormalization), and this "
@@ -50,14 +52,14 @@ class PooledVariance:
         return np.array([(mean.start, variance.start, mean.stop - mean.start) for mean, variance in spec.moments])
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
-        """On the client: delta_v + delta_m²."""
+        """Replace delta_v by delta_v + delta_m², on the client."""
         delta = update.delta.copy()
         for mean, variance in _places(state):
             delta[variance] += delta[mean] ** 2
         return update._replace(delta=delta)
 
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
-        """On the server, of the mean: delta_s − delta_m²."""
+        """Replace the mean's delta_s by delta_s − delta_m², on the server."""
         delta = total.delta.copy()
         for mean, variance in _places(state):
             moved = delta[mean].astype(np.float64)
@@ -66,5 +68,5 @@ class PooledVariance:
 
 
 def _places(state: State) -> list[tuple[slice, slice]]:
-    """Of each layer's mean and variance."""
+    """Return the slices of each layer's mean and variance."""
     return [(slice(mean, mean + size), slice(variance, variance + size)) for mean, variance, size in state.tolist()]

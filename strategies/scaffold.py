@@ -11,19 +11,20 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ..core.algorithms import Correction, Strategy
 from ..core.types import Broadcast, Mean, State, Vector
 from .server_rate import Rate, rate_at, require_rate
 
 
 class Control(NamedTuple):
-    """SCAFFOLD's state on the server."""
+    """State of SCAFFOLD on the server."""
 
-    rounds: int  # done so far
+    rounds: int  # number of rounds done so far
     c: Vector  # the mean of all clients' control variates, shape (d,)
 
 
 @dataclass(frozen=True)
-class Scaffold:
+class Scaffold(Strategy, Correction):
     """Clients step along g_i(y) − c_i + c; c_i estimates client i's own gradient, c the mean of all.
 
     On the client, after K steps of rate η:  c_i⁺ ← c_i − c + (x − y)/(K·η)
@@ -43,7 +44,6 @@ class Scaffold:
 
     server_lr: Rate = 1.0
 
-    proximal: ClassVar[float] = 0.0
     remembers: ClassVar[bool] = True
     sgd_momentum: ClassVar[float] = 0.0
 
@@ -51,17 +51,17 @@ class Scaffold:
         require_rate("server_lr", self.server_lr)
 
     def extra_size(self, size: int) -> int:
-        """Δc_i, as long as delta."""
+        """Return the length of Δc_i, as long as delta."""
         return size
 
     def offset(self, broadcast: Broadcast, memory: Vector | None) -> Vector:
-        """c − c_i; memory: c_i."""
+        """Return c − c_i. memory: c_i."""
         return broadcast.extra if memory is None else broadcast.extra - memory
 
     def finish(
         self, broadcast: Broadcast, memory: Vector | None, delta: Vector, steps: int, learning_rate: float
     ) -> tuple[Vector, Vector, Vector | None]:
-        """Δy, Δc_i and c_i⁺. Without a step, or at rate 0, there is nothing to learn about c_i: it stays."""
+        """Return Δy, Δc_i and c_i⁺. Without a step, or at rate 0, there is nothing to learn about c_i: it stays."""
         if not steps * learning_rate:
             return delta, np.zeros_like(delta), memory
         change = delta * np.float32(-1 / (steps * learning_rate))
@@ -69,15 +69,15 @@ class Scaffold:
         return delta, change, change.copy() if memory is None else memory + change
 
     def init(self, params: Vector) -> State:
-        """c = 0."""
+        """Begin with c = 0."""
         return Control(0, np.zeros_like(params))
 
     def broadcast(self, state: State) -> Vector:
-        """c."""
+        """Return c."""
         return state.c
 
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """One step along the mean Δy; c follows the clients that took part."""
+        """Take one step along the mean Δy; c follows the clients that took part."""
         rounds = state.rounds + 1
         c = state.c + np.float32(mean.participation) * mean.extra
         return Control(rounds, c), params + rate_at(self.server_lr, rounds) * mean.delta

@@ -7,9 +7,8 @@ mean this is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from ..core.protocols import Strategy
+from ..core.algorithms import AsynchronousStrategy, Strategy
 from ..core.types import ClientUpdate, Mean, State, Vector
 from ..core.validation import require_real
 from .fedavg import FedAvg
@@ -18,9 +17,11 @@ from .staleness import Polynomial, Staleness
 
 
 @dataclass(frozen=True)
-class SemiSynchronous:
-    """When a round begins, clients begin until the sampler's number of them is at work, the late among them. It ends
-    after round_seconds of the virtual clock, or when all are in: w ← server(w, 1/n Σ s(τ_k) Δ_k) over the n that came.
+class SemiSynchronous(AsynchronousStrategy):
+    """Rounds of round_seconds on the virtual clock, in which late updates count for less.
+
+    When a round begins, clients begin until the sampler's number of them is at work, the late among them. It ends after
+    round_seconds, or when all are in: w ← server(w, 1/n Σ s(τ_k) Δ_k) over the n that came.
 
     round_seconds: a round in which nothing arrives goes on for another such time. With nobody late this is the server's
         own algorithm.
@@ -32,27 +33,24 @@ class SemiSynchronous:
     staleness: Staleness = Polynomial(0.5)  # noqa: RUF009
     max_staleness: int | None = None
 
-    buffer: ClassVar[None] = None
-    mixes_models: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         require_real("round_seconds", self.round_seconds, above=0)
         self._buffered()
 
     def init(self, params: Vector) -> State:
-        """The server's state."""
+        """Return the server's state."""
         return self.server.init(params)
 
     def broadcast(self, state: State) -> Vector:
-        """What the server sends."""
+        """Return what the server sends."""
         return self.server.broadcast(state)
 
     def receive(self, update: ClientUpdate, staleness: int, base: Vector, params: Vector) -> ClientUpdate:
-        """s(τ) Δ, with the weight it had."""
+        """Turn the update into s(τ) Δ, with the weight it had."""
         return self._buffered().receive(update, staleness, base, params)
 
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """The server's step."""
+        """Take the server's step."""
         return self.server.update(state, params, mean)
 
     def _buffered(self) -> FedBuff:

@@ -12,14 +12,15 @@ from typing import Literal
 
 import numpy as np
 
+from ..core.algorithms import SplitStrategy
 from ..core.random import Key
-from ..core.types import NOTHING, Mean, State, Total, Vector
+from ..core.types import Mean, State, Total, Vector
 from ..core.validation import require
 
 
 @dataclass(frozen=True)
-class SplitFed:
-    """Clients hold the model's layers up to `cut`, W^C; the server holds those after it, W^S.
+class SplitFed(SplitStrategy):
+    """A model cut in two: clients hold its layers up to `cut`, W^C; the server holds those after it, W^S.
 
     In every step a client sends the activations at the cut, with the labels; the server computes the loss, takes a step
     of its own half, and answers with the loss's gradient at the activations, from which the client takes a step of its
@@ -46,12 +47,8 @@ class SplitFed:
         require(is_known, f"expected version={self.version!r} to be 1 or 2")
 
     def init(self, params: Vector) -> State:
-        """No state."""
+        """Return no state."""
         return ()
-
-    def broadcast(self, state: State) -> Vector:
-        """Nothing besides params."""
-        return NOTHING
 
     @property
     def in_turn(self) -> bool:
@@ -59,19 +56,22 @@ class SplitFed:
         return self.version == 2
 
     def turns(self, cohort: Sequence[int], key: Key) -> list[int]:
-        """The cohort in the order in which it trains."""
+        """Return the cohort in the order in which it trains."""
         return key.generator().permutation(np.asarray(cohort, np.int64)).tolist() if self.in_turn else list(cohort)
 
     def handed_on(self, params: Vector, moved: Vector, on_client: np.ndarray) -> Vector:
-        """W^C of the round, and W^S as the clients before have left it."""
+        """Return W^C of the round, and W^S as the clients before have left it."""
         return np.where(on_client, params, params + moved)
 
     def closed(self, total: Total, moved: Vector, on_client: np.ndarray) -> Total:
-        """Version 1's total is what the clients' is. In version 2 W^S has moved by all of `moved`, not by a mean."""
+        """Return the round's total.
+
+        Version 1's is the clients' own. In version 2 W^S has moved by all of `moved`, not by a mean.
+        """
         if not self.in_turn:
             return total
         return total._replace(delta=np.where(on_client, total.delta, moved * np.float32(total.weight)))
 
     def update(self, state: State, params: Vector, mean: Mean) -> tuple[State, Vector]:
-        """One step along the mean."""
+        """Take one step along the mean."""
         return state, params + mean.delta

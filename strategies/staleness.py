@@ -1,4 +1,4 @@
-"""What an update is worth that began some rounds ago. Xie, Koyejo, Gupta 2019, section 5, https://arxiv.org/abs/1903.03934
+"""Worth of an update that began some rounds ago. Xie, Koyejo, Gupta 2019, section 5, https://arxiv.org/abs/1903.03934
 
 Staleness 0 is an update of the round it began in; its worth is 1.
 """
@@ -19,7 +19,7 @@ class Staleness(Protocol):
 
 @dataclass(frozen=True)
 class Polynomial:
-    """(1 + staleness)^−exponent; with exponent 0 staleness does not matter."""
+    """The worth (1 + staleness)^−exponent; with exponent 0 staleness does not matter."""
 
     exponent: float = 0.5
 
@@ -27,13 +27,13 @@ class Polynomial:
         require_real("exponent", self.exponent, at_least=0)
 
     def worth(self, staleness: int) -> float:
-        """1 for staleness 0."""
+        """Return the worth of an update: 1 for staleness 0."""
         return (1.0 + staleness) ** -self.exponent
 
 
 @dataclass(frozen=True)
 class Hinge:
-    """1 up to `grace` rounds, then 1 / (1 + slope·(staleness − grace))."""
+    """A worth of 1 up to `grace` rounds, then of 1 / (1 + slope·(staleness − grace))."""
 
     slope: float = 10.0
     grace: int = 4
@@ -43,5 +43,5 @@ class Hinge:
         require_count("grace", self.grace, at_least=0)
 
     def worth(self, staleness: int) -> float:
-        """1 for staleness 0."""
+        """Return the worth of an update: 1 for staleness 0."""
         return 1.0 / (1.0 + self.slope * max(staleness - self.grace, 0))

@@ -29,7 +29,7 @@ experiment = Experiment(
 
 
 PARITY = """
-from umbel import Experiment, FedAvg, FixedCohort, Local, Scaffold
+from umbel import Experiment, FedAvg, FixedCohort, Local, Scaffold, TopK
 from umbel.data import Arrays, LogNormal, Partitioned
 import numpy as np
 
@@ -49,7 +49,7 @@ common = dict(
 )
 experiments = {
     "scaffold": Experiment(name="scaffold", strategy=Scaffold(), **common),
-    "fedbn": Experiment(name="fedbn", strategy=FedAvg(), personal=("batch_normalization",), **common),
+    "fedbn": Experiment(name="fedbn", strategy=FedAvg(), personal=("batch_normalization",), codec=TopK(0.2), **common),
 }
 """
 
@@ -62,7 +62,7 @@ def wait_for(condition, seconds=60, every=0.2):
 
 
 def children(process):
-    """{command line: process} of what a process started."""
+    """Return {command line: process} of what a process started."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -72,7 +72,7 @@ def children(process):
 
 
 def has_begun(log, since):
-    """Whether a worker has begun to train, by its log from byte `since` on."""
+    """Tell whether a worker has begun to train, by its log from byte `since` on."""
     return b"train: begun" in log.read_bytes()[since:]
 
 
@@ -90,7 +90,7 @@ def write_kits(fed, experiments):
         policy = (kit / "policy.toml").read_text()
         policy = policy.replace('# source = "/data/patients.npz"', f'source = "{kit}/data.npz"')
         if name == "west":
-            policy = policy.replace("max_rounds = 10000", "max_rounds = 5")
+            policy = policy.replace("max_rounds = 10000", "max_rounds = 16")  # all runs of a file together
         (kit / "policy.toml").write_text(policy)
     for file, text in experiments.items():
         for party in ("server", *(f"clients/{name}" for name in CLIENTS)):

@@ -50,7 +50,7 @@ class ProcessGrid(Grid):
         return identifier
 
     def answer(self, identifier):
-        """What a silent client should have said."""
+        """Answer as a silent client should have."""
         self._answer(identifier, self.late[identifier], False, None)
 
     def _answer(self, identifier, message, is_training, client):

@@ -6,14 +6,14 @@ from typing import Any
 
 from umbel.core.experiment import Experiment
 from umbel.core.protocols import Memory
-from umbel.core.spec import ModelSpec
+from umbel.core.runtime import Opened
 from umbel.runtimes.simulation import Simulation
 
 CRASH_POINTS = ("before-training", "mid-training", "after-aggregation", "before-commit", "after-commit")
 
 
 class Killed(BaseException):
-    """Passes every `except Exception`: nothing of a run is tidied up, as when its process is killed."""
+    """Error that passes every `except Exception`: nothing is tidied up, as when the run's process is killed."""
 
 
 def kill_at(monkeypatch: Any, point: str, round: int) -> None:
@@ -25,7 +25,7 @@ def kill_at(monkeypatch: Any, point: str, round: int) -> None:
             left.clear()
             raise Killed
 
-    for module in ("server.rounds", "server.loop", "runtimes.simulation"):
+    for module in ("server.rounds", "server.journal", "server.asynchronous", "server.collect"):
         monkeypatch.setattr(f"umbel.{module}.crash_point", crash_point)
 
 
@@ -40,9 +40,9 @@ class Live:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.simulation, name)
 
-    def open(self, experiment: Experiment, memory: Memory, choices: Any = None) -> ModelSpec:
-        """As the simulation, each worker live."""
-        spec = self.simulation.open(experiment, memory, choices)
+    def open(self, experiment: Experiment, memory: Memory, choices: Any = None) -> Opened:
+        """Open the simulation, each worker live."""
+        opened = self.simulation.open(experiment, memory, choices)
         for worker in self.simulation._team:
             worker.is_live = True
-        return spec
+        return opened

@@ -11,7 +11,10 @@ from umbel import AllClients, Experiment, FedAvg, History, Local, data
 
 
 def normalised_input() -> Any:
-    """BatchNorm sees the inputs, so that its statistics are those of the data; with momentum 0 those of one batch."""
+    """Make a model whose BatchNorm sees the inputs, so that its statistics are those of the data.
+
+    With momentum 0 they are those of one batch.
+    """
     import keras
 
     layers = [keras.Input((FEATURES,)), keras.layers.BatchNormalization(momentum=0.0), keras.layers.Dense(CLASSES)]
@@ -21,7 +24,7 @@ def normalised_input() -> Any:
 
 
 def far_apart() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Six clients of unequal sizes, far apart, each of a deviation of about a tenth."""
+    """Draw six clients of unequal sizes, far apart, each of a deviation of about a tenth."""
     generator = np.random.default_rng(3)
     sizes = (4, 9, 16, 5, 12, 7)
     x = [generator.normal(5 * client, 0.1, (size, FEATURES)).astype(np.float32) for client, size in enumerate(sizes)]
@@ -29,7 +32,7 @@ def far_apart() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def normalised(**changes: Any) -> Experiment:
-    """Every client in every round, one step on all of its examples."""
+    """Make an experiment with every client in every round, one step on all of its examples."""
     settings = {
         "name": "normalised",
         "model": normalised_input,
@@ -43,5 +46,5 @@ def normalised(**changes: Any) -> Experiment:
 
 
 def statistics_of(history: History) -> np.ndarray:
-    """Every mean and variance, in the order of the vector."""
+    """Return every mean and variance, in the order of the vector."""
     return np.concatenate([history.params[place] for place in history.spec.statistics])

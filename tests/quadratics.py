@@ -17,7 +17,7 @@ DIMENSION, ROWS, RATE, EPOCHS = 3, 8, 0.05, 4
 
 
 def linear(momentum: float = 0.0) -> Any:
-    """ŷ = x·w with squared loss."""
+    """Make the model ŷ = x·w with squared loss."""
     import keras
 
     model = keras.Sequential([keras.Input((DIMENSION,)), keras.layers.Dense(1, use_bias=False)])
@@ -32,7 +32,10 @@ class Quadratics:
     """Clients with different optima and curvatures; the arithmetic of their training in float64."""
 
     def __init__(self, clients: int = 4, copies: Sequence[int] | None = None, seed: int = 0):
-        """copies: how often each client's rows are repeated, so that an epoch is as many steps, all alike."""
+        """Draw the clients' examples.
+
+        copies: how often each client's rows are repeated, so that an epoch is as many steps, all alike.
+        """
         generator = np.random.default_rng(seed)
         self.copies = list(copies or [1] * clients)
         self.examples, self.curvature, self.slope = [], [], []
@@ -49,11 +52,11 @@ class Quadratics:
 
     @property
     def weights(self) -> np.ndarray:
-        """p_k: each client's share of all examples."""
+        """Share p_k of each client in all examples."""
         return np.array(self.copies) / sum(self.copies)
 
     def experiment(self, **changes: Any) -> Experiment:
-        """Every client in every round, full batches in the order given."""
+        """Make an experiment with every client in every round, full batches in the order given."""
         settings = {
             "name": "quadratics",
             "model": linear,
@@ -66,17 +69,17 @@ class Quadratics:
         return Experiment(**(settings | changes))
 
     def steps(self, client: int, epochs: int = EPOCHS) -> int:
-        """Optimizer steps in a round."""
+        """Return the number of a client's optimizer steps in a round."""
         return epochs * self.copies[client]
 
     def gradient(self, client: int, w: np.ndarray) -> np.ndarray:
-        """∇F_k(w)."""
+        """Return ∇F_k(w)."""
         return self.curvature[client] @ w - self.slope[client]
 
     def delta(
         self, client: int, w: np.ndarray, offset: np.ndarray | float = 0.0, mu: float = 0.0, momentum: float = 0.0
     ) -> np.ndarray:
-        """local − global after the client's steps from w, each along ∇F_k + μ·(local − w) + offset."""
+        """Return local − global after the client's steps from w, each along ∇F_k + μ·(local − w) + offset."""
         moved, velocity = np.zeros_like(w), np.zeros_like(w)
         for _ in range(self.steps(client)):
             velocity = momentum * velocity - RATE * (self.gradient(client, w + moved) + mu * moved + offset)
@@ -84,23 +87,23 @@ class Quadratics:
         return moved
 
     def root(self, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Where an affine function of w is 0."""
+        """Find where an affine function of w is 0."""
         constant = function(np.zeros(DIMENSION))
         columns = [function(unit) - constant for unit in np.eye(DIMENSION)]
         return np.linalg.solve(np.stack(columns, axis=1), -constant)
 
     def optimum(self, weights: np.ndarray) -> np.ndarray:
-        """Where Σ p_k·F_k is least."""
+        """Find where Σ p_k·F_k is least."""
         return self.root(lambda w: sum(p * self.gradient(k, w) for k, p in enumerate(weights)))
 
 
 def cohorts(experiment: Experiment, clients: int) -> list[list[int]]:
-    """Who takes part in each round of experiment."""
+    """List who takes part in each round of experiment."""
     sizes = experiment.population.sizes
     keys = (derive(experiment.seed, "round", number + 1).derive("cohort") for number in range(experiment.rounds))
     return [experiment.sampler.sample(range(clients), sizes, key) for key in keys]
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> None:
-    """Equal to what float32 rounds."""
+    """Check that found is expected, to what float32 rounds."""
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,19 +1,19 @@
 """Simulations that tests share: those that build the same model take turns with one team of workers."""
 
 from umbel import Experiment, History, Simulation, run
-from umbel.runtimes.simulation import workers_of
+from umbel.runtimes.team import workers_of
 
 _open: dict[tuple, Simulation] = {}
 
 
 def simulation(experiment: Experiment, workers: int = 1) -> Simulation:
-    """One that has already traced this experiment's model, if any has."""
-    key = workers, *workers_of(experiment)
+    """Return a simulation that has already traced this experiment's model, if any has."""
+    key = workers, *workers_of(experiment.resolved)
     if key not in _open:
         _open[key] = Simulation(workers, compile="graph")
     return _open[key]
 
 
 def play(experiment: Experiment, workers: int = 1, **settings) -> History:
-    """`run` on a shared simulation."""
+    """Play `run` on a shared simulation."""
     return run(experiment, simulation(experiment, workers), **settings)

@@ -27,7 +27,7 @@ Weights = list[jax.Array]
 
 
 def epoch(model: str, x: jax.Array, y: jax.Array, weights: Weights, order: jax.Array) -> Weights:
-    """One client's epoch over the rows in `order`."""
+    """Train one client's epoch over the rows in `order`."""
 
     def step(weights: Weights, rows: jax.Array) -> tuple[Weights, None]:
         gradient = jax.grad(partial(loss, model))(weights, x[rows], y[rows])
@@ -39,7 +39,7 @@ def epoch(model: str, x: jax.Array, y: jax.Array, weights: Weights, order: jax.A
 
 
 def compiled_round(model: str) -> Callable[..., Weights]:
-    """(x, y, params, orders of shape (cohort, 600)) ↦ the new params."""
+    """Compile a round: (x, y, params, orders of shape (cohort, 600)) ↦ the new params."""
 
     def part(x: jax.Array, y: jax.Array, params: Weights, orders: jax.Array) -> Weights:
         def client(total: Weights, order: jax.Array) -> tuple[Weights, None]:

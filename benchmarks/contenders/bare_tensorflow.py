@@ -20,7 +20,7 @@ TRIALS = 3
 
 
 def forward(model: str, weights: list[Any], x: tf.Tensor) -> tf.Tensor:
-    """Logits."""
+    """Compute the logits."""
     if model == "cnn":
         for kernel, bias in (weights[0:2], weights[2:4]):
             x = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias))
@@ -42,7 +42,7 @@ class Worker:
         self.client = tf.function(self._client, jit_compile=xla)
 
     def cohort(self, params: list[tf.Tensor], orders: list[np.ndarray]) -> list[tf.Tensor]:
-        """Σ delta over the clients whose rows are `orders`."""
+        """Return Σ delta over the clients whose rows are `orders`."""
         for total in self.sum:
             total.assign(tf.zeros_like(total))
         for order in orders:
@@ -50,7 +50,7 @@ class Worker:
         return [total.read_value() for total in self.sum]
 
     def _client(self, params: list[tf.Tensor], order: tf.Tensor) -> None:
-        """One epoch over the rows in `order`; the delta goes into the sum."""
+        """Train one epoch over the rows in `order`; the delta goes into the sum."""
         for variable, value in zip(self.local, params, strict=True):
             variable.assign(value)
         full, rest = divmod(order.shape[0], workload.BATCH)
@@ -77,7 +77,7 @@ class Worker:
 
 
 def trial(worker: Worker) -> float:
-    """Seconds for a few steps, compiled before: the best of a few times, or of one that took long."""
+    """Time a few steps, compiled before, in seconds: the best of a few times, or one that took long."""
     params = [variable.read_value() for variable in worker.local]
     order = np.arange(TRIAL_STEPS * workload.BATCH)
     worker.cohort(params, [order])

@@ -25,12 +25,12 @@ from flwr.simulation import run_simulation
 
 @functools.cache
 def dealt(model: str) -> tuple[workload.Digits, np.ndarray]:
-    """The data set and the partition, loaded once per actor."""
+    """Load the data set and the partition, once per actor."""
     return workload.load(model), workload.partition()
 
 
 def fresh(model: str) -> Any:
-    """A model, as the template makes it: all else in the session is forgotten, and accuracy is tracked."""
+    """Build a model, as the template makes it: all else in the session is forgotten, and accuracy is tracked."""
     keras.backend.clear_session()
     built = workload.build(keras, model)
     built.compile(built.optimizer, built.loss, metrics=["accuracy"])
@@ -39,12 +39,12 @@ def fresh(model: str) -> Any:
 
 @functools.cache
 def kept(model: str) -> Any:
-    """The actor's one model."""
+    """Return the actor's one model."""
     return workload.build(keras, model)
 
 
 def train(model_of: Callable[[str], Any], message: Message, context: Context) -> Message:
-    """One local epoch of `fit`."""
+    """Train one local epoch by `fit`."""
     name = message.content["config"]["model"]
     digits, rows = dealt(name)
     own = rows[context.node_config["partition-id"]]
@@ -97,14 +97,14 @@ class TimedFedAvg(FedAvg):
         return arrays, metrics
 
     def accuracy(self, arrays: ArrayRecord) -> float:
-        """On the test set, in the server's process."""
+        """Measure on the test set, in the server's process."""
         model = kept(self.model)
         model.set_weights(arrays.to_numpy_ndarrays())
         return workload.accuracy(model.predict_on_batch, workload.load(self.model))
 
 
 def simulate(client: ClientApp) -> None:
-    """Two actors of one CPU each: on two cores, faster than one actor of two."""
+    """Simulate with two actors of one CPU each: on two cores, faster than one actor of two."""
     options = workload.arguments()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     random.seed(1)  # Flower samples nodes from the global generator

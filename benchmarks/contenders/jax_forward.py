@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def forward(model: str, weights: list[jax.Array], x: jax.Array) -> jax.Array:
-    """Logits."""
+    """Compute the logits."""
     if model == "cnn":
         for kernel, bias in (weights[0:2], weights[2:4]):
             x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -20,6 +20,6 @@ def forward(model: str, weights: list[jax.Array], x: jax.Array) -> jax.Array:
 
 
 def loss(model: str, weights: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean cross-entropy of a batch."""
+    """Compute the mean cross-entropy of a batch."""
     logits = jax.nn.log_softmax(forward(model, weights, x))
     return -jnp.take_along_axis(logits, y[:, None], 1).mean()

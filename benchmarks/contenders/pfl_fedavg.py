@@ -25,7 +25,7 @@ from pfl.model.tensorflow import TFModel
 
 
 class Watch(TrainingProcessCallback):
-    """Reports each round; the clock starts again when its own work is done."""
+    """A callback that reports each round; the clock starts again when its own work is done."""
 
     def __init__(self, rounds: int, accuracy: Callable[[], float]) -> None:
         self.rounds, self.accuracy, self.began = rounds, accuracy, time.perf_counter()

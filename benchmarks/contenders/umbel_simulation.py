@@ -21,7 +21,7 @@ WORKERS = 2
 
 
 def build(name: str) -> Any:
-    """A compiled Keras model."""
+    """Build a compiled Keras model."""
     import keras
 
     return workload.build(keras, name)
@@ -37,7 +37,7 @@ class StopAfter:
         return f"{self.rounds} rounds are timed" if len(records) == self.rounds else None
 
     def best_round(self, records: Sequence[Any]) -> None:
-        """None: the last."""
+        """Return None: the last round."""
 
 
 @dataclass(frozen=True)

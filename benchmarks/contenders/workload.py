@@ -29,7 +29,7 @@ SHAPES = {
 
 
 class Digits(NamedTuple):
-    """x: float32 in [0, 1], (n, 784) for the MLP and (n, 28, 28, 1) for the CNN; y: int32, (n,)."""
+    """Examples of digits: x float32 in [0, 1], (n, 784) for the MLP and (n, 28, 28, 1) for the CNN; y int32, (n,)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -38,14 +38,14 @@ class Digits(NamedTuple):
 
 
 def mnist_file() -> Path | None:
-    """mnist.npz in $UMBEL_DATA, else where Keras keeps it; None where there is neither."""
+    """Return mnist.npz in $UMBEL_DATA, else where Keras keeps it; None where there is neither."""
     folders = [os.environ.get("UMBEL_DATA"), Path.home() / ".keras" / "datasets"]
     files = (Path(folder) / "mnist.npz" for folder in folders if folder)
     return next((file for file in files if file.exists()), None)
 
 
 def load(model: str) -> Digits:
-    """MNIST, or synthetic digits of the same shapes where mnist.npz is not found."""
+    """Load MNIST, or synthetic digits of the same shapes where mnist.npz is not found."""
     file = mnist_file()
     if file:
         with np.load(file) as arrays:
@@ -59,7 +59,7 @@ def load(model: str) -> Digits:
 
 
 def synthetic(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ten smooth random patterns under heavy noise: (count, 28, 28) uint8 and (count,) uint8."""
+    """Draw ten smooth random patterns under heavy noise: (count, 28, 28) uint8 and (count,) uint8."""
     patterns = np.kron(np.random.default_rng(0).random((10, 7, 7)), np.ones((4, 4)))
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 10, count)
@@ -68,17 +68,17 @@ def synthetic(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def partition() -> np.ndarray:
-    """The clients' rows of the training set, IID: int64, (100, 600)."""
+    """Draw the clients' rows of the training set, IID: int64, (100, 600)."""
     return np.random.default_rng(0).permutation(CLIENTS * EXAMPLES).reshape(CLIENTS, EXAMPLES)
 
 
 def cohort(round: int) -> list[int]:
-    """Ten of a hundred clients."""
+    """Draw ten of a hundred clients."""
     return np.random.default_rng([1, round]).choice(CLIENTS, COHORT, replace=False).tolist()
 
 
 def initial(model: str) -> list[np.ndarray]:
-    """Glorot-uniform kernels and zero biases, in the order of SHAPES."""
+    """Draw Glorot-uniform kernels and zero biases, in the order of SHAPES."""
     generator = np.random.default_rng(2)
     weights = []
     for shape in SHAPES[model]:
@@ -89,7 +89,7 @@ def initial(model: str) -> list[np.ndarray]:
 
 
 def build(keras: Any, model: str) -> Any:
-    """The model, compiled, from `keras` or `tf_keras`, with the initial weights. Outputs are logits."""
+    """Build the model, compiled, from `keras` or `tf_keras`, with the initial weights. Outputs are logits."""
     layers = keras.layers
     if model == "mlp":
         stack = [layers.Dense(200, "relu"), layers.Dense(200, "relu"), layers.Dense(10)]
@@ -111,19 +111,19 @@ def build(keras: Any, model: str) -> Any:
 
 
 def accuracy(predict: Callable[[np.ndarray], Any], digits: Digits) -> float:
-    """The fraction of test digits whose largest logit is theirs; predict maps a batch of 1,000 to logits."""
+    """Return the fraction of test digits whose largest logit is theirs; predict maps a batch of 1,000 to logits."""
     batches = np.split(digits.x_test, len(digits.x_test) // 1000)
     guesses = np.concatenate([np.asarray(predict(batch)).argmax(1) for batch in batches])
     return float((guesses == digits.y_test).mean())
 
 
 def mean(updates: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The mean of lists of arrays; all clients weigh the same."""
+    """Return the mean of lists of arrays; all clients weigh the same."""
     return [sum(arrays) / np.float32(len(updates)) for arrays in zip(*updates, strict=True)]
 
 
 def arguments() -> argparse.Namespace:
-    """--model and --rounds."""
+    """Parse --model and --rounds."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=MODELS, default="mlp")
     parser.add_argument("--rounds", type=int, default=5)
@@ -131,5 +131,5 @@ def arguments() -> argparse.Namespace:
 
 
 def report(round: int, seconds: float, accuracy: float | None = None, note: str | None = None) -> None:
-    """One finished round on standard output. Accuracy comes with the last round, outside its seconds."""
+    """Print one finished round on standard output. Accuracy comes with the last round, outside its seconds."""
     print(json.dumps({"round": round, "seconds": seconds, "accuracy": accuracy, "note": note}), flush=True)

@@ -1,10 +1,10 @@
 """Secure aggregation: the server learns the sum of the clients' vectors, and nothing else about any of them."""
 
+from ..keys.errors import SERVER, BelowThreshold, MalformedMessage, Misbehaviour, SecAggAbort
+from ..keys.roster import Member, Roster
 from .client import Client, RoundLog
 from .encoding import DecodedSum, Encoded, FixedPoint
-from .errors import SERVER, BelowThreshold, MalformedMessage, Misbehaviour, SecAggAbort
 from .graph import Graph, Topology
-from .roster import Member, Roster
 from .server import BadShare, Outcome, Server
 from .session import Stage, Terms
 from .simulate import add, play, simulate

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ...core.errors import ConfigError
 from ...core.validation import require
+from ..keys.errors import SERVER, BelowThreshold, MalformedMessage, Misbehaviour
+from ..keys.roster import is_signed, is_signed_as_before
 from . import shamir
-from .errors import SERVER, BelowThreshold, MalformedMessage, Misbehaviour
 from .masking import apply_masks
 from .messages import (
     UNBOUND,
@@ -27,26 +28,31 @@ from .messages import (
     Consent,
     Kind,
     Offer,
+    Pair,
     Roll,
     Sealed,
     Share,
     decode_list,
     decode_survivors,
     encode_bytes,
+    encode_disputed,
     encode_list,
+    encode_reveal,
     peek,
 )
-from .roster import is_signed, is_signed_as_before
 from .session import Session, Stage, Terms, agree, commitment, pair_mask, seal_key, self_mask
 
+RUNS = 1024  # number of runs that a node remembers
 NONCE = bytes(12)  # every key seals one message: session, sender and receiver are in its derivation
 
 
 @dataclass
 class RoundLog:
-    """What a node has taken part in, so that no session is played to it twice. One per node.
+    """Record of what one node has taken part in, so that no session is played to it twice.
 
-    Keep it between rounds, and on disk between processes: a node that forgets can be asked for a second sum.
+    Keep it between rounds, and on disk between processes: a node that forgets can be asked for a second sum. It has
+    the RUNS that were last taken part in: names are the server's, who could make up ever more of them. What is
+    forgotten can be played again under its name, as it could be under a new one.
     """
 
     answered: dict[str, tuple[int, int]] = field(default_factory=dict)  # run: last (round, attempt) offered
@@ -54,7 +60,7 @@ class RoundLog:
     keep: Callable[[RoundLog], None] | None = field(default=None, repr=False, compare=False)  # called at every change
 
     def check(self, run: str, round: int, attempt: int) -> None:
-        """Errors: Misbehaviour by the server for a session entered before, or a round already unmasked.
+        """Raise Misbehaviour by the server for a session entered before, or a round already unmasked.
 
         A second sum of one round would tell the updates in which the two differ.
         """
@@ -66,7 +72,11 @@ class RoundLog:
     def admit(self, run: str, round: int, attempt: int) -> None:
         """Enter a session. Errors: as `check`."""
         self.check(run, round, attempt)
+        self.answered.pop(run, None)  # the last one comes last
         self.answered[run] = (round, attempt)
+        for oldest in list(self.answered)[:-RUNS]:
+            del self.answered[oldest]
+            self.unmasked.pop(oldest, None)
         self._changed()
 
     def release(self, run: str, round: int) -> None:
@@ -96,7 +106,9 @@ class Client:
         log: RoundLog,
         entropy: Callable[[int], bytes] = os.urandom,
     ):
-        """values: as for `provide`, or None where they come later. now: seconds since 1970, for the roster.
+        """Prepare one session.
+
+        values: as for `provide`, or None where they come later. now: seconds since 1970, for the roster.
 
         entropy: gives that many secret random bytes; anything but the default is for tests. Errors: ConfigError for
         values of another length or ring than the terms', or an identity that is not the node's in the roster.
@@ -110,9 +122,10 @@ class Client:
         self._share_key: X25519PrivateKey | None = None
         self._seed = bytearray()
         self._agreed: dict[int, bytes] = {}  # node: the secret that its share key and this client's agree on
+        self._pairs: dict[int, bytes] = {}  # node: the stream seed of the mask that is shared with it
         self._held: dict[int, tuple[int, int]] = {}  # node: shares of its mask key and of its self-mask seed
         self._survivors: list[bool] = []
-        self._bound = UNBOUND  # what the next message is bound to
+        self._bound = UNBOUND  # digest that the next message is bound to
         self._offer: Offer
         self._advert: Advert
         self._session: Session
@@ -123,7 +136,7 @@ class Client:
         return f"Client(node={self.node}, stage={self.stage.name})"
 
     def provide(self, values: np.ndarray) -> None:
-        """What to mask, once it is known: needed by the time the Delivery is answered.
+        """Take the values to mask, once they are known: needed by the time the Delivery is answered.
 
         values: what FixedPoint.encode gave, left as it is. Errors: ConfigError for another length or ring than the
         terms', or once the client has masked.
@@ -135,7 +148,10 @@ class Client:
         self._values = values
 
     def answer(self, message: bytes) -> bytes:
-        """The reply to the server's next message. Errors: a SecAggAbort; from then on the client answers nothing."""
+        """Return the reply to the server's next message.
+
+        Errors: a SecAggAbort; from then on the client answers nothing.
+        """
         steps = {
             Kind.OFFER: self._advertise,
             Kind.ROLL: self._share,
@@ -176,7 +192,7 @@ class Client:
             raise Misbehaviour("replayed_session", f"a {kind.name} of another session", SERVER)
 
     def _advertise(self, message: bytes) -> bytes:
-        """Offer → Advert."""
+        """Answer Offer with Advert."""
         self._offer = offer = Offer.decode(message)
         self._bound = offer.digest
         self._terms.check_offer(offer)
@@ -193,7 +209,7 @@ class Client:
         return self._advert.encode(self._bound)
 
     def _share(self, message: bytes) -> bytes:
-        """Roll → Shares."""
+        """Answer Roll with Shares."""
         roll = Roll.decode(message, self._bound)
         for advert in roll.adverts:
             try:
@@ -219,7 +235,7 @@ class Client:
         return encode_list(Kind.SHARES, session.digest, [self._seal(peer, *pair) for peer, pair in shares.items()])
 
     def _seal(self, peer: int, of_key: int, of_seed: int) -> Sealed:
-        """The peer's two shares, encrypted to it and signed."""
+        """Encrypt the peer's two shares to it, and sign them."""
         session, route = self._session, self._session.route(self.node, peer)
         key = seal_key(session, self._agree(peer), route)
         plain = shamir.to_bytes(of_key) + shamir.to_bytes(of_seed)
@@ -227,38 +243,47 @@ class Client:
         return Sealed(peer, ciphertext, self._identity.sign(session.sealed_text(self.node, peer, ciphertext)))
 
     def _agree(self, peer: int) -> bytes:
-        """The secret shared with a peer that keys come from, one for each direction."""
+        """Return the secret shared with a peer that keys come from, one for each direction."""
         if peer not in self._agreed:
             assert self._share_key is not None
             self._agreed[peer] = agree(self._share_key, self._session.adverts[peer].share_key, peer)
         return self._agreed[peer]
 
     def _mask(self, message: bytes) -> bytes:
-        """Delivery → Masked."""
+        """Answer Delivery with Masked."""
         session = self._session
         delivered = decode_list(Kind.DELIVERY, message, session.digest)
         strangers = {sealed.node for sealed in delivered} - set(session.neighbours(self.node))
         if strangers:
             raise Misbehaviour("wrong_delivery", f"shares from {min(strangers)}, who is no neighbour", SERVER)
-        self._require_holders(len(delivered) + 1, "sent shares")
+        disputed = []
         for sealed in delivered:
-            self._held[sealed.node] = self._unseal(sealed)
+            try:
+                self._held[sealed.node] = self._unseal(sealed)
+            except Misbehaviour as error:
+                if error.culprit != sealed.node:
+                    raise
+                disputed.append(sealed.node)  # as if it had dropped out: without it the others' sum goes on
+        self._require_holders(len(self._held), "sent shares that open")
         added = [self_mask(session, bytes(self._seed))]
         subtracted: list[bytes] = []
         assert self._mask_key is not None
         require(self._values is not None, f"client {self.node} was asked for its vector before it was provided")
-        for sealed in delivered:
-            peer = sealed.node
+        for peer in self._held.keys() - {self.node}:
             mask = pair_mask(session, self._mask_key, session.adverts[peer].mask_key, peer)
+            self._pairs[peer] = mask
             (added if self.node < peer else subtracted).append(mask)
         values = self._values.copy()  # type: ignore[union-attr]
-        apply_masks(values, added, subtracted)
+        apply_masks(values, added, subtracted, self._terms.encoding.wide)
         self._values = self._mask_key = self._share_key = None
         self._agreed = {}
-        return encode_bytes(Kind.MASKED, session.digest, values.data.cast("B"))
+        body = values.data.cast("B")
+        if disputed:
+            return encode_disputed(session.digest, disputed, body)
+        return encode_bytes(Kind.MASKED, session.digest, body)
 
     def _unseal(self, sealed: Sealed) -> tuple[int, int]:
-        """The two shares in what a peer sent. Errors: Misbehaviour by whoever changed or made it."""
+        """Return the two shares in what a peer sent. Errors: Misbehaviour by whoever changed or made it."""
         session, peer = self._session, sealed.node
         route = session.route(peer, self.node)
         key = seal_key(session, self._agree(peer), route)
@@ -276,7 +301,7 @@ class Client:
         return of_key, of_seed
 
     def _consent(self, message: bytes) -> bytes:
-        """Survivors → Consent."""
+        """Answer Survivors with Consent."""
         session = self._session
         flags = decode_survivors(message, session.digest, len(session.nodes))
         survivors = {node for node, survived in zip(session.nodes, flags, strict=True) if survived}
@@ -296,7 +321,7 @@ class Client:
         return encode_bytes(Kind.CONSENT, session.digest, signature)
 
     def _unmask(self, message: bytes) -> bytes:
-        """Consents → Reveal: for each client whose shares are held, one of the two.
+        """Answer Consents with Reveal: for each client whose shares are held, one of the two.
 
         Two lists of survivors cannot both have threshold signatures among the same holders unless some of them signed
         both: of n who all mask with one another at least n/3, and honest clients sign once.
@@ -314,11 +339,17 @@ class Client:
                 raise Misbehaviour("wrong_signature", f"client {consent.node} signed no such list", SERVER)
         self._require_holders(len(consents), "signed the list of survivors")
         self._log.release(self._offer.run, self._offer.round)
-        revealed = [Share(node, pair[survived[node]]) for node, pair in sorted(self._held.items())]
-        return encode_list(Kind.REVEAL, session.digest, revealed)
+        # Its own seed whole: who dealt bad shares of it, and is still here, ends nobody's sum.
+        own = {self.node: Share(self.node, int.from_bytes(self._seed, "big"))}
+        shares = {node: Share(node, pair[survived[node]]) for node, pair in self._held.items()}
+        revealed = [share for _, share in sorted((shares | own).items())]
+        # The mask shared with who dropped out: who dealt bad shares of its key, and has left, ends nobody's sum either.
+        # It says no more than enough shares would; the mask of who survived never leaves.
+        pairs = [Pair(peer, seed) for peer, seed in sorted(self._pairs.items()) if not survived[peer]]
+        return encode_reveal(session.digest, revealed, pairs)
 
     def _require_holders(self, count: int, did: str) -> None:
-        """Errors: BelowThreshold when fewer of this client's holders are left than give a secret back."""
+        """Raise BelowThreshold when fewer of this client's holders are left than give a secret back."""
         threshold = self._session.roll.threshold
         if count < threshold:
             raise BelowThreshold(f"{count} clients {did}; at least {threshold} are needed")
@@ -327,4 +358,4 @@ class Client:
         """Forget every secret of the session."""
         self._seed[:] = bytes(len(self._seed))
         self._mask_key = self._share_key = self._values = None
-        self._held, self._agreed = {}, {}
+        self._held, self._agreed, self._pairs = {}, {}, {}

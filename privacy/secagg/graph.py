@@ -1,9 +1,18 @@
-"""Who masks with whom, and how many shares give a secret back.
+"""Graph of who masks with whom, and how many shares give a secret back.
 
 Up to 64 clients everyone masks with everyone (Bonawitz et al. 2017, https://doi.org/10.1145/3133956.3133982); above,
 each with k others on a Harary graph (Bell et al. 2020, https://eprint.iacr.org/2020/704). There the server must be
 semi-malicious at worst: the session's hash orders the ring, and a server that controls clients could draw their keys
 again until it likes the order.
+
+What corrupt clients can do beside such a server, and what (k, t) has to make unlikely:
+
+- *Read one update.* Each honest holder of a client's shares reveals one of its two secrets, a corrupt one both. Both
+  come to light where 2t − k − 1 of the k neighbours are corrupt.
+- *Cut the ring in two*, and read two sums. Between the parts lie two stretches of k/2 clients that are corrupt or said
+  to have dropped out; an honest client beside one stops where more than k + 1 − t of its holders have. So in each of
+  the two at least t − 1 − k/2 are corrupt.
+- *End the session*, as clients that drop out do: where fewer than t holders of a secret are left.
 """
 
 from __future__ import annotations
@@ -15,14 +24,15 @@ from dataclasses import dataclass
 from ...core.errors import ConfigError
 
 COMPLETE_UP_TO = 64
-# (clients up to, k, t): 40 bits of security, 20 of correctness, with 5 % corrupt and 5 % dropping, under a
-# semi-malicious server. A row serves all smaller cohorts too, where as many neighbours are the more.
-HARARY = ((100, 16, 11), (1_000, 52, 37), (10_000, 62, 44))
+CORRUPT, DROPPING = 0.05, 0.05  # shares of a cohort above COMPLETE_UP_TO: on the server's side; lost on the way
+SECURITY_BITS, CORRECTNESS_BITS = 40, 20  # −log₂ of the chance, a session, that the first do harm, the second end it
+# (clients up to, k, t). Each row keeps what is said above for every cohort size that it serves; `tests` compute it.
+HARARY = ((100, 16, 12), (300, 44, 33), (1_000, 56, 41), (10_000, 68, 50))
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A graph's numbers: clients, the degree of each, and the threshold among a client and its neighbours."""
+    """Numbers of a graph: clients, the degree of each, and the threshold among a client and its neighbours."""
 
     clients: int
     degree: int
@@ -30,7 +40,10 @@ class Topology:
 
     @staticmethod
     def of(clients: int) -> Topology:
-        """The least that is safe for so many clients. Errors: ConfigError for fewer than 3 or more than 10,000."""
+        """Return the smallest topology that is safe for so many clients.
+
+        Errors: ConfigError for fewer than 3 or more than 10,000.
+        """
         if clients < 3:
             raise ConfigError(f"expected clients={clients} ≥ 3: the sum of two tells each the other's update")
         if clients <= COMPLETE_UP_TO:
@@ -41,25 +54,35 @@ class Topology:
         raise ConfigError(f"expected clients={clients} ≤ {HARARY[-1][0]}; split the cohort")
 
     @property
+    def corrupt_neighbours(self) -> int:
+        """Largest number of a client's neighbours that may side with the server while its update stays hidden."""
+        return 2 * self.threshold - self.degree - 2
+
+    @property
     def is_complete(self) -> bool:
         """Whether everyone masks with everyone."""
         return self.degree == self.clients - 1
 
     def is_at_least(self, floor: Topology) -> bool:
-        """Whether this is a possible graph and no weaker than floor, for as many clients."""
-        fits = self.is_complete or (self.degree % 2 == 0 and self.degree < self.clients - 1)
-        enough = self.degree >= floor.degree and self.threshold >= floor.threshold
-        # 2t > holders: no two sets of answers can give both secrets of one client.
-        return fits and enough and self.threshold <= self.degree + 1 < 2 * self.threshold
+        """Whether this is no weaker than floor, for as many clients.
+
+        It has as many neighbours with at least the threshold, or everyone masks with everyone. More neighbours alone
+        would be weaker: with them, fewer of a threshold are honest.
+        """
+        if self.clients != floor.clients or not self.threshold <= self.degree + 1:
+            return False
+        if self.is_complete:
+            return self.threshold >= quorum(self.clients)
+        return self.degree == floor.degree and self.threshold >= floor.threshold
 
 
 def quorum(clients: int) -> int:
-    """⌈2n/3⌉: as many must survive of n clients, so that one third may collude with the server."""
+    """Compute ⌈2n/3⌉: as many must survive of n clients, so that one third may collude with the server."""
     return math.ceil(2 * clients / 3)
 
 
 class Graph:
-    """Neighbours of each of 0…clients−1, the same for all who know the seed; seed: the session's hash."""
+    """Neighbours of each of 0…clients−1, the same for all who know the seed, which is the session's hash."""
 
     def __init__(self, topology: Topology, seed: bytes):
         self.topology = topology
@@ -69,7 +92,10 @@ class Graph:
         self._rank = {index: rank for rank, index in enumerate(self._order)}
 
     def neighbours(self, index: int) -> list[int]:
-        """Ascending, without index itself. Symmetric: each is a neighbour of its neighbours."""
+        """Return the neighbours of index, ascending, without itself.
+
+        They are symmetric: each is a neighbour of its neighbours.
+        """
         if self.topology.is_complete:
             return [other for other in range(self.topology.clients) if other != index]
         rank, half = self._rank[index], self.topology.degree // 2

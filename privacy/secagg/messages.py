@@ -2,7 +2,7 @@
 
     Advertise    Offer ─►      ◄─ Advert
     Share        Roll ─►       ◄─ Shares
-    Mask         Delivery ─►   ◄─ Masked
+    Mask         Delivery ─►   ◄─ Masked, or Disputed where a peer's shares do not open
     Consistency  Survivors ─►  ◄─ Consent
     Unmask       Consents ─►   ◄─ Reveal
 
@@ -22,12 +22,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .errors import MalformedMessage
+from ..keys.errors import MalformedMessage
+from ..keys.wire import Reader, Writer
 from .shamir import SHARE_BYTES, from_bytes, to_bytes
-from .wire import Reader, Writer
 
 MAGIC = b"UMSA"
-VERSION = 1
+VERSION = 2  # since 2 survivors reveal the masks that they share with who dropped out
 HEADER_BYTES = 40
 SIGNATURE_BYTES = 64
 SEALED_BYTES = 2 * SHARE_BYTES + 16  # two shares and AES-GCM's tag
@@ -35,7 +35,7 @@ UNBOUND = bytes(32)
 
 
 class Kind(IntEnum):
-    """Which message it is."""
+    """Kinds of messages."""
 
     OFFER = 1
     ADVERT = 2
@@ -47,6 +47,7 @@ class Kind(IntEnum):
     CONSENT = 8
     CONSENTS = 9
     REVEAL = 10
+    DISPUTED = 11
 
 
 class Offer(NamedTuple):
@@ -54,22 +55,22 @@ class Offer(NamedTuple):
 
     run: str
     round: int
-    attempt: int  # from 1; a round abandoned may be tried again
-    length: int  # of the masked vector, in ring elements
+    attempt: int  # number of the attempt, from 1; a round abandoned may be tried again
+    length: int  # length of the masked vector, in ring elements
     ring_bits: int
     encoding: bytes  # FixedPoint.digest
     roster: bytes  # Roster.digest
     model: bytes  # SHA-256 of the params broadcast
 
     def encode(self) -> bytes:
-        """As bytes."""
+        """Encode as bytes."""
         writer = _opened(Kind.OFFER, UNBOUND).text(self.run).number(self.round, 4).number(self.attempt, 4)
         writer.number(self.length, 8).number(self.ring_bits, 1)
         return writer.raw(self.encoding).raw(self.roster).raw(self.model).bytes()
 
     @staticmethod
     def decode(data: bytes) -> Offer:
-        """The inverse of encode."""
+        """Invert `encode`."""
         reader = _body(data, Kind.OFFER, UNBOUND)
         run, (round, attempt, length, ring_bits) = reader.text(), map(reader.number, (4, 4, 8, 1))
         offer = Offer(run, round, attempt, length, ring_bits, *map(reader.take, (32, 32, 32)))
@@ -78,7 +79,7 @@ class Offer(NamedTuple):
 
     @property
     def digest(self) -> bytes:
-        """What adverts are bound to: SHA-256 of protocol, version and all terms."""
+        """Digest that adverts are bound to: SHA-256 of protocol, version and all terms."""
         return hashlib.sha256(b"umbel secagg offer" + self.encode()).digest()
 
 
@@ -92,28 +93,28 @@ class Advert(NamedTuple):
     signature: bytes  # Ed25519, by the node's key in the roster
 
     def signed_bytes(self, offer: bytes) -> bytes:
-        """What the signature covers; offer: the digest of the offer answered."""
+        """Return the bytes that the signature covers. offer: the digest of the offer answered."""
         node = self.node.to_bytes(8, "little")
         return b"umbel secagg advert" + offer + node + self.mask_key + self.share_key + self.commitment
 
     def write(self, writer: Writer) -> None:
-        """Append to a message."""
+        """Append the advert to a message."""
         writer.number(self.node, 8).raw(self.mask_key).raw(self.share_key).raw(self.commitment).raw(self.signature)
 
     @staticmethod
     def read(reader: Reader) -> Advert:
-        """The inverse of write."""
+        """Invert `write`."""
         return Advert(reader.number(8), *map(reader.take, (32, 32, 32, SIGNATURE_BYTES)))
 
     def encode(self, offer: bytes) -> bytes:
-        """As a message bound to an offer's digest."""
+        """Encode as a message bound to an offer's digest."""
         writer = _opened(Kind.ADVERT, offer)
         self.write(writer)
         return writer.bytes()
 
     @staticmethod
     def decode(data: bytes, offer: bytes) -> Advert:
-        """The inverse of encode."""
+        """Invert `encode`."""
         reader = _body(data, Kind.ADVERT, offer)
         advert = Advert.read(reader)
         reader.finish()
@@ -128,7 +129,7 @@ class Roll(NamedTuple):
     adverts: tuple[Advert, ...]
 
     def encode(self, offer: bytes) -> bytes:
-        """As a message bound to an offer's digest."""
+        """Encode as a message bound to an offer's digest."""
         writer = _opened(Kind.ROLL, offer).number(self.degree, 4).number(self.threshold, 4)
         _write_list(writer, self.adverts)
         return writer.bytes()
@@ -136,7 +137,7 @@ class Roll(NamedTuple):
     @staticmethod
     @lru_cache(maxsize=4)  # everyone is sent the same one
     def decode(data: bytes, offer: bytes) -> Roll:
-        """The inverse of encode."""
+        """Invert `encode`."""
         reader = _body(data, Kind.ROLL, offer)
         degree, threshold = reader.number(4), reader.number(4)
         adverts = tuple(Advert.read(reader) for _ in range(reader.number(4)))
@@ -147,17 +148,17 @@ class Roll(NamedTuple):
 class Sealed(NamedTuple):
     """The two shares from one client for another, encrypted, and signed by the first."""
 
-    node: int  # in Shares the receiver, in a Delivery the sender
+    node: int  # receiver in Shares, sender in a Delivery
     ciphertext: bytes
     signature: bytes
 
     def write(self, writer: Writer) -> None:
-        """Append to a message."""
+        """Append the shares to a message."""
         writer.number(self.node, 8).raw(self.ciphertext).raw(self.signature)
 
     @staticmethod
     def read(reader: Reader) -> Sealed:
-        """The inverse of write."""
+        """Invert `write`."""
         return Sealed(reader.number(8), reader.take(SEALED_BYTES), reader.take(SIGNATURE_BYTES))
 
 
@@ -168,17 +169,20 @@ class Consent(NamedTuple):
     signature: bytes
 
     def write(self, writer: Writer) -> None:
-        """Append to a message."""
+        """Append the signature to a message."""
         writer.number(self.node, 8).raw(self.signature)
 
     @staticmethod
     def read(reader: Reader) -> Consent:
-        """The inverse of write."""
+        """Invert `write`."""
         return Consent(reader.number(8), reader.take(SIGNATURE_BYTES))
 
 
 class Share(NamedTuple):
-    """One revealed share: of the node's self-mask seed where it survived, else of its mask key."""
+    """One revealed share: of the node's self-mask seed where it survived, else of its mask key.
+
+    Of its own seed, which is revealed anyway, a survivor sends the whole in place of a share.
+    """
 
     node: int
     value: int
@@ -187,12 +191,12 @@ class Share(NamedTuple):
         return f"Share(node={self.node}, value=hidden)"
 
     def write(self, writer: Writer) -> None:
-        """Append to a message."""
+        """Append the share to a message."""
         writer.number(self.node, 8).raw(to_bytes(self.value))
 
     @staticmethod
     def read(reader: Reader) -> Share:
-        """The inverse of write."""
+        """Invert `write`."""
         node, value = reader.number(8), from_bytes(reader.take(SHARE_BYTES))
         if value is None:
             raise MalformedMessage("malformed", f"the share of client {node}'s secret is no field element")
@@ -200,11 +204,30 @@ class Share(NamedTuple):
 
 
 class Item(Protocol):
-    """What lists in messages are made of."""
+    """Entry of a list in a message."""
 
     @property
     def node(self) -> int: ...
     def write(self, writer: Writer) -> None: ...
+
+
+class Pair(NamedTuple):
+    """Stream seed of the mask that its sender shares with node, which dropped out."""
+
+    node: int
+    seed: bytes  # stream seed of the mask, 32 bytes
+
+    def __repr__(self) -> str:
+        return f"Pair(node={self.node}, seed=hidden)"
+
+    def write(self, writer: Writer) -> None:
+        """Append the seed to a message."""
+        writer.number(self.node, 8).raw(self.seed)
+
+    @staticmethod
+    def read(reader: Reader) -> Pair:
+        """Invert `write`."""
+        return Pair(reader.number(8), reader.take(32))
 
 
 LISTS: dict[Kind, type[Sealed] | type[Consent] | type[Share]] = {
@@ -216,40 +239,78 @@ LISTS: dict[Kind, type[Sealed] | type[Consent] | type[Share]] = {
 
 
 def encode_list(kind: Kind, session: bytes, items: Sequence[Item]) -> bytes:
-    """A message that is a list; its nodes must ascend."""
+    """Encode a message that is a list; its nodes must ascend."""
     writer = _opened(kind, session)
     _write_list(writer, items)
     return writer.bytes()
 
 
 def decode_list(kind: Kind, data: bytes, session: bytes) -> list:
-    """The inverse of `encode_list`: items of the class in LISTS, by ascending node."""
+    """Invert `encode_list`: items of the class in LISTS, by ascending node."""
     reader = _body(data, kind, session)
     items = [LISTS[kind].read(reader) for _ in range(reader.number(4))]
     _finish_list(reader, [item.node for item in items])
     return items
 
 
+def encode_reveal(session: bytes, shares: Sequence[Share], pairs: Sequence[Pair]) -> bytes:
+    """Encode REVEAL: shares, and where clients dropped out the masks shared with them; both by ascending node."""
+    writer = _opened(Kind.REVEAL, session)
+    _write_list(writer, shares)
+    if pairs:
+        _write_list(writer, pairs)
+    return writer.bytes()
+
+
+def decode_reveal(data: bytes, session: bytes) -> tuple[list[Share], list[Pair]]:
+    """Invert `encode_reveal`."""
+    reader = _body(data, Kind.REVEAL, session)
+    shares = [Share.read(reader) for _ in range(reader.number(4))]
+    pairs = [] if reader.is_at_end else [Pair.read(reader) for _ in range(reader.number(4))]
+    _finish_list(reader, [share.node for share in shares])
+    _finish_list(reader, [pair.node for pair in pairs])
+    return shares, pairs
+
+
 def encode_bytes(kind: Kind, session: bytes, body: bytes | memoryview) -> bytes:
-    """MASKED, SURVIVORS or CONSENT: a body whose length the session fixes."""
+    """Encode MASKED, SURVIVORS or CONSENT: a body whose length the session fixes."""
     return _opened(kind, session).raw(body).bytes()
 
 
 def decode_bytes(kind: Kind, data: bytes, session: bytes, size: int) -> memoryview:
-    """The inverse of `encode_bytes`, not copied."""
+    """Invert `encode_bytes`; the body is not copied."""
     reader = _body(data, kind, session)
     body = reader.view(size)
     reader.finish()
     return body
 
 
+def encode_disputed(session: bytes, peers: Sequence[int], body: bytes | memoryview) -> bytes:
+    """Encode DISPUTED: whose shares did not open, ascending; then a vector without the masks shared with them."""
+    writer = _opened(Kind.DISPUTED, session).number(len(peers), 4)
+    for peer in peers:
+        writer.number(peer, 8)
+    return writer.raw(body).bytes()
+
+
+def decode_masked(data: bytes, session: bytes, size: int) -> tuple[memoryview, list[int]]:
+    """Decode MASKED or DISPUTED: a masked vector's bytes, not copied, and whose shares did not open."""
+    if peek(data)[0] is Kind.MASKED:
+        return decode_bytes(Kind.MASKED, data, session, size), []
+    reader = _body(data, Kind.DISPUTED, session)
+    peers = [reader.number(8) for _ in range(reader.number(4))]
+    body = reader.view(size)
+    _finish_list(reader, peers)
+    return body, peers
+
+
 def encode_survivors(session: bytes, flags: Sequence[bool]) -> bytes:
-    """One bit for each of the session's clients, in their order."""
+    """Encode SURVIVORS: one bit for each of the session's clients, in their order."""
     return encode_bytes(Kind.SURVIVORS, session, np.packbits(np.array(flags, bool), bitorder="little").tobytes())
 
 
 def decode_survivors(data: bytes, session: bytes, clients: int) -> list[bool]:
-    """The inverse of `encode_survivors`. Errors: MalformedMessage, too where bits that fill the last byte are set."""
+    """Invert `encode_survivors`. Errors: MalformedMessage, too where bits that fill the last byte are set."""
     packed = np.frombuffer(decode_bytes(Kind.SURVIVORS, data, session, (clients + 7) // 8), np.uint8)
     flags = np.unpackbits(packed, bitorder="little").astype(bool)
     if flags[clients:].any():
@@ -258,9 +319,9 @@ def decode_survivors(data: bytes, session: bytes, clients: int) -> list[bool]:
 
 
 def client_bytes(neighbours: int, masked_bytes: int) -> tuple[int, int, int]:
-    """What a client sends in a session: bytes before its masked vector, with it, and after it.
+    """Count the bytes that a client sends in a session: before its masked vector, with it, and after it.
 
-    After it, where all its neighbours shared their secrets.
+    The last number holds where all its neighbours shared their secrets.
     """
     sealed = Sealed(0, bytes(SEALED_BYTES), bytes(SIGNATURE_BYTES))
     advert = Advert(0, bytes(32), bytes(32), bytes(32), bytes(SIGNATURE_BYTES)).encode(UNBOUND)
@@ -271,7 +332,7 @@ def client_bytes(neighbours: int, masked_bytes: int) -> tuple[int, int, int]:
 
 
 def peek(data: bytes) -> tuple[Kind, bytes]:
-    """A message's kind and what it is bound to, from its header. Errors: MalformedMessage."""
+    """Read a message's kind and what it is bound to, from its header. Errors: MalformedMessage."""
     reader = Reader(data)
     magic, version, kind, zeros, bound = reader.take(4), *map(reader.number, (1, 1, 2)), reader.take(32)
     if magic != MAGIC or zeros or kind not in Kind.__members__.values():
@@ -282,12 +343,12 @@ def peek(data: bytes) -> tuple[Kind, bytes]:
 
 
 def _opened(kind: Kind, bound: bytes) -> Writer:
-    """A writer with the header written."""
+    """Return a writer with the header written."""
     return Writer().raw(MAGIC).number(VERSION, 1).number(kind, 1).number(0, 2).raw(bound)
 
 
 def _body(data: bytes, kind: Kind, bound: bytes) -> Reader:
-    """A reader behind the header, which must be this one."""
+    """Return a reader behind the header, which must be this one."""
     found, found_bound = peek(data)
     if found is not kind:
         raise MalformedMessage("out_of_order", f"expected {kind.name}, got {found.name}")
@@ -299,7 +360,7 @@ def _body(data: bytes, kind: Kind, bound: bytes) -> Reader:
 
 
 def _write_list(writer: Writer, items: Sequence[Item]) -> None:
-    """The number of items, then each."""
+    """Append the number of items, then each."""
     writer.number(len(items), 4)
     for item in items:
         item.write(writer)

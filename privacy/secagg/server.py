@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ...core.errors import ConfigError
+from ..keys.errors import BelowThreshold, MalformedMessage, Misbehaviour, SecAggAbort
+from ..keys.roster import is_signed, is_signed_as_before
 from . import shamir
-from .errors import BelowThreshold, MalformedMessage, Misbehaviour
+from .disputes import Disputes
 from .graph import Topology, quorum
-from .masking import apply_masks
+from .masking import add_to, apply_masks
 from .messages import (
     SIGNATURE_BYTES,
     Advert,
@@ -20,13 +22,13 @@ from .messages import (
     Kind,
     Roll,
     Sealed,
-    Share,
     decode_bytes,
     decode_list,
+    decode_masked,
+    decode_reveal,
     encode_list,
     encode_survivors,
 )
-from .roster import is_signed, is_signed_as_before
 from .session import Session, Stage, Terms, check_key, commitment, pair_mask, self_mask
 
 T = TypeVar("T")
@@ -35,16 +37,17 @@ T = TypeVar("T")
 class BadShare(NamedTuple):
     """A share that does not belong to the secret it was revealed for."""
 
-    dealer: int  # whose secret
-    sender: int  # who revealed it
+    dealer: int  # client whose secret it is a share of
+    sender: int | None  # client that revealed it; None where too few shares are left to say
 
 
 class Outcome(NamedTuple):
-    """What the server learned."""
+    """Result of a session, as the server learns it."""
 
-    total: np.ndarray  # in the ring: FixedPoint.decode makes numbers of it
+    total: np.ndarray  # sum in the ring: FixedPoint.decode makes numbers of it
     survivors: tuple[int, ...]  # the clients in the sum, ascending
-    bad_shares: tuple[BadShare, ...]  # did not hurt: enough good ones were left
+    bad_shares: tuple[BadShare, ...]  # wrong shares that did not hurt: enough good ones were left
+    left_out: tuple[int, ...] = ()  # clients left out for shares that did not open, ascending
 
 
 class Server:
@@ -59,7 +62,10 @@ class Server:
     """
 
     def __init__(self, terms: Terms, cohort: Sequence[int], run: str, round: int, attempt: int, now: int):
-        """cohort: the nodes to ask. attempt: from 1, larger for each retry of a round. now: seconds since 1970."""
+        """Prepare a session with cohort, the nodes to ask.
+
+        attempt: from 1, larger for each retry of a round. now: seconds since 1970.
+        """
         self.stage = Stage.ADVERTISE
         self._terms, self._cohort, self._now = terms, sorted(cohort), now
         self._offer = terms.offer(run, round, attempt)
@@ -70,7 +76,9 @@ class Server:
         self._total = np.zeros(terms.ring_length, terms.encoding.dtype)
         self._survivors: list[int] = []
         self._consents: dict[int, Consent] = {}
+        self._disputes = Disputes()
         self._revealed: dict[int, dict[int, int]] = {}  # dealer: sender: share
+        self._pairs: dict[int, dict[int, bytes]] = {}  # client that dropped out: sender: seed of the mask they share
         self._answered = 0
         self._probe = X25519PrivateKey.generate()  # to find keys of low order
         self._session: Session
@@ -79,7 +87,7 @@ class Server:
         return f"Server(run={self._offer.run!r}, round={self._offer.round}, stage={self.stage.name})"
 
     def advance(self) -> dict[int, bytes]:
-        """Close the stage under way and open the next: what to send, by node. Errors: BelowThreshold."""
+        """Close the stage under way and open the next: return what to send, by node. Errors: BelowThreshold."""
         opens: dict[Stage, Callable[[], dict[int, bytes]]] = {
             Stage.ADVERTISE: self._offers,
             Stage.SHARE: self._rolls,
@@ -95,7 +103,7 @@ class Server:
         return sent
 
     def receive(self, node: int, reply: bytes) -> None:
-        """Take in a node's reply to this stage; node: as the transport authenticated it.
+        """Take in a node's reply to this stage. node: number as the transport authenticated it.
 
         Errors: a SecAggAbort with that node as culprit; the reply then counts as missing.
         """
@@ -116,16 +124,19 @@ class Server:
             raise MalformedMessage(error.reason, str(error), node) from error
 
     def finish(self) -> Outcome:
-        """Close the last stage: the sum. Errors: BelowThreshold; Misbehaviour "bad_share" where a secret is lost."""
+        """Close the last stage and return the sum.
+
+        Errors: BelowThreshold; Misbehaviour "bad_share" where a secret is lost.
+        """
         if self.stage is not Stage.UNMASK or self._awaited is None:
             raise ConfigError(f"the session is at stage {self.stage.name}: there is no sum to finish")
         outcome = self._or_abandon(self._unmask)
-        self._total, self._revealed, self.stage = self._total[:0], {}, Stage.DONE
+        self._total, self._revealed, self._pairs, self.stage = self._total[:0], {}, {}, Stage.DONE
         return outcome
 
     def abandon(self) -> None:
         """End the session and drop all that was collected."""
-        self._shares, self._revealed, self._total = {}, {}, self._total[:0]
+        self._shares, self._revealed, self._pairs, self._total = {}, {}, {}, self._total[:0]
         self.stage = Stage.ABANDONED
 
     def _or_abandon(self, step: Callable[[], T]) -> T:
@@ -153,7 +164,7 @@ class Server:
         self._adverts[node] = advert
 
     def _rolls(self) -> dict[int, bytes]:
-        self._require(len(self._adverts), self._terms.minimum_clients, "advertised")
+        self._require(len(self._adverts), self._terms.fewest, "advertised")
         topology = Topology.of(len(self._adverts))
         adverts = tuple(self._adverts[node] for node in sorted(self._adverts))
         roll = Roll(topology.degree, topology.threshold, adverts)
@@ -183,15 +194,42 @@ class Server:
         return sent
 
     def _take_masked(self, node: int, reply: bytes) -> None:
-        body = decode_bytes(Kind.MASKED, reply, self._session.digest, self._total.nbytes)
-        self._total += np.frombuffer(body, self._total.dtype)
+        body, disputed = decode_masked(reply, self._session.digest, self._total.nbytes)
+        vector = np.frombuffer(body, self._total.dtype)
+        if disputed:
+            delivered = {peer for peer in self._session.neighbours(node) if peer in self._shares}
+            if not delivered.issuperset(disputed):
+                raise Misbehaviour("wrong_dispute", f"client {node} disputes shares that it was not sent", node)
+            self._disputes.add(node, disputed, vector)
+            return
+        add_to(self._total, vector, self._terms.encoding.wide)
         self._survivors.append(node)
 
     def _survivor_lists(self) -> dict[int, bytes]:
         session = self._session
+        self._settle_disputes()
         self._require_quorum(len(self._survivors), "sent their masked vectors")
         self._survivors.sort()
         return dict.fromkeys(self._survivors, encode_survivors(session.digest, self._flags()))
+
+    def _settle_disputes(self) -> None:
+        """Leave out who dealt, or disputed, shares that do not open. Nothing has been revealed yet.
+
+        Errors: Misbehaviour, its culprit the dealer, where its masks cannot be taken out of the sum any more.
+        """
+        session, disputes = self._session, self._disputes
+        disputes.settle(set(self._survivors))
+        for node, vector in disputes.vectors.items():
+            if node not in disputes.left_out:
+                add_to(self._total, vector, self._terms.encoding.wide)
+                self._survivors.append(node)
+        disputes.vectors.clear()
+        survivors = set(self._survivors)
+        for dealer in disputes.left_out:
+            near = [peer for peer in session.neighbours(dealer) if peer in survivors]
+            accepted = [peer for peer in near if disputes.accepts(peer, dealer)]
+            if dealer in survivors or 0 < len(accepted) < session.roll.threshold:
+                raise Misbehaviour("bad_delivery", f"client {dealer} dealt shares that do not open", dealer)
 
     def _take_consent(self, node: int, reply: bytes) -> None:
         signature = bytes(decode_bytes(Kind.CONSENT, reply, self._session.digest, SIGNATURE_BYTES))
@@ -209,12 +247,18 @@ class Server:
         return sent
 
     def _take_revealed(self, node: int, reply: bytes) -> None:
-        shares: list[Share] = decode_list(Kind.REVEAL, reply, self._session.digest)
-        held = [dealer for dealer in self._session.holders(node) if dealer in self._shares]
+        shares, pairs = decode_reveal(reply, self._session.digest)
+        dealers = [dealer for dealer in self._session.holders(node) if dealer in self._shares]
+        held = [dealer for dealer in dealers if self._disputes.accepts(node, dealer)]
         if [share.node for share in shares] != held:
             raise Misbehaviour("wrong_shares", f"client {node} did not reveal one share for each it holds", node)
+        gone = [dealer for dealer in held if dealer not in self._survivors]
+        if pairs and [pair.node for pair in pairs] != gone:
+            raise Misbehaviour("wrong_shares", f"client {node} revealed masks of others than dropped out", node)
         for share in shares:
             self._revealed.setdefault(share.node, {})[node] = share.value
+        for pair in pairs:
+            self._pairs.setdefault(pair.node, {})[node] = pair.seed
         self._answered += 1
 
     def _unmask(self) -> Outcome:
@@ -225,21 +269,41 @@ class Server:
         subtracted: list[bytes] = []
         bad: list[BadShare] = []
         for dealer in sorted(self._shares):
-            peers = [peer for peer in session.neighbours(dealer) if peer in survivors]
-            secret, senders = self._rebuild(dealer, dealer in survivors)
-            bad += [BadShare(dealer, sender) for sender in senders]
+            near = [peer for peer in session.neighbours(dealer) if peer in survivors]
+            peers = [peer for peer in near if self._disputes.accepts(peer, dealer)]
+            if dealer not in survivors and not peers:
+                continue  # nobody has masks with it
             if dealer in survivors:
+                secret, senders = self._rebuild(dealer, True)
+                bad += [BadShare(dealer, sender) for sender in senders]
                 subtracted.append(self_mask(session, secret))
                 continue
-            private = X25519PrivateKey.from_private_bytes(secret)
-            for peer in peers:
-                mask = pair_mask(session, private, session.adverts[peer].mask_key, peer)
+            masks, senders = self._masks_with(dealer, peers)
+            bad += [BadShare(dealer, sender) for sender in senders]
+            for peer, mask in masks.items():
                 (subtracted if peer < dealer else added).append(mask)
-        apply_masks(self._total, added, subtracted)
-        return Outcome(self._total, tuple(self._survivors), tuple(bad))
+        apply_masks(self._total, added, subtracted, self._terms.encoding.wide)
+        return Outcome(self._total, tuple(self._survivors), tuple(bad), tuple(sorted(self._disputes.left_out)))
 
-    def _rebuild(self, dealer: int, survived: bool) -> tuple[bytes, list[int]]:
-        """The dealer's self-mask seed, or its mask key where it did not survive; and who sent shares that are wrong."""
+    def _masks_with(self, dealer: int, peers: list[int]) -> tuple[dict[int, bytes], list[int | None]]:
+        """Return the stream seeds of the masks that survivors share with who dropped out, and who sent wrong shares.
+
+        The seeds come from its mask key where enough shares give that back, which proves them; else from what the
+        survivors say themselves. One that lies then spoils the sum, as it could by what it sends for its own vector.
+        """
+        session, said = self._session, self._pairs.get(dealer, {})
+        try:
+            secret, senders = self._rebuild(dealer, False)
+        except SecAggAbort:
+            if not all(peer in said for peer in peers):
+                raise
+            return {peer: said[peer] for peer in peers}, [dealer]
+        private = X25519PrivateKey.from_private_bytes(secret)
+        masks = {peer: pair_mask(session, private, session.adverts[peer].mask_key, peer) for peer in peers}
+        return masks, senders
+
+    def _rebuild(self, dealer: int, survived: bool) -> tuple[bytes, list[int | None]]:
+        """Rebuild the dealer's self-mask seed, or its mask key where it did not survive; tell who sent wrong shares."""
         session, advert = self._session, self._session.adverts[dealer]
 
         def is_seed(secret: bytes) -> bool:
@@ -248,15 +312,25 @@ class Server:
         def is_key(secret: bytes) -> bool:
             return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw() == advert.mask_key
 
-        revealed = self._revealed.get(dealer, {})
-        self._require(len(revealed), session.roll.threshold, f"revealed shares of client {dealer}'s secret")
+        revealed = dict(self._revealed.get(dealer, {}))
+        own = revealed.pop(dealer, None)  # the whole seed, of a survivor that is still here
+        seed = own.to_bytes(32, "big") if own is not None and own < 2**256 else None
+        is_whole = seed is not None and is_seed(seed)
+        if not is_whole:
+            self._require(len(revealed), session.roll.threshold, f"revealed shares of client {dealer}'s secret")
+        if len(revealed) < session.roll.threshold:
+            return cast(bytes, seed), []
         shares = {session.points[sender]: value for sender, value in revealed.items()}
         found = shamir.reconstruct(shares, session.roll.threshold, is_seed if survived else is_key)
-        if found.secret is None:
-            # Shares to spare, all on one polynomial, and not the secret advertised: then it was dealt so.
-            culprit = dealer if found.is_consistent else None
-            raise Misbehaviour("bad_share", f"the shares of client {dealer}'s secret do not give it back", culprit)
-        return found.secret, [session.nodes[point - 1] for point in found.bad_points]
+        liars: list[int | None] = [dealer] if own is not None and not is_whole else []
+        if found.secret is not None:
+            return found.secret, liars + [session.nodes[point - 1] for point in found.bad_points]
+        if is_whole:
+            # Without shares to spare, any of the senders may be at fault, or the dealer.
+            return cast(bytes, seed), [dealer if found.is_consistent else None]
+        # Shares to spare, all on one polynomial, and not the secret advertised: then it was dealt so.
+        culprit = dealer if found.is_consistent else None
+        raise Misbehaviour("bad_share", f"the shares of client {dealer}'s secret do not give it back", culprit)
 
     def _flags(self) -> list[bool]:
         survivors = set(self._survivors)

@@ -15,22 +15,22 @@ from typing import NamedTuple
 PRIME = 2**256 + 297
 SECRET_BYTES = 32
 SHARE_BYTES = 33  # a field element may need 257 bits
-MOST_SUBSETS = 1024  # tried before giving up on finding who sent bad shares
+MOST_SUBSETS = 1024  # subsets tried before giving up on finding who sent bad shares
 
 
 class Reconstruction(NamedTuple):
-    """What `reconstruct` found."""
+    """Result of `reconstruct`."""
 
     secret: bytes | None  # 32 bytes; None when no subset of the shares gives a secret that verifies
-    bad_points: tuple[int, ...]  # whose shares do not belong to it; empty without a secret
-    is_consistent: bool  # more than threshold shares, all on one polynomial: with no secret, the dealer lied
+    bad_points: tuple[int, ...]  # points whose shares do not belong to the secret; empty without one
+    is_consistent: bool  # more than threshold shares, all on one polynomial: without a secret, the dealer lied
 
     def __repr__(self) -> str:
         return f"Reconstruction(secret=hidden, bad_points={self.bad_points}, is_consistent={self.is_consistent})"
 
 
 def split(secret: bytes, threshold: int, points: Sequence[int], entropy: Callable[[int], bytes]) -> list[int]:
-    """One share of a 32-byte secret per point; any `threshold` of them give it back, fewer say nothing about it.
+    """Split a 32-byte secret into one share per point: any `threshold` of them give it back, fewer say nothing of it.
 
     points: distinct integers from 1 up, few enough to be below PRIME.
     """
@@ -42,7 +42,7 @@ def split(secret: bytes, threshold: int, points: Sequence[int], entropy: Callabl
 
 
 def evaluate(coefficients: Sequence[int], point: int, prime: int = PRIME) -> int:
-    """The polynomial, lowest coefficient first, at point."""
+    """Evaluate the polynomial, lowest coefficient first, at point."""
     value = 0
     for coefficient in reversed(coefficients):
         value = value * point + coefficient  # reduced once: points are small, and a division costs more than the digits
@@ -50,14 +50,14 @@ def evaluate(coefficients: Sequence[int], point: int, prime: int = PRIME) -> int
 
 
 def interpolate(shares: Mapping[int, int], at: int = 0, prime: int = PRIME) -> int:
-    """The value at `at` of the polynomial of least degree through shares {point: value}."""
+    """Compute the value at `at` of the polynomial of least degree through shares {point: value}."""
     weights = lagrange(tuple(shares), at, prime)
     return sum(weight * value for weight, value in zip(weights, shares.values(), strict=True)) % prime
 
 
 @lru_cache(maxsize=1024)  # in one round most secrets are rebuilt from the same holders
 def lagrange(points: tuple[int, ...], at: int, prime: int = PRIME) -> tuple[int, ...]:
-    """The Lagrange coefficients of points for a value at `at`."""
+    """Compute the Lagrange coefficients of points for a value at `at`."""
     weights = []
     for one in points:
         above = math.prod(at - other for other in points if other != one)
@@ -67,7 +67,7 @@ def lagrange(points: tuple[int, ...], at: int, prime: int = PRIME) -> tuple[int,
 
 
 def reconstruct(shares: Mapping[int, int], threshold: int, verify: Callable[[bytes], bool]) -> Reconstruction:
-    """The secret behind shares {point: value}, of which some may be wrong, and whose they are.
+    """Find the secret behind shares {point: value}, of which some may be wrong, and whose they are.
 
     verify: whether 32 bytes are the secret. All shares enter the first try, so that a wrong one among those to spare is
     found as well. Guarantees: never a secret that does not verify; one wrong share among threshold + 1 is found, and
@@ -96,29 +96,29 @@ def reconstruct(shares: Mapping[int, int], threshold: int, verify: Callable[[byt
 
 
 def to_bytes(share: int) -> bytes:
-    """A share as SHARE_BYTES bytes, big-endian."""
+    """Write a share as SHARE_BYTES bytes, big-endian."""
     return share.to_bytes(SHARE_BYTES, "big")
 
 
 def from_bytes(data: bytes) -> int | None:
-    """The inverse of `to_bytes`; None for bytes that are no field element in canonical form."""
+    """Invert `to_bytes`; None for bytes that are no field element in canonical form."""
     value = int.from_bytes(data, "big")
     return value if len(data) == SHARE_BYTES and value < PRIME else None
 
 
 def _to_secret(value: int) -> bytes | None:
-    """A field element as a secret, or None for one of the few above 256 bits."""
+    """Return a field element as a secret, or None for one of the few above 256 bits."""
     return value.to_bytes(SECRET_BYTES, "big") if value < 2**256 else None
 
 
 def _strangers(shares: Mapping[int, int], kept: Mapping[int, int]) -> tuple[int, ...]:
-    """The points whose share is not on the polynomial through those kept."""
+    """Return the points whose share is not on the polynomial through those kept."""
     others = [point for point in shares if point not in kept]
     return tuple(sorted(point for point in others if interpolate(kept, point) != shares[point]))
 
 
 def _subsets(points: tuple[int, ...], threshold: int) -> Iterator[tuple[int, ...]]:
-    """Subsets of threshold points such that each e points, for e as large as affordable, are all left out of one.
+    """Yield subsets of threshold points such that each e points, e as large as affordable, are all left out of one.
 
     With the points in groups of ⌊spare / e⌋, leaving out every choice of e groups leaves out every choice of e points.
     """

@@ -1,4 +1,4 @@
-"""The edge: nothing that a client sent goes further before it has passed here."""
+"""Checks at the edge: nothing that a client sent goes further before it has passed here."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Message
 
+from ...core.aggregators import decoded
+from ...core.bases import Codec
 from ...core.errors import ClientError
-from ...core.folds import decoded
-from ...core.protocols import Codec
 from ...core.types import ClientUpdate, CodedUpdate, Failure, Metrics
-from .malformed import Malformed
-from .wire import MAX_TEXT, unpack_failure, unpack_metrics, unpack_update
+from .malformed import Malformed, reading
+from .wire import MAX_TEXT, NO_JOINS, Joins, unpack_failure, unpack_metrics, unpack_update
 
-# Of Flower's error codes, those that are not the client's code: its message expired, its node is gone.
+# Reasons for Flower's error codes that are not the client's code: its message expired, its node is gone.
 FLOWER_REASONS = {3: "timeout", 5: "unreachable"}
 
 
@@ -23,24 +23,25 @@ SLACK_BYTES = 1 << 16
 
 
 class Expected(NamedTuple):
-    """What a valid reply of one client looks like."""
+    """The form of a valid reply of one client."""
 
     client: int
     round: int
-    size: int  # of delta as it leaves the client
+    size: int  # length of delta as it leaves the client
     extra_size: int
-    max_weight: float  # a client's number of examples, or 1
-    codec: Codec | None = None  # that delta travels with
+    max_weight: float  # largest weight: the client's number of examples, or 1
+    codec: Codec | None = None  # codec that delta travels with
+    joins: Joins = NO_JOINS  # how the states join that this server's model measures in training
 
     @property
     def bytes(self) -> int:
-        """Of its vectors, and a little for one that is of another type and has to be named."""
+        """Bytes of its vectors, and a little for one that is of another type and has to be named."""
         delta = 4 * self.size if self.codec is None else self.codec.payload_bytes(self.size)
-        return delta + 4 * self.extra_size + SLACK_BYTES
+        return delta + 4 * self.extra_size + state_bytes(self.joins)
 
 
 def check_update(reply: Message, expected: Expected) -> ClientUpdate | Failure:
-    """The update in reply; or, for whatever is wrong with it, a Failure with a reason and the value.
+    """Return the update in reply; or, for whatever is wrong with it, a Failure with a reason and the value.
 
     Reasons: "schema", "dtype", "shape", "metrics", "round", "weight", "codec", "non_finite"; "client_error" when the
     client's code raised or its process died, "unreachable" when its node is gone; or the client's own. Guarantees of an
@@ -49,28 +50,35 @@ def check_update(reply: Message, expected: Expected) -> ClientUpdate | Failure:
     """
     client = expected.client
     try:
-        failure = check_content(reply, client) or unpack_failure(reply.content, client)
-        if failure is not None:
-            return failure
-        round, sent = unpack_update(reply.content, expected.codec is not None)
-        update = _decoded(sent, expected)
-        _check_bounds(round, update, expected)
+        with reading(f"client {client}'s reply"):
+            failure = check_content(reply, client) or unpack_failure(reply.content, client)
+            if failure is not None:
+                return failure
+            round, sent = unpack_update(reply.content, expected.codec is not None, expected.joins)
+            update = _decoded(sent, expected)
+            _check_bounds(round, update, expected)
     except Malformed as malformed:
         return Failure(client, malformed.reason, malformed.detail)
     return update._replace(weight=float(update.weight))
 
 
-def check_metrics(reply: Message, client: int) -> Metrics | Failure:
-    """The metrics in the reply to an evaluation, or why there are none."""
+def state_bytes(joins: Joins) -> int:
+    """Return the most bytes of the metrics in a reply, each for a client's own model as well."""
+    return SLACK_BYTES + 2 * sum(8 * count + 200 for runs in joins.values() for _, count in runs or [("sum", 2)])
+
+
+def check_metrics(reply: Message, client: int, joins: Joins) -> Metrics | Failure:
+    """Return the metrics in the reply to an evaluation, or why there are none. joins: see `wire.unpack_metrics`."""
     try:
-        failure = check_content(reply, client) or unpack_failure(reply.content, client)
-        return failure or unpack_metrics(reply.content)
+        with reading(f"client {client}'s reply"):
+            failure = check_content(reply, client) or unpack_failure(reply.content, client)
+            return failure or unpack_metrics(reply.content, joins)
     except Malformed as malformed:
         return Failure(client, malformed.reason, malformed.detail)
 
 
 def check_content(reply: Message, client: int) -> Failure | None:
-    """None when reply has content; else Flower's own error, with its code and words."""
+    """Return None when reply has content; else Flower's own error, with its code and words."""
     if reply.has_content():
         return None
     error = reply.error
@@ -79,7 +87,7 @@ def check_content(reply: Message, client: int) -> Failure | None:
 
 
 def _decoded(sent: ClientUpdate | CodedUpdate, expected: Expected) -> ClientUpdate:
-    """What the codec makes of an update that travelled with one. Raise Malformed for a payload that it did not make."""
+    """Decode an update that travelled with a codec. Raise Malformed for a payload that the codec did not make."""
     if isinstance(sent, ClientUpdate):
         return sent
     try:

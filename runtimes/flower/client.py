@@ -4,40 +4,49 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from ...clients.discreet import held_back
+from ...clients.engine import Engine
 from ...clients.personal import evaluate_client
-from ...clients.policy import Policy, Refused
+from ...clients.policy import Policy, Refused, name_of
+from ...clients.round import abstain, train_client
+from ...clients.spending import Spending, SpendingFile
+from ...core.backend import require_tensorflow
+from ...core.bases import Population
+from ...core.compatible import check_fresh
+from ...core.discretion import is_discreet
 from ...core.errors import ClientError, ConfigError, StoreError, UmbelError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
 from ...core.faults import crash_point
-from ...core.protocols import Population
 from ...core.types import Broadcast, Failure
 from . import secure_tasks, wire
 from .memory import Disk, client_home
 
 if TYPE_CHECKING:  # TensorFlow is imported for the first message that needs it
-    from ...clients.worker import Worker
+    from ...clients.tensorflow.engine import TensorFlowEngine
 
-Work = Callable[[Message, int, "Worker", Broadcast, wire.Order], "RecordDict | Failure"]
-KEPT_RUNS, KEPT_BYTES = 16, 1 << 30  # that take turns, and have their models ready: so many at most, and in so much
-COPIES = 4  # of its parameters, that a model takes: they themselves, what was received, gradients, what is sent
+Work = Callable[[Message, int, Engine, Broadcast, wire.Order, Callable[[], None]], "RecordDict | Failure"]
+KEPT_RUNS, KEPT_BYTES = 16, 1 << 30  # most runs, and their most bytes, whose models are ready as they take turns
+COPIES = 4  # copies of its parameters that a model takes: they themselves, what was received, gradients, what is sent
 
+log = logging.getLogger(__name__)  # the client's own log: nothing in it is sent
 app = ClientApp()
 _disk: Disk | None = None
-_runs: OrderedDict[tuple[int, str, str], Prepared] = OrderedDict()  # the one whose turn it was last at the end
+_runs: OrderedDict[tuple[int, str, str], Prepared] = OrderedDict()  # the one that was last used at the end
 
 
 def keep_in(disk: Disk | None) -> None:
-    """Where this process's clients keep their memory; None: in `client_home()`, not encrypted."""
+    """Say where this process's clients keep their memory; None: in `client_home()`, not encrypted."""
     global _disk
     _disk = disk
 
@@ -50,13 +59,13 @@ def identify(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """A client's round. A failure of the experiment's is a reply with its reason; any other error is Flower's."""
+    """Play a client's round. A failure of the experiment's is a reply with its reason; any other error is Flower's."""
     return _answer(message, context, _train)
 
 
 @app.train("stage")
 def stage(message: Message, context: Context) -> Message:
-    """A later message of a round's hidden sum, to a client that trained for the first."""
+    """Answer a later message of a round's hidden sum, to a client that trained for the first."""
     client = client_id(context)
     content: RecordDict | Failure
     try:
@@ -70,12 +79,12 @@ def stage(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Metrics over this client's validation examples, with what it keeps at home."""
+    """Measure over this client's validation examples, with what it keeps at home."""
     return _answer(message, context, _evaluate)
 
 
 def client_id(context: Context) -> int:
-    """The partition-id of this node's own configuration (flower-supernode --node-config "partition-id=0").
+    """Return the partition-id of this node's own configuration (flower-supernode --node-config "partition-id=0").
 
     Errors: ConfigError without one.
     """
@@ -88,7 +97,7 @@ def client_id(context: Context) -> int:
 
 
 def _answer(message: Message, context: Context, work: Work) -> Message:
-    """work's reply; a failure that it foresees, as the reply that says so."""
+    """Return work's reply; a failure that it foresees, as the reply that says so."""
     client, round = client_id(context), 0
     # By run, too: between two runs a file may have been edited, and this process outlives both.
     source = message.metadata.run_id, str(context.run_config["experiment"]), str(context.run_config["overrides"])
@@ -97,12 +106,14 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
         order = wire.unpack_order(message.content)
         prepared = _prepared(*source)
         _check_same(prepared.experiment, order.digest)
-        worker = prepared.worker(order.compile)
+        worker = prepared.worker(order.compile, order.terms)
+        _check_base(worker, order.base)
         _let_go_of_others()
         broadcast = wire.unpack_broadcast(message.content, worker.experiment.transforms.init(worker.spec))
         round = broadcast.round
         _policy().check_round(worker.experiment, round, worker.spec.size)
-        content = work(message, client, worker, broadcast, order)
+        charge = partial(_charge, client, source[1], worker, order.digest)
+        content = work(message, client, worker, broadcast, order, charge)
     except ClientError as error:
         content = Failure(client, "client_error", str(error))
     except StoreError as error:
@@ -116,42 +127,81 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     return Message(content, reply_to=message)
 
 
-def _train(message: Message, client: int, worker: Worker, broadcast: Broadcast, order: wire.Order):
-    disk, round, run = _home(), broadcast.round, message.metadata.run_id
+def _charge(client: int, reference: str, worker: Engine, digest: str) -> None:
+    """Put a reply on this client's own account, before it is made. Errors: Refused where it would be one too many."""
+    experiment, plan = worker.experiment, worker.experiment.plan
+    spent = Spending(1, {} if plan is None else plan.charge({}))
+    variant = f"{digest[:16]}/{worker.spec.digest[:16]}"
+    account = SpendingFile.of(_home().folder, client)
+    account.charge(name_of(reference), variant, spent, partial(_policy().check_spending, experiment))
+
+
+def _train(message: Message, client: int, worker: Engine, broadcast: Broadcast, order: wire.Order, charge):
+    disk, run = _home(), message.metadata.run_id
     part = None
-    if worker.experiment.aggregation is not None:
-        begun = secure_tasks.begin(run, client, worker.experiment, broadcast, message.content, disk.folder)
-        if not isinstance(begun, secure_tasks.Part):
+    if worker.experiment.secure_aggregation is not None:
+        experiment = worker.experiment
+        joins = worker.joins("train")
+        begun = secure_tasks.begin(
+            run, client, experiment, joins, order.digest, broadcast, message.content, disk.folder
+        )
+        if not isinstance(begun, secure_tasks.SumPart):
             return begun
         part = begun
     if order.memory:
         disk.keep_only(order.memory, client, order.since)
-    data, rows = _examples(worker.experiment.population, client)
-    update, kept = worker.train(broadcast, client, order.key, data, rows, _remembered(client, order))
-    crash_point("client-training", round)
+    charge()
+    train = partial(_reply, run, client, worker, broadcast, order, part)
+    return held_back(client, train) if is_discreet(worker.experiment) else train()
+
+
+def _reply(
+    run: int, client: int, worker: Engine, broadcast: Broadcast, order: wire.Order, part: secure_tasks.SumPart | None
+) -> RecordDict | Failure:
+    """Train, note what the client keeps, and pack what leaves it."""
+    update, kept = _trained(client, worker, broadcast, order)
+    crash_point("client-training", broadcast.round)
     if isinstance(update, Failure):
         return update
     if order.memory:
-        disk.write(order.memory, client, round, kept)
-    crash_point("client-trained", round)
-    return wire.pack_update(round, update) if part is None else secure_tasks.enter(run, part, update)
+        _home().write(order.memory, client, broadcast.round, kept)
+    crash_point("client-trained", broadcast.round)
+    return wire.pack_update(broadcast.round, update) if part is None else secure_tasks.enter(run, part, update)
 
 
-def _evaluate(message: Message, client: int, worker: Worker, broadcast: Broadcast, order: wire.Order):
-    population = worker.experiment.validation
-    if worker.experiment.aggregation is not None:
-        raise Refused(f"{worker.experiment.aggregation!r} is to hide what single clients say, their metrics included")
+def _trained(client: int, worker: Engine, broadcast: Broadcast, order: wire.Order) -> tuple[Any, list[np.ndarray]]:
+    """Play a client's round. Examples that cannot be read count as nothing, where a failure would tell of them."""
+    memory = _remembered(client, order)
+    try:
+        data, rows = _examples(worker.experiment.population, client)
+    except Exception:
+        # DP-SGD's noise depends on how many examples there are: without them only a failure is left.
+        if not is_discreet(worker.experiment) or worker.experiment.local.per_example is not None:
+            raise
+        log.exception("client %d cannot read its examples, and adds nothing", client)
+        return abstain(worker, broadcast, order.key), worker.initial_memory if memory is None else memory
+    _policy().check_work(worker.experiment, len(rows))
+    played = train_client(worker, broadcast, client, order.key, data, rows, memory)
+    return played.content, played.memory
+
+
+def _evaluate(message: Message, client: int, worker: Engine, broadcast: Broadcast, order: wire.Order, charge):
+    population = worker.experiment.validation_clients()
+    if worker.experiment.secure_aggregation is not None:
+        raise Refused(
+            f"{worker.experiment.secure_aggregation!r} is to hide what single clients say, their metrics included"
+        )
     if population is None:
         raise ConfigError("the experiment has no validation population to evaluate clients on")
     held_out, training = _examples(population, client), partial(_examples, worker.experiment.population, client)
     # A fold of other clients has its own numbering: what this client keeps at home is not theirs.
-    memory = None if hasattr(population, "members") else _remembered(client, order)
+    memory = None if population.is_some_clients else _remembered(client, order)
     metrics = evaluate_client(worker, broadcast, client, held_out, memory, training)
-    return RecordDict({"metrics": wire.pack_metrics(metrics)})
+    return RecordDict(wire.pack_metrics(metrics))
 
 
 def _remembered(client: int, order: wire.Order) -> list[np.ndarray] | None:
-    """What this client kept of the last round that it counted in, None at first."""
+    """Read what this client kept of the last round that it counted in, None at first."""
     return _home().read(order.memory, client, order.since) if order.memory and order.since else None
 
 
@@ -164,35 +214,48 @@ class Prepared:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self._workers: dict[str, Worker] = {}  # by how they compile
+        self._workers: dict[str, TensorFlowEngine] = {}  # workers by how they compile
 
-    def worker(self, choice: str) -> Worker:
-        """The one that compiles so."""
-        from ...clients.devices import configure_tensorflow, pick_devices
-        from ...clients.worker import Worker
+    def worker(self, choice: str, terms: str) -> TensorFlowEngine:
+        """Return the worker that compiles so.
 
+        terms: on which metrics travel. Errors: ConfigError where it has other metrics.
+        """
+        from ...clients.keras.agreed import Agreement
+        from ...clients.keras.metric_terms import MetricTerms
+        from ...clients.tensorflow.devices import configure_tensorflow, pick_devices
+        from ...clients.tensorflow.engine import TensorFlowEngine
+
+        require_tensorflow("Clients over Flower train")
         if choice not in self._workers:
             configure_tensorflow()
-            self._workers[choice] = Worker(self.experiment, pick_devices(None)[0], xla=choice == "xla", is_live=True)
+            agreement = Agreement.on(MetricTerms.from_json(terms))
+            device = pick_devices(None)[0]
+            self._workers[choice] = TensorFlowEngine(
+                self.experiment, device, xla=choice == "xla", is_live=True, agreement=agreement
+            )
             self._workers[choice].forget_initial_params()  # the server sends its own
         return self._workers[choice]
 
     @property
     def nbytes(self) -> int:
-        """That it takes, about: models and examples."""
+        """Number of bytes that it takes, about: models and examples."""
         examples = self.experiment.population.resident() if self._workers else None
         own = 0 if examples is None else examples.nbytes
-        return own + sum(4 * COPIES * worker.spec.size for worker in self._workers.values())
+        workers = self._workers.values()
+        return own + sum(4 * COPIES * worker.spec.size + worker.base.nbytes for worker in workers)
 
 
 def _prepared(run: int, reference: str, overrides: str) -> Prepared:
-    """What there is for a run, whose configuration names an experiment that this client agrees to.
+    """Return what is ready for a run, whose configuration names an experiment that this client agrees to.
 
     Errors: Refused, ConfigError.
     """
     source = run, reference, overrides
     if source not in _runs:
-        _runs[source] = Prepared(_policy().load(reference, json.loads(overrides)))
+        experiment = _policy().load(reference, json.loads(overrides))
+        check_fresh(experiment.resolved)
+        _runs[source] = Prepared(experiment)
     _runs.move_to_end(source)
     return _runs[source]
 
@@ -205,7 +268,7 @@ def _let_go_of_others() -> None:
 
 @functools.cache
 def _policy() -> Policy:
-    """What this client agrees to, as it was when the process began."""
+    """Read what this client agrees to, as it was when the process began."""
     return Policy.of_this_process()
 
 
@@ -218,8 +281,19 @@ def _check_same(experiment: Experiment, digest: str) -> None:
         )
 
 
+def _check_base(worker: Engine, base: str) -> None:
+    """Raise ConfigError when this client's frozen variables hold other values than the server's."""
+    own = worker.spec.base
+    if own != base:
+        raise ConfigError(
+            f"what is frozen in the client's model ({len(list(worker.spec.frozen))} variables) has the hash "
+            f"{own[:12] or 'none'}, in the server's {base[:12] or 'none'}; frozen values do not travel: give both the "
+            "same pre-trained weights"
+        )
+
+
 def _examples(population: Population, client: int) -> tuple[Examples, np.ndarray]:
-    """The arrays this client indexes into, and its rows of them."""
+    """Return the arrays this client indexes into, and its rows of them."""
     resident = population.resident()
     if resident is not None:
         return resident, population.indices(client)

@@ -11,6 +11,7 @@ from functools import partial
 
 from flwr.app import Message, RecordDict
 
+from ...core.errors import UmbelError
 from ...core.types import Failure
 from .malformed import Malformed
 from .nodes import Nodes
@@ -20,10 +21,10 @@ from .private_objects import content_bytes, wait_until
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05  # Grid.send_and_receive polls every 3 seconds, longer than many rounds take
-NODES_SECONDS = 1.0  # between two looks at who was started again
-STALLED_SECONDS = 5.0  # without another object of a reply, before anybody else's is read instead
-TTL_MARGIN_SECONDS = 5.0  # a message outlives the wait for its reply, so that who is late is late, not "unavailable"
-AWAY_SECONDS = 15.0  # that a node which has gone is given to come back
+NODES_SECONDS = 1.0  # time between two looks at who was started again
+STALLED_SECONDS = 5.0  # time without another object of a reply, before anybody else's is read instead
+TTL_MARGIN_SECONDS = 5.0  # time that a message outlives the wait for its reply: who is late is late, not "unavailable"
+AWAY_SECONDS = 15.0  # time for a node which has gone to come back
 GONE, CRASHED = 5, 8  # Flower's codes for a node that has left, and for a client whose process died
 
 
@@ -32,10 +33,10 @@ class Late:
 
     def __init__(self, mail: Mail):
         self._mail, self._open = mail, dict[str, tuple[int, str]]()
-        self.refused = 0  # replies, so far
+        self.refused = 0  # number of replies refused so far
 
     def add(self, identifier: str, client: int, label: str) -> None:
-        """From now on a reply to this message is late."""
+        """Count a reply to this message as late from now on."""
         self._open[identifier] = client, label
 
     def refuse(self) -> None:
@@ -47,7 +48,7 @@ class Late:
 
 
 class Exchange:
-    """What was sent, and what has arrived. A `with` block: what is still out when it ends is late.
+    """Messages that were sent, and replies that have arrived. A `with` block: what is still out when it ends is late.
 
     kind: "train" or "evaluate". contents: by client. label: what the exchange is for, in words. A client that is
     started again, or whose process dies, is sent its message once more, while the time lasts; all are after the
@@ -68,12 +69,12 @@ class Exchange:
         self._mail, self._nodes, self._late, self._kind, self._contents = mail, nodes, late, kind, contents
         self._seconds, self._max_bytes, self._label = seconds, max_bytes, label
         self._waiting: dict[str, int] = {}  # {message: client}
-        self._arrived: dict[int, Envelope | Failure] = {}  # and not read yet
-        self._read: dict[int, Message | Failure] = {}  # one at most
+        self._arrived: dict[int, Envelope | Failure] = {}  # arrived and not read yet
+        self._read: dict[int, Message | Failure] = {}  # read and not yielded yet: one at most
         self._reading: int | None = None
         self._doubtful: dict[int, float] = {}  # who may have stopped uploading, and when
-        self._away: dict[int, tuple[float, Envelope]] = {}  # whose node has left: until when to wait, what to say then
-        self._again: set[int] = set()  # sent twice
+        self._away: dict[int, tuple[float, Envelope]] = {}  # {client that is away: (until when, what then)}
+        self._again: set[int] = set()  # clients that were sent their message twice
         self._lock = threading.Lock()  # a reply is read by several threads, which look around while they wait
 
     def __enter__(self) -> Exchange:
@@ -86,9 +87,13 @@ class Exchange:
     def __exit__(self, *_: object) -> None:
         for identifier, client in self._waiting.items():
             self._late.add(identifier, client, self._label)
+        for reply in self._arrived.values():  # a round may have enough of them
+            if not isinstance(reply, Failure):
+                reply.drop()
+        self._arrived.clear()
 
     def replies(self, in_order: bool = True) -> Iterator[tuple[int, Message | Failure]]:
-        """(client, reply) for each client, in the order of contents, or else as they arrive.
+        """Yield (client, reply) for each client, in the order of contents, or else as they arrive.
 
         A reply is a Message, with content or Flower's error, or a Failure: "timeout", "unreachable", or what is wrong
         with its form. Only one is in memory at a time.
@@ -129,14 +134,15 @@ class Exchange:
         return client in self._waiting.values() or client in self._away or self._is_there(client)
 
     def _is_there(self, client: int) -> bool:
-        """Whether it has at least begun to upload a reply."""
+        """Whether a client has at least begun to upload a reply."""
         return client in self._arrived or client == self._reading
 
     def _look(self) -> None:
         """Take note of what has arrived, and of who was started again."""
         for envelope in self._mail.look([one for one, client in self._waiting.items() if client not in self._arrived]):
             if (client := self._waiting.pop(envelope.reply_to, None)) is None:
-                continue  # another try's reply, after the one that counts
+                envelope.drop()  # another try's reply, after the one that counts
+                continue
             if envelope.error is not None and self._is_open(client):
                 continue  # another try is on its way
             code = None if envelope.error is None or not self._may_repeat(client) else envelope.error.code
@@ -163,13 +169,13 @@ class Exchange:
             self._arrived[client] = self._away.pop(client)[1]
 
     def _affected(self, clients: set[int]) -> list[int]:
-        """Those among clients of whom nothing has arrived yet. The uploads of others may have ended: that is noted."""
+        """Return the clients of whom nothing has arrived yet. Uploads of others may have ended: that is noted."""
         self._doubtful |= {client: time.monotonic() for client in clients if self._is_there(client)}
         waiting = dict.fromkeys([*self._waiting.values(), *self._away])
         return [client for client in waiting if client in clients and not self._is_there(client)]
 
     def _forget(self, client: int) -> None:
-        """What this client was sent so far is not waited for any more."""
+        """Wait no longer for an answer to what this client was sent so far."""
         self._away.pop(client, None)
         for identifier in [one for one, of in self._waiting.items() if of == client]:
             del self._waiting[identifier]
@@ -195,19 +201,25 @@ class Exchange:
         try:
             self._read[client] = envelope.open(self._max_bytes, partial(self._wait, client, in_order))
         except Superseded:
-            self._arrived.setdefault(client, envelope)
+            if self._arrived.setdefault(client, envelope) is not envelope:
+                envelope.drop()
             return False
         except Malformed as malformed:
             if malformed.reason == "timeout" and client in self._waiting.values():
                 return False
             self._read[client] = Failure(client, malformed.reason, malformed.detail)
+        except (ConnectionError, UmbelError):
+            raise  # of the SuperLink's, not of what the client sent
+        except Exception as error:
+            log.warning("%s: client %d's reply cannot be read", self._label, client, exc_info=True)
+            self._read[client] = Failure(client, "schema", f"its reply cannot be read: {type(error).__name__}")
         finally:
             self._reading = None
         self._forget(client)
         return True
 
     def _wait(self, client: int, in_order: bool, seconds: float) -> None:
-        """For more of the reply that is being read, which has not grown for so many seconds.
+        """Wait for more of the reply that is being read, which has not grown for so many seconds.
 
         Errors: Malformed at the deadline; Superseded for another try's reply, and, in any order, for another client's.
         """
@@ -229,12 +241,12 @@ class Exchange:
 
 
 def bytes_received(reply: Message | Failure) -> int:
-    """Bytes of a reply's content."""
+    """Count the bytes of a reply's content."""
     return 0 if isinstance(reply, Failure) or not reply.has_content() else content_bytes(reply.content)
 
 
 def bytes_sent(contents: Mapping[int, RecordDict]) -> int:
-    """Bytes of a cohort's messages: what they share is measured once, and counted for every client."""
+    """Count the bytes of a cohort's messages: what they share is measured once, and counted for every client."""
     measured: dict[int, int] = {}
     records = [record for content in contents.values() for record in content.values()]
     for record in records:

@@ -8,44 +8,36 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from ...core import errors
 from ...core.errors import UmbelError
 from ...core.loading import load_experiment
 from ...core.overrides import fit_to
-from ...core.types import Failure, RoundRecord
+from ...core.private import RemoteAggregation
 from ...core.validation import require_count
+from ...server.events import Events, Finished
+from .events import Message, unpacked
 from .identity import KIT_VARIABLE
 from .memory import client_home
-from .private import Control
+from .private import ControlApi
 from .processes import NOTHING_OF_OTHERS, Processes, free_ports, healthy
 from .secure import LOCAL_KIT_VARIABLE
 from .server import STORE_VARIABLE
 
-START_SECONDS = 90.0  # for the SuperLink to answer; it takes one or two, and longer on a machine that is busy
-WATCH_SECONDS = 0.2  # between two looks at whether all processes still live
-
-Event = tuple[str, dict[str, Any]]
-
-
-class Outcome(NamedTuple):
-    """How a run over Flower ended."""
-
-    records: tuple[RoundRecord, ...]
-    final: dict[str, Any]  # History.final: run, params_sha256, model_version, rounds, seconds
+START_SECONDS = 90.0  # time for the SuperLink to answer; it takes one or two, and longer on a machine that is busy
+WATCH_SECONDS = 0.2  # time between two looks at whether all processes still live
 
 
 class LocalFederation:
     """A SuperLink and `clients` SuperNodes with a warm worker each, inside a `with` block, for one run after another.
 
         with LocalFederation(clients=3) as federation:
-            for name, content in federation.submit("digits_fedavg", ["rounds=2"]):
+            for event in federation.submit("digits_fedavg", ["rounds=2"]):
                 ...
 
     store: URL of the database that runs are kept in; it never leaves the server's processes. memory: folder for what
@@ -87,17 +79,21 @@ class LocalFederation:
         over_selection: float = 1.0,
         join_seconds: float = 120.0,
         compile: str = "graph",
-    ) -> Iterator[Event]:
-        """Start a run, and yield its events until it has finished (see `server` for what they hold).
+    ) -> Events:
+        """Start a run, and yield its events until it has finished. A caller that leaves ends the run.
+
+        The model stays in the server's store: Finished has no history, and Started no experiment.
 
         Errors: those of `umbel.run`, raised here as they were there; UmbelError when a process of the federation dies
         or the run fails otherwise, with the end of its log.
         """
         # Children may run in another folder than the one that a path is relative to.
         path = Path(reference).expanduser()
-        provide = getattr(load_experiment(reference, overrides).aggregation, "provision", None)
-        if provide is not None:
-            provide(self._kit("server"), {client: self._kit(f"client-{client}") for client in range(self.clients)})
+        aggregation = load_experiment(reference, overrides).resolved.secure_aggregation
+        if isinstance(aggregation, RemoteAggregation):
+            aggregation.provision(
+                self._kit("server"), {client: self._kit(f"client-{client}") for client in range(self.clients)}
+            )
         config = app_config(
             str(path.resolve()) if path.suffix == ".py" else reference,
             overrides,
@@ -110,16 +106,14 @@ class LocalFederation:
         )
         yield from self._play(pyproject(config))
 
-    def _play(self, app: str) -> Iterator[Event]:
-        """The events of a run of app, from its start to its end."""
+    def _play(self, app: str) -> Events:
+        """Yield the events of a run of app, from its start to its end."""
         run_id = self._control.start_run(app)
         done = False
         try:
-            for name, content in self._follow(run_id):
-                if name == "error":
-                    raise error_of(content)
-                yield name, content
-                done = name == "final"
+            for event in unpacked(self._follow(run_id)):
+                yield event
+                done = isinstance(event, Finished)
             if not done:
                 status = self._control.status(run_id)
                 raise UmbelError(
@@ -148,19 +142,19 @@ class LocalFederation:
             worker = ["worker", f"127.0.0.1:{port}", "--home", str(self.memory / f"client-{client}")]
             own = NOTHING_OF_OTHERS | self._variables(f"client-{client}")
             self._processes.start(f"worker {client}", worker, own, restart=True)
-        self._control = Control(address)
+        self._control = ControlApi(address)
 
     def _kit(self, party: str) -> Path:
-        """Where a party finds what hidden sums need; for as long as this federation lives."""
+        """Return the folder where a party finds what hidden sums need; for as long as this federation lives."""
         return self._processes.home / "kits" / party
 
     def _variables(self, party: str) -> dict[str, str]:
-        """A kit in this process's own environment is another federation's."""
+        """Return a party's variables: a kit in this process's own environment is another federation's."""
         return {KIT_VARIABLE: "", LOCAL_KIT_VARIABLE: str(self._kit(party))}
 
-    def _follow(self, run_id: int) -> Iterator[Event]:
-        """A run's events; raises as soon as a process dies instead of waiting for events that cannot come."""
-        events: queue.SimpleQueue[Event | Exception | None] = queue.SimpleQueue()
+    def _follow(self, run_id: int) -> Iterator[Message]:
+        """Yield what a run pushes; raise as soon as a process dies instead of waiting for events that cannot come."""
+        events: queue.SimpleQueue[Message | Exception | None] = queue.SimpleQueue()
 
         def read() -> None:
             try:
@@ -194,7 +188,7 @@ class LocalFederation:
             return
 
 
-def run_local(
+def play_local(
     reference: str,
     overrides: Sequence[str] = (),
     *,
@@ -202,45 +196,16 @@ def run_local(
     store: str | None = None,
     resume: str | None = None,
     timeout_seconds: float = 600.0,
-    on_start: Callable[[str | None, Sequence[RoundRecord]], None] | None = None,
-    on_round: Callable[[RoundRecord, Sequence[Failure]], None] | None = None,
-) -> Outcome:
-    """Run an experiment on a real SuperLink and `clients` SuperNodes on this machine.
+) -> Events:
+    """Yield the events of a run on a real SuperLink and `clients` SuperNodes on this machine, which end with it.
 
-    reference, overrides: as for `load_experiment`; the population is cut into `clients` clients. on_start: called with
-    the run's id in the store and the records of a resumed run; on_round: after every round. Errors: those of
+    reference, overrides: as for `load_experiment`; the population is cut into `clients` clients. Errors: those of
     `umbel.run`; UmbelError when a process dies, with the end of its log.
     """
     require_count("clients", clients)
     overrides = [*overrides, *fit_to(load_experiment(reference, overrides), clients)]
     with LocalFederation(clients, store=store) as federation:
-        events = federation.submit(reference, overrides, resume=resume, timeout_seconds=timeout_seconds)
-        return outcome_of(events, on_start, on_round)
-
-
-def outcome_of(
-    events: Iterator[Event],
-    on_start: Callable[[str | None, Sequence[RoundRecord]], None] | None = None,
-    on_round: Callable[[RoundRecord, Sequence[Failure]], None] | None = None,
-) -> Outcome:
-    """A run's events to their end, each handed on as it comes."""
-    records: list[RoundRecord] = []
-    final: dict[str, Any] = {}
-    for name, content in events:
-        if name == "start":
-            records = [RoundRecord(**record) for record in content["records"]]
-            if on_start:
-                on_start(content["run"], tuple(records))
-        elif name == "round":
-            record = RoundRecord(**content["record"])
-            if records and record.round <= records[-1].round:
-                continue  # pushed twice, around an outage
-            records.append(record)
-            if on_round:
-                on_round(records[-1], [Failure(*failure) for failure in content["failures"]])
-        elif name == "final":
-            final = content
-    return Outcome(tuple(records), final)
+        yield from federation.submit(reference, overrides, resume=resume, timeout_seconds=timeout_seconds)
 
 
 def app_config(
@@ -255,7 +220,7 @@ def app_config(
     compile: str = "graph",
     digest: str = "",
 ) -> dict[str, Any]:
-    """A run's configuration, as `server` reads it."""
+    """Return a run's configuration, as `server` reads it."""
     return {
         "experiment": reference,
         "overrides": json.dumps(list(overrides)),
@@ -270,7 +235,7 @@ def app_config(
 
 
 def pyproject(config: dict[str, Any]) -> str:
-    """The whole app that Flower ships: which installed functions to call, and with what configuration.
+    """Write the whole app that Flower ships: which installed functions to call, and with what configuration.
 
     No dependencies: Flower would install them into a fresh environment for every run.
     """
@@ -294,15 +259,9 @@ clientapp = "{package}.client:app"
 """
 
 
-def error_of(content: dict[str, str]) -> UmbelError:
-    """The error that ended a run, of the class it had at the server."""
-    kind = getattr(errors, content["kind"], UmbelError)
-    return kind(content["message"]) if issubclass(kind, UmbelError) else UmbelError(content["message"])
-
-
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """Inside, SIGTERM raises SystemExit, so that `with` blocks close. Left alone where it is handled already."""
+    """Let SIGTERM raise SystemExit inside, so that `with` blocks close. Left alone where it is handled already."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

@@ -1,4 +1,4 @@
-"""What clients keep at home between rounds, on their own disk: personal variables, vectors of an algorithm.
+"""Memory of clients between rounds, at home on their own disk: personal variables, vectors of an algorithm.
 
 A version is what a client had after training in a round. Which version counts is the server's to say, since only it
 knows which updates were in a committed sum: a round that is redone, or that ended without this client, leaves a version
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import StoreError, UmbelError
+from ...core.files import write_atomically
 from ...core.serial import dumps, loads
 
 KEPT_RUNS, MOST_RUNS = 8, 64
@@ -28,14 +29,16 @@ Seal = Callable[[bytes, bytes], "bytes | memoryview"]  # (content, context) → 
 
 
 def client_home() -> Path:
-    """The folder that clients on this machine keep their memory in: $UMBEL_CLIENT_HOME, or ~/.umbel/clients."""
+    """Return the folder that clients on this machine keep their memory in: $UMBEL_CLIENT_HOME, or ~/.umbel/clients."""
     named = os.environ.get(HOME_VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".umbel" / "clients"
 
 
 class Disk:
-    """A folder of versions, one subfolder per run: those of the KEPT_RUNS runs that were last written to, and of all
-    that were written to within a day, MOST_RUNS at most: they may be under way.
+    """A folder of versions, one subfolder per run.
+
+    It keeps those of the KEPT_RUNS runs that were last written to, and of all that were written to within a day,
+    MOST_RUNS at most: they may be under way.
 
     seal, unseal: encrypt a version, and decrypt it; both are handed what it is a version of, so that one in another's
     place does not open. None: versions lie there as they are.
@@ -50,7 +53,7 @@ class Disk:
         return f"Disk({str(self.folder)!r}, {'sealed' if self._seal else 'not sealed'})"
 
     def read(self, run: str, client: int, round: int) -> list[np.ndarray]:
-        """The client's arrays after `round`. Errors: StoreError when they are not there, or do not read back."""
+        """Read the client's arrays after `round`. Errors: StoreError when they are not there, or do not read back."""
         path = self._path(run, client, round)
         try:
             content: bytes | memoryview = path.read_bytes()
@@ -97,7 +100,7 @@ class Disk:
                     path.unlink()
 
     def rounds(self, run: str, client: int) -> list[int]:
-        """The rounds that there are versions of, ascending."""
+        """List the rounds that there are versions of, ascending."""
         names = [path.name.partition(".")[2] for path in self._path(run, client, 0).parent.glob(f"{client}.*")]
         return sorted(int(name) for name in names if name.isdecimal())
 
@@ -117,32 +120,12 @@ class Disk:
         return self.folder / run / f"{int(client)}.{int(round)}"
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that is there whole or not at all, also after a power cut. Errors: OSError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too
-    finally:
-        os.close(folder)
-
-
 def _context(run: str, client: int, round: int) -> bytes:
     return f"umbel client memory {run} {client} {round}".encode()
 
 
 def _free(path: Path) -> str:
-    """The free bytes where path lies, in words; nothing where that cannot be found out."""
+    """Return the free bytes where path lies, in words; nothing where that cannot be found out."""
     try:
         found = os.statvfs(next(folder for folder in path.parents if folder.exists()))
     except (OSError, StopIteration):

@@ -1,4 +1,4 @@
-"""Which node is which client, and which of them were started anew."""
+"""Nodes of a federation: which node is which client, and which of them were started anew."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flwr.app import Message, RecordDict
 
 from ...core.errors import ConfigError, RunStopped
 from .check import check_content
-from .malformed import Malformed
+from .malformed import Malformed, reading
 from .private import nodes_of
 from .private_exchange import Envelope, Mail
 from .private_objects import wait_until
@@ -20,10 +20,10 @@ from .wire import pack_identity, unpack_identity, unpack_version
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-RETURN_SECONDS = 5.0  # that a client which is not there is given to come back, before a round begins without it
-QUERY_SECONDS = 3600.0  # that a node has to say which client it is; it answers at once, or after what it is at
+RETURN_SECONDS = 5.0  # time for a client which is not there to come back, before a round begins without it
+QUERY_SECONDS = 3600.0  # time for a node to say which client it is; it answers at once, or after what it is at
 MAX_QUERY_BYTES = 4096
-IMPOSTOR, FORGED = "node", ("signature", "replay", "sealed")  # reasons: of identity, and of `signing`
+IMPOSTOR, FORGED = "node", ("signature", "replay", "sealed")  # reasons of refusals: ours, and those of `signing`
 
 
 class Nodes:
@@ -45,11 +45,12 @@ class Nodes:
         self.of: dict[int, int] = {}  # {client: node}
         self._grid, self._mail, self._clients = grid, mail, clients
         self._bound, self._refused = bound, refused
-        self._started: dict[int, str] = {}  # {node: when}, of all that were ever online
+        self._started: dict[int, str] = {}  # {node: when it was started}, for all that were ever online
         self._online: set[int] = set()
-        self._asked: dict[str, int] = {}  # {message: node} not yet answered
+        self._asked: dict[str, int] = {}  # {message: node} of queries not yet answered
         self._known: set[int] = set()
-        self._is_settled = False  # until then two nodes of one client are a mistake; later on, one replaced the other
+        # Whether all clients appeared: before, two nodes of one client are a mistake; later on, one replaced the other.
+        self._is_settled = False
 
     def wait(self, count: int, seconds: float) -> None:
         """Return once `count` clients have appeared.
@@ -70,7 +71,7 @@ class Nodes:
             time.sleep(POLL_SECONDS)
 
     def gather(self, cohort: Collection[int]) -> None:
-        """Look who is there; give those of the cohort that are not a moment to come back."""
+        """Look who is there; give members of the cohort that are not there a moment to come back."""
         deadline = time.monotonic() + RETURN_SECONDS
         self.refresh()
         while not self._are_online(cohort) and time.monotonic() < deadline:
@@ -78,7 +79,7 @@ class Nodes:
             self.refresh()
 
     def refresh(self) -> set[int]:
-        """Look again who is there. The clients whose node was started since the last look, or is another one."""
+        """Look again who is there. Return the clients whose node was started since the last look, or is another one."""
         before, now = self._started, nodes_of(self._grid)
         self._started, self._online = before | now, set(now)
         fresh = sorted(set(now) - self._known)
@@ -94,7 +95,7 @@ class Nodes:
         return moved
 
     def _check_version(self, node: int, reply: Message) -> None:
-        """Errors: Malformed for a node whose Umbel is of another major version than the server's."""
+        """Raise Malformed for a node whose Umbel is of another major version than the server's."""
         theirs, ours = unpack_version(reply.content), unpack_version(pack_identity(0))
         said = f"it runs Umbel {theirs[0]}.{theirs[1]}, and the server {ours[0]}.{ours[1]}"
         if theirs[0] != ours[0]:
@@ -106,13 +107,14 @@ class Nodes:
         return all(self.of.get(client) in self._online for client in cohort)
 
     def _answer(self, node: int, envelope: Envelope) -> set[int]:
-        """Put down which client a node is; that client, if it had another node before."""
+        """Put down which client a node is; return that client, if it had another node before."""
         try:
             reply = envelope.open(MAX_QUERY_BYTES, wait_until(time.monotonic() + RETURN_SECONDS))
             if (failure := check_content(reply, -1)) is not None:
                 raise Malformed(failure.reason, failure.detail)
-            client = unpack_identity(reply.content)
-            self._check_version(node, reply)
+            with reading(f"node {node}'s reply"):
+                client = unpack_identity(reply.content)
+                self._check_version(node, reply)
             if self._bound is not None and client != (own := self._bound(node)):
                 raise Malformed(IMPOSTOR, f"it says that it is client {client}, and its key is client {own}'s")
             if not 0 <= client < self._clients:

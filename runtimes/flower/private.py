@@ -58,20 +58,20 @@ from .private_tls import follow, follow_from_now_on
 from .private_waiting import serve
 
 LOOPBACK = "127.0.0.1"
-RETRY_SECONDS = 1.0  # between two tries to reach a server that is gone, at most
+RETRY_SECONDS = 1.0  # longest time between two tries to reach a server that is gone
 TOO_MANY = 429  # a proxy's answer to who calls too often; Flower retries 502, 503 and 504
-CUT = ("eof", "reset", "closed", "broken pipe")  # in the words of what a handshake is cut with
-WAIT_SECONDS = 0.05  # in place of the SuperNode's own waits of 3 and 0.5 seconds
-LONGEST_WAIT_SECONDS = 0.2  # for what the server is still uploading; ever longer ones leave a link idle
+CUT = ("eof", "reset", "closed", "broken pipe")  # words in the error of a handshake that was cut
+WAIT_SECONDS = 0.05  # the wait in place of the SuperNode's own of 3 and 0.5 seconds
+LONGEST_WAIT_SECONDS = 0.2  # longest wait for what the server is still uploading; longer ones leave a link idle
 KEY_OPTION = "--auth-supernode-private-key"  # without it, a SuperNode has a new key and number each time
 
 
 class RunStatus(NamedTuple):
-    """How a run stands at the SuperLink."""
+    """State of a run at the SuperLink."""
 
     status: str  # "pending", "starting", "running" or "finished"
-    sub_status: str  # of a finished one: "completed", "failed" or "stopped"
-    details: str  # of a failed one: why
+    sub_status: str  # how a finished run ended: "completed", "failed" or "stopped"
+    details: str  # why a failed run failed
 
 
 def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
@@ -85,7 +85,7 @@ def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
         client.PushTaskEvents(PushTaskEventsRequest(events=[TaskEvent(event=name, data=json.dumps(content))]))
 
 
-class Control:
+class ControlApi:
     """The Control API of one SuperLink on loopback: submit a run, follow it, stop it.
 
     certificates: of the authority that signed the SuperLink's, PEM, or a file that may be replaced; None: without TLS.
@@ -104,7 +104,10 @@ class Control:
                 follow(self._client, certificates)
 
     def start_run(self, pyproject: str) -> int:
-        """Submit an app that consists of pyproject.toml alone: its components are installed on the nodes. Its id."""
+        """Submit an app that consists of pyproject.toml alone: its components are installed on the nodes.
+
+        Return its id.
+        """
         content, _ = build_fab_from_files({"pyproject.toml": pyproject.encode()})
         archive = Fab(hashlib.sha256(content).hexdigest(), content, {})
         return self._client.StartRun(StartRunRequest(fab=fab_to_proto(archive))).run_id
@@ -114,17 +117,17 @@ class Control:
         self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def events(self, run_id: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """A run's events, as they come; ends when the run has finished."""
+        """Yield a run's events, as they come; ends when the run has finished."""
         for reply in self._client.StreamRunEvents(StreamRunEventsRequest(run_id=run_id)):
             yield reply.task_event.event, json.loads(reply.task_event.data)
 
     def status(self, run_id: int) -> RunStatus:
-        """How the run stands."""
+        """Return how the run stands."""
         found = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
         return RunStatus(found.status, found.sub_status, found.details)
 
     def get_json(self, path: str) -> Any:
-        """What the SuperLink says at a path that is ours. Errors: httpx's."""
+        """Get what the SuperLink says at a path that is ours. Errors: httpx's."""
         request = self._client._client.build_request("GET", f"{self._client._base_url}{path}")
         reply = self._client._send(ProtobufRequestContext(path, None, request))
         reply.raise_for_status()
@@ -136,14 +139,14 @@ class Control:
 
 
 def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
-    """environment with loopback exempt from any HTTP proxy: httpx would send even 127.0.0.1 to it."""
+    """Return environment with loopback exempt from any HTTP proxy: httpx would send even 127.0.0.1 to it."""
     exempt = ",".join(filter(None, [environment.get("NO_PROXY") or environment.get("no_proxy"), LOOPBACK, "localhost"]))
     return {**environment, "NO_PROXY": exempt, "no_proxy": exempt}
 
 
 @contextmanager
 def _no_proxy() -> Iterator[None]:
-    """This process's environment without a proxy for loopback: httpx reads it when a client is built."""
+    """Keep this process's environment inside without a proxy for loopback: httpx reads it when a client is built."""
     before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
     os.environ.update(without_proxy(os.environ))
     try:
@@ -157,7 +160,7 @@ def _no_proxy() -> Iterator[None]:
 
 
 def nodes_of(grid: Any) -> dict[int, str]:
-    """{node: when it was last started}: of nodes that are online; on a grid that cannot tell, an empty text."""
+    """Return {node: when it was last started} of nodes that are online; on a grid that cannot tell, an empty text."""
     client = getattr(grid, "_runtime_client", None)
     if client is None:
         return dict.fromkeys(grid.get_node_ids(), "")
@@ -165,12 +168,12 @@ def nodes_of(grid: Any) -> dict[int, str]:
 
 
 def names_of(grid: Any) -> dict[int, str]:
-    """{node: name}: what each node's key was registered under at the SuperLink, of nodes that are online."""
+    """Return {node: name that its key was registered under at the SuperLink}, of nodes that are online."""
     return {node.node_id: node.name for node in grid.get_nodes()}
 
 
 def end_with_parent(parent: int) -> None:
-    """From now on this process is interrupted, as by Ctrl-C, when the process `parent` has ended."""
+    """Let this process be interrupted, as by Ctrl-C, when the process `parent` has ended."""
     start_parent_process_monitor(parent)
 
 
@@ -202,7 +205,7 @@ def make_patient(invoker: RetryInvoker, noted: Callable[[], None] | None = None)
 
 
 def outages_of(grid: Any) -> threading.Event:
-    """What is set whenever the grid's SuperLink could not be reached; from now on, its calls wait for it."""
+    """Return an event that is set whenever the grid's SuperLink could not be reached; its calls wait for it now."""
     outages = threading.Event()
     invoker = getattr(grid, "_retry_invoker", None)
     if invoker is not None:
@@ -218,7 +221,7 @@ def _wait_for_servers(module: str, noted: Callable[[], None] | None = None) -> N
 
 
 def finish_uploads() -> None:
-    """A SuperNode's upload goes on where its SuperLink died in the middle of it, and is back."""
+    """Let a SuperNode's upload go on where its SuperLink died in the middle of it, and is back."""
     from flwr.supernode import fleet_http_connection as fleet
 
     retried = Retried()
@@ -256,7 +259,7 @@ def quicken_supernode() -> None:
 
 
 def main() -> None:
-    """python -m umbel.runtimes.flower.private superlink|superexec|supernode PARENT [OPTION …]: tied to its parent.
+    """Run `python -m umbel.runtimes.flower.private superlink|superexec|supernode PARENT [OPTION …]`, tied to PARENT.
 
     Flower's own commands outlive whoever started them. Here a parent that was killed, and could clean nothing up,
     leaves nothing behind: each command ends itself, and Flower ends what they had started.

@@ -25,7 +25,7 @@ LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
 def miss_workers() -> None:
-    """From now on the SuperNode of this process takes back what was begun when its worker asks for a task."""
+    """Let the SuperNode of this process take back, from now on, what was begun when its worker asks for a task."""
     from flwr.supernode.servicer.runtime import runtime_handlers as runtime
 
     acquire = runtime.acquire_task

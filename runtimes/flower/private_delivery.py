@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-MOST_TIMES = 3  # that one message is handed out: a node that cannot take it is not to ask for ever
+MOST_TIMES = 3  # how often one message is handed out: a node that cannot take it is not to ask for ever
 
 
 class Deliveries:
@@ -25,7 +25,7 @@ class Deliveries:
         self._out: dict[int, tuple[Any, int]] = {}  # {node: (answer, times that it was given)}
 
     def pull_messages(self, request: Any, state: Any, store: Any) -> Any:
-        """What the node was handed and has not confirmed, or else what there is for it now."""
+        """Return what the node was handed and has not confirmed, or else what there is for it now."""
         node = request.node.node_id
         answer, times = self._out.pop(node, (None, 0))
         if answer is None or times >= MOST_TIMES or _has_expired(answer):
@@ -35,12 +35,12 @@ class Deliveries:
         return answer
 
     def confirm_message_received(self, request: Any, **others: Any) -> Any:
-        """As Flower's."""
+        """Same as in Flower; the node's message is handed out no more."""
         self._out.pop(request.node.node_id, None)
         return self._confirm(request=request, **others)
 
     def activate_node(self, request: Any, **others: Any) -> Any:
-        """As Flower's."""
+        """Same as in Flower; the node's message is handed out no more."""
         answer = self._activate(request=request, **others)
         self._out.pop(answer.node_id, None)
         return answer
@@ -53,7 +53,7 @@ def _has_expired(answer: Any) -> bool:
 
 
 def hand_out_again() -> None:
-    """From now on the SuperLink of this process hands a message out until it is confirmed."""
+    """Let the SuperLink of this process hand a message out, from now on, until it is confirmed."""
     from flwr.superlink.servicer.fleet import fleet_handlers as fleet
 
     deliveries = Deliveries(fleet)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from flwr.app import Error, Message
@@ -25,24 +26,29 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object
 
 from .malformed import Malformed
 from .private import outages_of
-from .private_objects import Reader, Wait, upload
+from .private_objects import ObjectReader, Wait, upload
 
 
 class Superseded(Exception):
     """Nobody waits any longer for the rest of a reply: what has arrived of it stays where it is."""
 
 
+def _nothing() -> None:
+    """Do nothing: nothing is kept anywhere."""
+
+
 class Envelope(NamedTuple):
     """A reply that has arrived, or whose content is still being uploaded."""
 
-    reply_to: str
-    error: Error | None  # Flower's, in place of content
+    reply_to: str  # id of the message that it answers
+    error: Error | None  # Flower's error, in place of content
     # (most bytes of its arrays, how to wait for what is not there yet) → the reply. Errors: Malformed; what wait raises
     open: Callable[[int, Wait], Message]
+    drop: Callable[[], None] = _nothing  # let the SuperLink forget a reply that is not opened
 
 
 class Mail(Protocol):
-    """How a server's messages reach nodes, and their replies come back."""
+    """The way of a server's messages to nodes, and of their replies back."""
 
     def push(self, messages: Sequence[Message]) -> list[str]: ...
     def look(self, identifiers: Collection[str]) -> list[Envelope]: ...
@@ -51,37 +57,40 @@ class Mail(Protocol):
 
 
 class GridMail:
-    """Through Flower's public API: any Grid."""
+    """Mail through Flower's public API: any Grid."""
 
     def __init__(self, grid: Any):
         self._grid = grid
 
     def push(self, messages: Sequence[Message]) -> list[str]:
-        """Their ids; empty for one that was not taken."""
+        """Push messages; return their ids, empty for one that was not taken."""
         return [identifier or "" for identifier in self._grid.push_messages(messages)] if messages else []
 
     def look(self, identifiers: Collection[str]) -> list[Envelope]:
-        """The replies that have arrived since the last look."""
+        """Return the replies that have arrived since the last look."""
         return [_opened(message) for message in self._grid.pull_messages(set(identifiers))] if identifiers else []
 
     def was_cut(self) -> bool:
-        """Nothing gets lost on the way to nodes of this process."""
+        """Return False: nothing gets lost on the way to nodes of this process."""
         return False
 
     def refuse(self, identifiers: Collection[str]) -> list[str]:
-        """Throw away what has arrived for these; which it was."""
+        """Throw away what has arrived for these; return the ids of the messages that it answered."""
         return [envelope.reply_to for envelope in self.look(identifiers)]
 
 
 class SuperLinkMail:
-    """Through the Runtime API of a SuperLink, as its HttpGrid uses it."""
+    """Mail through the Runtime API of a SuperLink, as its HttpGrid uses it."""
 
     def __init__(self, grid: Any):
         self._client, self._node, self._run = grid._runtime_client, grid.node, grid.run.run_id
         self._outages = outages_of(grid)
 
     def push(self, messages: Sequence[Message]) -> list[str]:
-        """Their ids; empty for one that was not taken. What messages share is sent once, and never copied whole."""
+        """Push messages; return their ids, empty for one that was not taken.
+
+        What messages share is sent once, and never copied whole.
+        """
         if not messages:
             return []
         with no_object_id_recompute():
@@ -104,7 +113,7 @@ class SuperLinkMail:
         return list(reply.message_ids)
 
     def look(self, identifiers: Collection[str]) -> list[Envelope]:
-        """The replies that have arrived since the last look. The SuperLink hands out each once."""
+        """Return the replies that have arrived since the last look. The SuperLink hands out each once."""
         if not identifiers:
             return []
         found = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(identifiers)))
@@ -113,7 +122,8 @@ class SuperLinkMail:
             message = message_from_proto(proto)
             error = message.error if message.has_error() else None
             open_it = _fixed(message) if error else self._opener(message, tree)
-            envelopes.append(Envelope(message.metadata.reply_to_message_id, error, open_it))
+            drop = partial(self._confirm, tree)
+            envelopes.append(Envelope(message.metadata.reply_to_message_id, error, open_it, drop))
             if error:
                 self._confirm(tree)
         return envelopes
@@ -125,7 +135,7 @@ class SuperLinkMail:
         return was_cut
 
     def refuse(self, identifiers: Collection[str]) -> list[str]:
-        """Throw away what has arrived for these, unread; which it was."""
+        """Throw away what has arrived for these, unread; return the ids of the messages that it answered."""
         if not identifiers:
             return []
         found = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(identifiers)))
@@ -147,10 +157,10 @@ class SuperLinkMail:
         return open_it
 
     def _read(self, tree: ObjectTree, max_bytes: int, wait: Wait) -> Message:
-        """A reply's content. Errors: as Envelope.open."""
+        """Read a reply's content. Errors: the same as of Envelope.open."""
         try:
             get = make_pull_object_fn_protobuf(self._client.PullObject, self._node, self._run)
-            content = Reader(get, max_bytes, wait).read(tree)
+            content = ObjectReader(get, max_bytes, wait).read(tree)
         except (Malformed, Superseded):
             raise
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
@@ -170,7 +180,7 @@ class SuperLinkMail:
 
 
 def mail_of(grid: Any) -> Mail:
-    """How to send and receive over grid."""
+    """Return the mail that sends and receives over grid."""
     return SuperLinkMail(grid) if hasattr(grid, "_runtime_client") else GridMail(grid)
 
 

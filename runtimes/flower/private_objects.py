@@ -1,5 +1,4 @@
-"""What a message consists of, on its way: models that are hashed once, and copied once. Not public in Flower; see
-`private`.
+"""Objects of a message on its way: models that are hashed once, and copied once. Not public in Flower; see `private`.
 
 Flower cuts an array into chunks, each an object that goes by the SHA-256 of its bytes. Its own classes copy and hash
 every chunk anew wherever they meet it, and join all of them twice. Here a chunk stays a piece of the array's memory: it
@@ -41,8 +40,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
 
 from .malformed import Malformed
 
-AT_ONCE = 2  # objects on their way at a time
-WAIT_SECONDS = 0.05  # between two looks for an object that is still being uploaded
+AT_ONCE = 2  # number of objects on their way at a time
+WAIT_SECONDS = 0.05  # time between two looks for an object that is still being uploaded
 ALIGNMENT = 64  # bytes: what TensorFlow can take over without a copy
 CONTENT_TAG = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number << 3 | 2  # Protobuf's, for bytes
 
@@ -64,12 +63,12 @@ class Chunk(ArrayChunk):
 
     @property
     def head(self) -> bytes:
-        """What comes before the piece."""
+        """Bytes that come before the piece."""
         words = HEAD_VALUE_DIVIDER.join([ArrayChunk.__qualname__, "", str(len(self.data))])
         return words.encode() + HEAD_BODY_DIVIDER
 
     def deflate(self) -> bytes:
-        """The object's bytes."""
+        """Return the object's bytes."""
         return b"".join((self.head, self.data))
 
     def _hashed(self) -> str:
@@ -85,7 +84,7 @@ def raw_array(
     content: memoryview | bytearray,
     pieces: Sequence[tuple[str, int]] | None = None,
 ) -> Array:
-    """An Array over memory as it is, which must not change any more; Flower's own constructor takes a copy.
+    """Make an Array over memory as it is, which must not change any more; Flower's own constructor takes a copy.
 
     pieces: the id and the length of each chunk, where they are known.
     """
@@ -101,7 +100,7 @@ def raw_array(
 
 
 def array_record(arrays: Mapping[str, Array]) -> ArrayRecord:
-    """An ArrayRecord of these arrays; ArrayRecord({…}) would copy each."""
+    """Make an ArrayRecord of these arrays; ArrayRecord({…}) would copy each."""
     record = ArrayRecord()
     for name, array in arrays.items():
         record[name] = array
@@ -109,7 +108,7 @@ def array_record(arrays: Mapping[str, Array]) -> ArrayRecord:
 
 
 def content_bytes(record: InflatableObject) -> int:
-    """Bytes of a record as Flower transmits it: every object it consists of, each distinct one once."""
+    """Count the bytes of a record as Flower transmits it: every object it consists of, each distinct one once."""
     with no_object_id_recompute():
         return sum(_object_bytes(part) for part in get_all_nested_objects(record).values())
 
@@ -122,7 +121,7 @@ class Upload:
     """A PushObjectRequest, which copies what it carries once: into the request's body."""
 
     def __init__(self, request: PushObjectRequest, content: InflatableObject):
-        """request: all but the content."""
+        """Take a request without its content, and the content."""
         self._request, self._content = request, content
 
     def __getattr__(self, name: str) -> Any:
@@ -130,11 +129,11 @@ class Upload:
 
     @property
     def object_content(self) -> bytes:
-        """See PushObjectRequest."""
+        """Bytes of the content; see PushObjectRequest."""
         return self._content.deflate()
 
     def SerializeToString(self, deterministic: bool = True) -> bytes:
-        """As Protobuf would write it: the fields of a message may come in any order."""
+        """Write the request as Protobuf would: the fields of a message may come in any order."""
         content = self._content
         parts = (content.head, content.data) if isinstance(content, Chunk) else (content.deflate(),)
         size = _varint(sum(map(len, parts)))
@@ -160,10 +159,11 @@ def upload(
         list(pool.map(put, objects))
 
 
-class Reader:
-    """Reads one message, object by object.
+class ObjectReader:
+    """Reader of one message, object by object.
 
-    get: fetches an object. max_bytes: of its arrays, together. wait: called, from any of several threads, while an
+    get: fetches an object. max_bytes: the most that its arrays have together. wait: called, from any of several
+    threads, while an
     object is still being uploaded; forever by default.
     """
 
@@ -171,7 +171,7 @@ class Reader:
         self._get, self._left, self._wait = get, max_bytes, wait
 
     def read(self, tree: ObjectTree) -> Any:
-        """The object, with all it consists of.
+        """Read the object, with all it consists of.
 
         Errors: Malformed; those of get and wait; others for what does not have Flower's form.
         """
@@ -186,7 +186,7 @@ class Reader:
         return inflatable_class_registry[kind].inflate(content, children=children)
 
     def _array(self, content: bytes) -> Array:
-        """An array whose bytes are those of its chunks, each put in its place. No more is read than it says it has."""
+        """Read an array, each chunk's bytes put in their place. No more is read than the array says it has."""
         about = json.loads(get_object_body(content, Array))
         _, names, _ = get_object_head_values_from_object_content(content)
         size = _size_of(about)
@@ -206,7 +206,7 @@ class Reader:
         return raw_array(str(about["dtype"]), tuple(about["shape"]), str(about["stype"]), room[:filled], pieces)
 
     def _chunks(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """(id, bytes) of each, in order; the next ones are on their way while one is put in its place."""
+        """Yield (id, bytes) of each, in order; the next ones are on their way while one is put in its place."""
         # Equal chunks, as in a vector of zeros, are one object.
         groups = [(name, len(list(same))) for name, same in itertools.groupby(names)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -218,7 +218,7 @@ class Reader:
                 yield from itertools.repeat((name, chunk), count)
 
     def _pull(self, identifier: str) -> bytes:
-        """One object; waits for one that is still being uploaded."""
+        """Fetch one object; wait for one that is still being uploaded."""
         began = time.monotonic()
         while True:
             try:
@@ -228,7 +228,10 @@ class Reader:
 
 
 def wait_until(deadline: float) -> Wait:
-    """Wait for what is still being uploaded until then, as `time.monotonic` counts. Errors: Malformed afterwards."""
+    """Make a wait for what is still being uploaded, until then as `time.monotonic` counts.
+
+    Errors of the wait: Malformed afterwards.
+    """
 
     def wait(seconds: float) -> None:
         if time.monotonic() >= deadline:
@@ -239,7 +242,7 @@ def wait_until(deadline: float) -> Wait:
 
 
 def not_stored(run: int, session: str) -> Callable[[str], None]:
-    """What raises ObjectPushError, as Flower's own uploads do."""
+    """Make a function that raises ObjectPushError, as Flower's own uploads do."""
 
     def refuse(identifier: str) -> None:
         raise ObjectPushError(identifier, run, session)
@@ -248,7 +251,7 @@ def not_stored(run: int, session: str) -> Callable[[str], None]:
 
 
 def _size_of(about: dict[str, Any]) -> int:
-    """The bytes of an array, as its dtype and shape say. Errors: Malformed where they do not."""
+    """Return the bytes of an array, as its dtype and shape say. Errors: Malformed where they do not."""
     dtype, shape = about["dtype"], about["shape"]
     if dtype not in np.sctypeDict:
         raise Malformed("dtype", f"unknown dtype {str(dtype)[:80]!r}")
@@ -258,14 +261,14 @@ def _size_of(about: dict[str, Any]) -> int:
 
 
 def _aligned(size: int) -> memoryview:
-    """Room for so many bytes."""
+    """Allocate room for so many bytes, aligned."""
     room = np.empty(size + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
     return room[start : start + size].data
 
 
 def _varint(number: int) -> bytes:
-    """As Protobuf writes whole numbers: seven bits a byte, the lowest first."""
+    """Write a whole number as Protobuf does: seven bits a byte, the lowest first."""
     written = bytearray()
     while number > 0x7F:
         written.append(number & 0x7F | 0x80)

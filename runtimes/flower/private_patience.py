@@ -1,4 +1,4 @@
-"""How long Flower's servers wait for whoever is silent before they give him up, and what an upload outlives.
+"""Patience of Flower's servers with whoever is silent, before they give him up, and what an upload outlives.
 
 Not public in Flower; see `private`.
 
@@ -17,16 +17,16 @@ from typing import Any
 # flwr.supercore: what an upload raises whose object was refused.
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-BEAT_SECONDS = 30.0  # between two signs of life, at most; Flower's own
-RESTART_SECONDS = 30.0  # after the last one, a node may be started anew: its process has ended, or it would be heard
-PATIENCE_SECONDS = 240.0  # after the last one, a node or a run's process is given up
+BEAT_SECONDS = 30.0  # longest time between two signs of life; Flower's own
+RESTART_SECONDS = 30.0  # silence after which a node may be started anew: its process has ended, or it would be heard
+PATIENCE_SECONDS = 240.0  # silence after which a node or a run's process is given up
 
-STATES = "flwr.supercore.corestate.{}_corestate"  # what a process knows of tasks: who works on what
-LINKS = "flwr.server.superlink.linkstate.{}_linkstate"  # and of nodes
+STATES = "flwr.supercore.corestate.{}_corestate"  # modules of what a process knows of tasks
+LINKS = "flwr.server.superlink.linkstate.{}_linkstate"  # and of what it knows of nodes
 
 
 def be_patient() -> None:
-    """From now on the SuperLink or SuperNode of this process gives nobody up before PATIENCE_SECONDS have passed."""
+    """Let the SuperLink or SuperNode of this process give nobody up before PATIENCE_SECONDS have passed."""
     for kind in ("in_memory", "sql"):
         tasks = importlib.import_module(STATES.format(kind))
         # Claimed for one interval until it is begun, which takes long where many runs begin at once; then for two.
@@ -39,7 +39,7 @@ def be_patient() -> None:
 
 
 def _let_nodes_return(states: Any) -> None:
-    """A node that is online cannot be activated: here one that was silent can be, since its process has ended."""
+    """Let a node that is online, but was silent, be activated: its process has ended."""
     if hasattr(states.activate_node, "first"):
         return
     first = states.activate_node
@@ -55,17 +55,17 @@ def _let_nodes_return(states: Any) -> None:
 
 
 class Retried(threading.local):
-    """Whether this thread's last call had to be made again."""
+    """Note of whether this thread's last call had to be made again."""
 
     was = False
 
     def note(self) -> None:
-        """It had to."""
+        """Note that it had to."""
         self.was = True
 
 
 def upload_on(make: Callable[..., Callable[[str, bytes], None]], retried: Retried) -> Callable[..., Any]:
-    """Flower's maker of what uploads an object, for uploads that go on where a SuperLink died and came back.
+    """Wrap Flower's maker of what uploads an object, for uploads that go on where a SuperLink died and came back.
 
     It takes an object once. One that it had stored, and died before it said so, it refuses when the call is made again;
     Flower then gives up the reply, for whose other objects the server waits in vain. retried: noted by every call.

@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
 
-FILE = "node"  # below FLWR_HOME: the number of the node that is online, or was when its process died
-WAIT_SECONDS = 15.0  # for the process before: three times what Flower grants itself to end
+FILE = "node"  # file below FLWR_HOME with the number of the node that is online, or was when its process died
+WAIT_SECONDS = 15.0  # time for the process before to end: three times what Flower grants itself
 POLL_SECONDS = 0.1
-MOST_BYTES = 20  # of a number of 64 bits, in decimal
+MOST_BYTES = 20  # length of a number of 64 bits, in decimal
 
 
 class Returning:
@@ -32,7 +32,7 @@ class Returning:
         self._activate, self._deactivate, self._file = fleet.ActivateNode, fleet.DeactivateNode, file
 
     def activate(self, client: Any, request: ActivateNodeRequest) -> Any:
-        """Come; before that, leave for whoever died."""
+        """Let the node come; before that, leave for whoever died."""
         if left := os.pread(self._file, MOST_BYTES, 0):
             with contextlib.suppress(ValueError, httpx.HTTPStatusError):  # it was given up, or revoked, meanwhile
                 self._deactivate(client, DeactivateNodeRequest(node_id=int(left)))
@@ -41,7 +41,7 @@ class Returning:
         return answer
 
     def deactivate(self, client: Any, request: DeactivateNodeRequest) -> Any:
-        """Leave."""
+        """Let the node leave."""
         answer = self._deactivate(client, request)
         self._keep("")
         return answer
@@ -52,7 +52,7 @@ class Returning:
 
 
 def return_at_once(home: Path) -> None:
-    """From now on the SuperNode of this process, which has a key of its own, keeps the file in this folder.
+    """Let the SuperNode of this process, which has a key of its own, keep the file in this folder from now on.
 
     Returns once the process before has ended; one that hangs is left alone, and the SuperLink to judge.
     """
@@ -72,7 +72,7 @@ def return_at_once(home: Path) -> None:
 
 
 def _lock(file: int) -> bool:
-    """Whether it could be had."""
+    """Whether the file could be locked."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -48,13 +48,13 @@ from flwr.supercore.runtime import RuntimeHttpClient
 # flwr.supercore.task_identity: Message() reads from it which run it belongs to.
 from flwr.supercore.task_identity import TaskIdentity
 
-from .private_objects import Reader, not_stored, upload
+from .private_objects import ObjectReader, not_stored, upload
 
 log = logging.getLogger(__name__)
 
 
 class Tasks:
-    """The tasks of one SuperNode, on loopback. secret: of one with --superexec-auth-secret-file."""
+    """The tasks of one SuperNode, on loopback. secret: that of a SuperNode with --superexec-auth-secret-file."""
 
     def __init__(self, address: str, secret: bytes | None = None):
         self.address = address
@@ -63,7 +63,7 @@ class Tasks:
         self._client = connect(address, *own)
 
     def acquire(self) -> Task | None:
-        """The next task, now ours; None when there is none. Errors: httpx's, when the SuperNode is not there."""
+        """Acquire the next task, or None when there is none. Errors: httpx's, when the SuperNode is not there."""
         reply = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         return Task(self.address, reply.token) if reply.HasField("task") and reply.token else None
 
@@ -90,7 +90,7 @@ class Task:
         self._client.close()
 
     def pull(self) -> tuple[Message, Context]:
-        """The message, and the node's context. Errors: Flower's and httpx's, as in all that follows."""
+        """Fetch the message, and the node's context. Errors: Flower's and httpx's, as in all that follows."""
         task = self._client.PullTaskInput(PullTaskInputRequest())
         self._context = context = context_from_proto(task.context)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task.task_id, task.run.run_id, context.node_id
@@ -99,7 +99,7 @@ class Task:
             raise RuntimeError("the SuperNode has a task without a message")
         tree, node = found.message_object_trees[0], Node(node_id=context.node_id)
         # The SuperNode may still be receiving it; a SuperNode that is gone ends the wait.
-        pulled = Reader(make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id)).read(tree)
+        pulled = ObjectReader(make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id)).read(tree)
         make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, context.run_id)(
             tree.object_id
         )
@@ -131,7 +131,10 @@ class Task:
         upload(self._client, about, wanted, not_stored(run, taken.session_id))
 
     def _beat(self) -> bool:
-        """Flower's own heartbeat interrupts the process once a task is no longer wanted; here its reply is refused."""
+        """Send a sign of life; return False where the SuperNode cannot be reached.
+
+        Flower's own heartbeat interrupts the process once a task is no longer wanted; here its reply is refused.
+        """
         try:
             self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
         except httpx.TransportError:
@@ -142,7 +145,10 @@ class Task:
 
 
 def connect(address: str, *interceptors: Any) -> RuntimeHttpClient:
-    """A client of the Runtime API at a loopback address. It retries nothing: a SuperNode there answers, or is gone."""
+    """Make a client of the Runtime API at a loopback address.
+
+    It retries nothing: a SuperNode there answers, or is gone.
+    """
     version = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
     return RuntimeHttpClient.from_server_address(
         address, insecure=True, root_certificates=None, interceptors=[version, *interceptors]

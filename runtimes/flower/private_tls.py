@@ -18,6 +18,7 @@ import re
 import ssl
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ import httpx
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.protobuf.client import ProtobufClient
 
+from .identity import KitFile
+from .private_sizes import Bounded, senders
 from .private_waiting import serve
 
 log = logging.getLogger(__name__)
 
-AUTHORITY_FILE = "ca.crt"  # of a kit: one authority, or several one after the other
 TRUSTS_HEADER = "umbel-trusts"
 TRUSTS_PATH = "/v1/control/umbel-trusts"
 FLEET_PATH = "/v1/fleet/"
@@ -56,7 +58,7 @@ class FollowingContext(ssl.SSLContext):
         self._context = make()
 
     def current(self) -> ssl.SSLContext:
-        """The context of what the files hold now, as far as that can be used."""
+        """Return the context of what the files hold now, as far as that can be used."""
         if (found := self._look()) != self._seen:
             try:
                 context = self._make()
@@ -69,16 +71,16 @@ class FollowingContext(ssl.SSLContext):
         return self._context
 
     def set_alpn_protocols(self, alpn_protocols: Any) -> None:
-        """As the context's own, for every context to come."""
+        """Same as the context's own, for every context to come."""
         self._protocols = list(alpn_protocols)
         self._context.set_alpn_protocols(self._protocols)
 
     def wrap_socket(self, *words: Any, **options: Any) -> ssl.SSLSocket:
-        """As the context's own."""
+        """Same as the context's own."""
         return self.current().wrap_socket(*words, **options)
 
     def wrap_bio(self, *words: Any, **options: Any) -> ssl.SSLObject:
-        """As the context's own."""
+        """Same as the context's own."""
         return self.current().wrap_bio(*words, **options)
 
     def _look(self) -> tuple[tuple[int, int, int] | None, ...]:
@@ -94,7 +96,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def trusting(bundle: Path) -> FollowingContext:
-    """A client's context: servers of the authorities in a PEM file, whichever these are at the time."""
+    """Make a client's context: servers of the authorities in a PEM file, whichever these are at the time."""
 
     def make() -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -112,7 +114,7 @@ def follow(client: ProtobufClient, bundle: Path) -> None:
 
 def follow_kit(grid: Any, kit: str | None) -> None:
     """Let a run's grid trust what the kit's file holds; nothing without a kit, or on a grid that makes no calls."""
-    client, bundle = getattr(grid, "_runtime_client", None), Path(kit or os.devnull) / AUTHORITY_FILE
+    client, bundle = getattr(grid, "_runtime_client", None), Path(kit or os.devnull) / KitFile.AUTHORITY
     if client is not None and bundle.is_file():
         follow(client, bundle)
 
@@ -134,14 +136,14 @@ def follow_from_now_on(options: Sequence[str]) -> None:
 
 
 class Announcer:
-    """Says with every call which authorities its caller trusts."""
+    """An interceptor that says with every call which authorities its caller trusts."""
 
     def __init__(self, context: FollowingContext):
         self._context = context
         self._said: tuple[ssl.SSLContext | None, str] = None, ""
 
     def intercept(self, context: Any, call_next: Any) -> httpx.Response:
-        """See Flower's ProtobufClientInterceptor."""
+        """Add the authorities to a call; see Flower's ProtobufClientInterceptor."""
         current = self._context.current()
         if self._said[0] is not current:
             found = (hashlib.sha256(one).hexdigest() for one in current.get_ca_certs(binary_form=True))
@@ -162,7 +164,7 @@ class TrustBook:
         self._trusts: dict[str, list[str]] = {}  # {public key, PEM: SHA-256 of each authority, hex}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """See the ASGI specification."""
+        """Handle a request; see the ASGI specification."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = dict(scope["headers"])
@@ -188,12 +190,14 @@ class TrustBook:
 
 
 def serve_following(lets_in: Callable[[bytes], bool]) -> Callable[..., None]:
-    """`serve`, with a `TrustBook` around the application, and a certificate that may be replaced."""
+    """Make `serve` with a `TrustBook` and bounds around the application, and a certificate that may be replaced."""
 
     def context_of(config: Any, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
         return FollowingContext([Path(config.ssl_certfile), Path(config.ssl_keyfile)], make)
 
     def run(*, app: Any, **options: Any) -> None:
-        serve(TrustBook(app, lets_in), ssl_context_factory=context_of, **options)
+        who = senders(lambda: app.state.linkstate_factory.state(), lets_in)
+        around = partial(Bounded, who=who)
+        serve(TrustBook(app, lets_in), around, ssl_context_factory=context_of, **options)
 
     return run

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 
-HOLD_SECONDS = 10.0  # that a question waits at most: a third of what Flower's clients wait for an answer
-STARTUP_FAILURE = 3  # uvicorn's own
-STEP_SECONDS = 1.0  # between two looks whether the server is ending
+HOLD_SECONDS = 10.0  # longest time that a question waits: a third of what Flower's clients wait for an answer
+STARTUP_FAILURE = 3  # uvicorn's own exit status
+STEP_SECONDS = 1.0  # time between two looks whether the server is ending
 PULL_PATH, PUSH_PATH = "/v1/fleet/pull-messages", "/v1/runtime/push-messages"  # a node's question; a run's messages
 
 
 class Answer(NamedTuple):
-    """What an ASGI application sent: its messages, in order."""
+    """Messages that an ASGI application sent, in order."""
 
     sent: list[dict[str, Any]]
 
@@ -50,7 +50,7 @@ class Waiting:
         self._pushes, self._pushed = 0, asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """See the ASGI specification."""
+        """Handle a request; see the ASGI specification."""
         path = scope.get("path")
         if path == PULL_PATH:
             await self._answer(scope, receive, send)
@@ -74,7 +74,7 @@ class Waiting:
             await send(message)
 
     async def _ask(self, scope: Any, body: bytes) -> Answer:
-        """The application's answer to a request of this body, as of now."""
+        """Return the application's answer to a request of this body, as of now."""
         requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         requests.put_nowait({"type": "http.request", "body": body, "more_body": False})
         sent: list[dict[str, Any]] = []
@@ -82,14 +82,17 @@ class Waiting:
         async def keep(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        own = dict(scope)  # which applications write into
+        own = dict(scope)  # a copy, since applications write into it
         if "state" in scope:
             own["state"] = dict(scope["state"])
         await self._app(own, requests.get, keep)
         return Answer(sent)
 
     async def _wait(self, before: int, receive: Any) -> bool:
-        """Until more was pushed than before, the time is up, or the server ends. False once nobody is there to hear."""
+        """Wait until more was pushed than before, the time is up, or the server ends.
+
+        False once nobody is there to hear.
+        """
         loop = asyncio.get_running_loop()
         until, gone = loop.time() + HOLD_SECONDS, loop.create_task(receive())
         try:
@@ -111,11 +114,11 @@ async def _body_of(receive: Any) -> bytes:
             return bytes(body)
 
 
-def serve(app: Any, **options: Any) -> None:
-    """`uvicorn.run` of one process, whose nodes wait for what they ask for."""
+def serve(app: Any, around: Callable[[Any], Any] = lambda app: app, **options: Any) -> None:
+    """Run `uvicorn.run` of one process, whose nodes wait for what they ask for. around: an application around that."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(Waiting(app, lambda: server.should_exit), **options))
+    server = uvicorn.Server(uvicorn.Config(around(Waiting(app, lambda: server.should_exit)), **options))
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:

@@ -19,17 +19,17 @@ from ...core.errors import UmbelError
 from .identity import KIT_VARIABLE
 from .private import without_proxy
 
-GRACE_SECONDS = 3.0  # between asking a process to end and ending it
+GRACE_SECONDS = 3.0  # time between asking a process to end and ending it
 TAIL_LINES = 12
-MAX_DEATHS = 5  # of one process that is started again,
-FORGIVEN_SECONDS = 60.0  # each counted for so long
+MAX_DEATHS = 5  # most deaths, of those not forgiven, after which one process is started again
+FORGIVEN_SECONDS = 60.0  # time for which each death counts
 POLL_SECONDS = 0.05
 
 SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",  # each of Flower's processes would report to its maker,
     "FLWR_DISABLE_UPDATE_CHECK": "1",  # ask for a newer version,
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # and make an environment anew for every run
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; 1 otherwise, before a run begins
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds, 1 otherwise; each look costs the SuperLink
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
@@ -48,7 +48,7 @@ class Processes:
         self._running: dict[str, subprocess.Popen] = {}
         self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
         self._mourned: set[int] = set()
-        self._deaths: dict[str, list[float]] = {}  # of those that are started again: when they died
+        self._deaths: dict[str, list[float]] = {}  # when they died, of those that are started again
 
     def __enter__(self) -> Processes:
         return self
@@ -112,7 +112,7 @@ class Processes:
             time.sleep(POLL_SECONDS)
 
     def log_tail(self, name: str) -> str:
-        """The last lines that a process, and those below it, wrote; without colours and without empty log lines."""
+        """Return the last lines that a process, and those below it, wrote; without colours and empty log lines."""
         text = re.sub(r"\x1b\[\d*m", "", self._log(name).read_text(errors="replace"))
         return "\n".join(
             [line for line in text.splitlines() if not re.fullmatch(r"(INFO\s*:)?\s*", line)][-TAIL_LINES:]
@@ -136,7 +136,7 @@ class Processes:
 
 
 def environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's own, with Flower kept on this machine, its files in home, and its commands on the path."""
+    """Return this process's environment, for Flower on this machine alone: its files in home, commands on the path."""
     own = {**os.environ, **SWITCHES, **extra, "FLWR_HOME": str(home)}
     # Uncached byte code would treble the time that importing TensorFlow takes.
     own.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -145,7 +145,7 @@ def environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct ports of 127.0.0.1 that nothing listens on."""
+    """Find distinct ports of 127.0.0.1 that nothing listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...core.errors import UmbelError
 from ...core.loading import load_experiment
 from ...core.overrides import fit_to, override
-from ...core.types import Failure, RoundRecord
-from .local import Event, Outcome, app_config, error_of, outcome_of, pyproject
+from ...server.events import Events, Finished
+from .events import unpacked
+from .local import app_config, pyproject
 from .secured import Operator
 
 
@@ -38,7 +39,7 @@ class RemoteFederation:
         resume: str | None = None,
         digest: str = "",
         timeout_seconds: float = 600.0,
-    ) -> Iterator[Event]:
+    ) -> Events:
         """Start a run and yield its events, as `LocalFederation.submit` does. A caller that leaves ends the run.
 
         Of a file only the name is sent: each party has its own copy, and its own say in what it runs. digest: of the
@@ -52,11 +53,9 @@ class RemoteFederation:
         config = app_config(name, overrides, self.clients, resume, timeout_seconds=timeout_seconds, digest=digest)
         run_id, done = control.start_run(pyproject(config)), False
         try:
-            for name, content in self._operator.events(run_id):
-                if name == "error":
-                    raise error_of(content)
-                yield name, content
-                done = name == "final"
+            for event in unpacked(self._operator.events(run_id)):
+                yield event
+                done = isinstance(event, Finished)
             if not done:
                 status = control.status(run_id)
                 raise UmbelError(
@@ -76,20 +75,17 @@ class RemoteFederation:
             return
 
 
-def run_remote(
+def play_remote(
     federation: RemoteFederation,
     reference: str,
     overrides: Sequence[str] = (),
     *,
     resume: str | None = None,
     timeout_seconds: float = 600.0,
-    on_start: Callable[[str | None, Sequence[RoundRecord]], None] | None = None,
-    on_round: Callable[[RoundRecord, Sequence[Failure]], None] | None = None,
-) -> Outcome:
-    """Run an experiment on a federation. As `run_local`, on the clients that the federation has."""
+) -> Events:
+    """Yield the events of a run on a federation. Same as `play_local`, on the clients that the federation has."""
     experiment = load_experiment(reference, overrides)
     fitted = fit_to(experiment, federation.clients)
     digest = override(experiment, fitted).digest
     overrides = [*overrides, *fitted]
-    events = federation.submit(reference, overrides, resume=resume, digest=digest, timeout_seconds=timeout_seconds)
-    return outcome_of(events, on_start, on_round)
+    yield from federation.submit(reference, overrides, resume=resume, digest=digest, timeout_seconds=timeout_seconds)

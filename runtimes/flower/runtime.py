@@ -4,49 +4,53 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ...core.clusters import is_clustered
+from ...core.algorithms import SplitStrategy
+from ...core.backend import require_tensorflow
+from ...core.directions import Measures
 from ...core.errors import ConfigError, IncompatibleError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
+from ...core.private import RemoteAggregation, SecureAggregation
 from ...core.protocols import Memory
 from ...core.random import Key
-from ...core.spec import ModelSpec
-from ...core.split import is_split
-from ...core.sums import Meeting, RemoteAggregation
+from ...core.recipe import Recipe
+from ...core.runtime import WAIT, Arrival, Assignment, Opened
+from ...core.summation import Summation
+from ...core.sums import ClientSum, Meeting, ServerSum
 from ...core.types import (
     NOTHING,
     Broadcast,
     ClientMetrics,
+    ClientUpdate,
     Failure,
     Metrics,
-    RoundResult,
+    Value,
     Vector,
-    Weighted,
-    add_metrics,
 )
 from ...core.validation import require_count, require_real
 from ..simulation import Simulation
 from . import wire
-from .check import SLACK_BYTES, Expected, check_metrics, check_update
+from .check import SLACK_BYTES, Expected, check_metrics, check_update, state_bytes
 from .exchange import Exchange, Late, bytes_received, bytes_sent
-from .identity import Identity
+from .identity import PartyIdentity
 from .nodes import FORGED, Nodes
 from .private_exchange import Mail, mail_of
-from .secure import STAGE_SECONDS, check_hidden, collect_hidden, kit_folder
+from .secure import FIRST, LATER, STAGE_SECONDS, check_hidden, check_stage, kit_folder, pack_messages
 from .signing import SignedMail
 
 log = logging.getLogger(__name__)
 
 NO_KEY = Key(bytes(16))  # evaluation draws no random numbers
-MEMORY = "memory"  # among a run's choices: the name that its clients keep their memory under
+MEMORY = "memory"  # key among a run's choices: the name that its clients keep their memory under
 
 
 def _log_refusal(action: str, about: str) -> None:
@@ -56,7 +60,7 @@ def _log_refusal(action: str, about: str) -> None:
 class FlowerRuntime:
     """Clients are the nodes of a Flower Grid, each known by the partition-id of its own configuration.
 
-    Replies are checked one by one (see `check`) and folded in cohort order: a run gives the bits of a Simulation that
+    Replies are checked one by one (see `check`) and added up in cohort order: a run gives the bits of a Simulation that
     compiles alike. A client that fails, or answers wrongly, is a Failure, and the round goes on. What clients keep
     between rounds stays on their disks (see `memory`); what the server keeps, and commits with each round, is which
     round each of them last counted in. Hidden sums are of the cohort's live clients, each with a kit (see `secure`).
@@ -65,7 +69,7 @@ class FlowerRuntime:
     timeout_seconds: a round's deadline, from its broadcast; who has not answered by then is a Failure, and what it
         sends later is refused.
     over_selection: clients sampled for each that is needed. Above 1 a round ends with the first len(cohort) /
-        over_selection valid updates, folded as they arrive; the other clients keep nothing of it.
+        over_selection valid updates, added up as they arrive; the other clients keep nothing of it.
     join_seconds: for the nodes to appear.
     compile: as for Simulation. Graph by default: XLA's compilation takes longer than a short run does.
     identity: of the server, where the federation has kits: messages are signed, both ways, and a node is the client
@@ -85,7 +89,7 @@ class FlowerRuntime:
         over_selection: float = 1.0,
         join_seconds: float = 120.0,
         compile: Literal["auto", "xla", "graph"] = "graph",
-        identity: Identity | None = None,
+        identity: PartyIdentity | None = None,
         refused: Callable[[str, str], None] = _log_refusal,
     ):
         if clients is not None:
@@ -99,27 +103,31 @@ class FlowerRuntime:
         self._server = Simulation(workers=1, compile=compile)  # the server's own model: initial params, evaluation
         self._experiment: Experiment | None = None
         self._connection: Connection | None = None
+        self._hidden: tuple[Meeting, int]  # the sum under way, and its next stage
 
     def __repr__(self) -> str:
         clients = 0 if self._connection is None else len(self._connection.nodes.of)
         return f"FlowerRuntime({clients} clients, timeout_seconds={self.timeout_seconds:g})"
 
-    def open(self, experiment: Experiment, memory: Memory, choices: Mapping[str, str] | None = None) -> ModelSpec:
+    def open(self, experiment: Experiment, memory: Memory, choices: Mapping[str, str] | None = None) -> Opened:
         """Build the server's model and wait for the clients.
 
         memory: what is written there is a round's number, by client. Errors: RunStopped when too few clients appear in
         time; ConfigError for a run to resume whose clients' memory has no name.
         """
-        check_hidden(experiment, self.over_selection)
-        if is_split(experiment.strategy) or is_clustered(experiment.strategy):
+        check_hidden(experiment.resolved, self.over_selection)
+        # Its steps cross the cut, which an exchange a round does not carry.
+        if isinstance(experiment.resolved.strategy, SplitStrategy):
             raise ConfigError(f"{experiment.strategy!r} runs in simulation only; drop it, or --runtime flower")
         if self.over_selection > 1 and experiment.plan is not None:
             raise IncompatibleError(
                 f"over_selection={self.over_selection:g} counts the fastest, so that one client decides whether "
                 f"another is counted; {experiment.plan!r} accounts for clients that are counted each on its own. Use 1"
             )
-        spec, rule = self._server.open(experiment, memory, choices), experiment.client_rule
-        keeps = any(variable.offset is None for variable in spec.variables) or (rule is not None and rule.remembers)
+        require_tensorflow("Clients over Flower train")
+        opened = self._server.open(experiment, memory, choices)
+        rule = experiment.resolved.rule
+        keeps = opened.spec.keeps or (rule is not None and rule.remembers)
         keeps = keeps or (experiment.codec is not None and experiment.codec.error_feedback)
         if keeps and choices is not None and MEMORY not in choices:
             raise ConfigError(
@@ -128,98 +136,124 @@ class FlowerRuntime:
             )
         self._keeps, self._memory = keeps, memory
         self._name = (choices or {}).get(MEMORY) or secrets.token_hex(16)
-        # Not the memory's: a server that was started again plays a round anew, which clients refuse under one name.
-        self._session = secrets.token_hex(16)
         self._connection = self._connect(clients := len(experiment.population))
         self._connection.nodes.wait(self.clients or clients, self.join_seconds)
         self._experiment, self._digest = experiment, experiment.digest
-        return spec
+        self._base = opened.spec.base
+        summation = replace(opened.summation, strangers=True)
+        return opened._replace(
+            summation=summation, on_client=None, over_selection=self.over_selection, digest=self._digest
+        )
 
     def describe(self) -> Mapping[str, str]:
-        """The model's digests, how it is compiled, here and by every client, and what clients' memory goes by."""
-        hides = {} if self._running.aggregation is None else {"aggregation": "protocol"}
+        """Return the model's digests, how it is compiled, here and by every client, and the name of clients' memory."""
+        hides = {} if self._running.secure_aggregation is None else {"aggregation": "protocol"}
         return {**self._server.describe(), MEMORY: self._name, **hides}
 
+    def measures(self) -> Measures:
+        """Return the metrics that the model measures, and which way they are to go."""
+        return self._server.measures()
+
     def initial_params(self) -> Vector:
-        """The model's own initial weights, drawn from the experiment's seed."""
+        """Return the model's own initial weights, drawn from the experiment's seed."""
         params = self._server.initial_params()
         self._server.forget_initial_params()  # as large as the model, for as long as the run lasts
         return params
 
     def client_ids(self) -> Sequence[int]:
-        """The clients that appeared, ascending."""
+        """Return the clients that appeared, ascending."""
         return sorted(self._connected.nodes.of)
 
-    def collect(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
-        """Send the cohort the broadcast; check each reply, and fold it as soon as its turn comes.
+    def train(self, work: Iterable[Assignment | None], summation: Summation) -> Iterator[Arrival]:
+        """Send clients their broadcasts, all at once until the work waits; check each reply as its turn comes."""
+        batch: dict[int, Assignment] = {}
+        for assignment in work:
+            if assignment is WAIT:
+                yield from self._train_at_once(batch, summation)
+                batch = {}
+            else:
+                batch[assignment.client] = assignment
+        yield from self._train_at_once(batch, summation)
 
-        With an aggregation, its stages instead: see `secure`. Errors: RunStopped when it reveals no sum.
-        """
-        experiment = self._running
-        if experiment.aggregation is not None and cohort:
-            return self._collect_hidden(broadcast, cohort, key)
-        goal = max(1, round(len(cohort) / self.over_selection)) if self.over_selection > 1 else len(cohort)
-        keys = {client: key.derive("client", client) for client in cohort}
-        contents = self._contents(broadcast, keys)
-        bytes_up, bytes_down = 0, bytes_sent(contents)
-        expect = self._expectations(broadcast)
-        total, counted, failures = experiment.fold.zero(expect(0).size), set[int](), []
-        with self._exchange("train", contents, f"round {broadcast.round}", expect(0).bytes) as exchange:
-            for client, reply in exchange.replies(in_order=goal == len(cohort)):
-                bytes_up += bytes_received(reply)
-                update = reply if isinstance(reply, Failure) else check_update(reply, expect(client))
+    def hidden_sum(
+        self, aggregation: SecureAggregation, meeting: Meeting, cohort: Sequence[int]
+    ) -> tuple[ServerSum, Callable[[int], ClientSum] | None]:
+        """Return the server's half, by what its kit holds; the clients have theirs."""
+        return cast(RemoteAggregation, aggregation).server(meeting, cohort, kit_folder()), None
+
+    def ask(self, messages: Mapping[int, bytes], reply_bytes: int) -> Iterator[Arrival]:
+        """Send a later stage's messages; yield the replies, as they arrive."""
+        meeting, number = self._hidden
+        self._hidden = meeting, number + 1
+        contents = pack_messages(meeting, number, messages)
+        label = f"stage {number} of round {meeting.round}"
+        bytes_down = bytes_sent(contents)
+        with self._exchange(LATER, contents, label, reply_bytes + SLACK_BYTES, is_short=True) as exchange:
+            for client, reply in exchange.replies(in_order=False):
+                content = check_stage(meeting, number, client, reply)
+                self._note(meeting.round, content)
+                yield Arrival((client,), content, {}, bytes_received(reply), bytes_down)
+                bytes_down = 0
+
+    def _train_at_once(self, batch: Mapping[int, Assignment], summation: Summation) -> Iterator[Arrival]:
+        """Make one exchange for all of a batch."""
+        if not batch:
+            return
+        first = next(iter(batch.values()))
+        expect, contents = self._expectations(summation), self._contents(list(batch.values()))
+        most = expect(first).bytes
+        if first.opening is not None:
+            self._hidden = first.opening.meeting, 1
+            openings = {client: one.opening.message for client, one in batch.items() if one.opening is not None}
+            stages = pack_messages(first.opening.meeting, 0, openings)
+            contents = {client: RecordDict({**content, **stages[client]}) for client, content in contents.items()}
+            most = first.opening.reply_bytes + SLACK_BYTES
+        bytes_down = bytes_sent(contents)
+        with self._exchange(FIRST, contents, f"round {first.broadcast.round}", most) as exchange:
+            for client, reply in exchange.replies(summation.in_order):
+                arrival = self._arrival(batch[client], reply, expect(batch[client]))
                 del reply  # one in memory at a time
-                if isinstance(update, Failure):
-                    self._note(broadcast.round, update)
-                    failures.append(update)
-                    continue
-                total = experiment.fold.add(total, update)
-                counted.add(client)
-                del update
-                if len(counted) == goal:
-                    break
-        missing = set(cohort) - counted - {failure.client for failure in failures}
-        failures += [Failure(one, "round_closed", f"{goal} others were faster") for one in sorted(missing)]
-        for client in sorted(counted) if self._keeps else ():
-            self._memory.write(client, [np.array([broadcast.round], np.int64)])
-        return RoundResult(experiment.fold.total(total), failures, bytes_up, bytes_down)
+                yield arrival._replace(bytes_down=bytes_down)
+                del arrival
+                bytes_down = 0
 
-    def _collect_hidden(self, broadcast: Broadcast, cohort: Sequence[int], key: Key) -> RoundResult:
-        """As collect, by the stages of the experiment's aggregation."""
-        experiment, aggregation = self._running, cast(RemoteAggregation, self._running.aggregation)
-        shape, model = experiment.encoded_shape(broadcast), wire.digest_of(broadcast, self._digest)
-        meeting = Meeting(self._session, broadcast.round, len(cohort), shape, model)
-        session = aggregation.server(meeting, cohort, kit_folder())
-        contents = self._contents(broadcast, {client: key.derive("client", client) for client in cohort})
-        found = collect_hidden(meeting, session, contents, self._exchange, self._note)
-        for client in session.counted if self._keeps else ():
-            self._memory.write(client, [np.array([broadcast.round], np.int64)])
-        return RoundResult(found.total, found.failures, found.bytes_up, found.bytes_down)
+    def _arrival(self, assignment: Assignment, reply: Message | Failure, expected: Expected) -> Arrival:
+        """Return what came of an assignment, once it has been checked; its memory is the round that counts."""
+        client, round = assignment.client, assignment.broadcast.round
+        content: ClientUpdate | bytes | Failure
+        if isinstance(reply, Failure):
+            content = reply
+        elif assignment.opening is not None:
+            content = check_stage(assignment.opening.meeting, 0, client, reply)
+        else:
+            content = check_update(reply, expected)
+        self._note(round, content)
+        keeps = self._keeps and not isinstance(content, Failure)
+        memory = {client: [np.array([round], np.int64)]} if keeps else {}
+        return Arrival((client,), content, memory, bytes_received(reply), 0)
 
     def evaluate(self, params: Vector, examples: Examples) -> Metrics:
-        """Central evaluation, by the server's own model."""
+        """Evaluate params centrally, by the server's own model."""
         return self._server.evaluate(params, examples)
 
-    def evaluate_clients(self, params: Vector, clients: Sequence[int]) -> ClientMetrics:
-        """Each client on its own validation examples, with what it keeps at home; those that fail are left out."""
+    def results(self, step: Literal["train", "test"], metrics: Metrics) -> Mapping[str, Value]:
+        """Return the values of joined states, by the server's own model."""
+        return self._server.results(step, metrics)
+
+    def evaluate_clients(self, params: Vector, clients: Sequence[int], extra: Vector = NOTHING) -> ClientMetrics:
+        """Evaluate params on each client's own validation examples; those that fail are left out.
+
+        Each has what it keeps at home, or the model that it chooses.
+        """
         population = self._running.validation
         if population is None:
             raise ConfigError("the experiment has no validation population to evaluate clients on")
         sizes = population.sizes()
-        broadcast = Broadcast(0, params, NOTHING, (), None)
-        contents = self._contents(broadcast, {client: NO_KEY for client in clients if sizes[client]})
-        total: dict[str, Weighted] = {}
-        values: dict[str, list[float]] = {}
-        with self._exchange("evaluate", contents, "an evaluation", SLACK_BYTES) as exchange:
-            for client, reply in exchange.replies():
-                sums = reply if isinstance(reply, Failure) else check_metrics(reply, client)
-                if isinstance(sums, Failure):
-                    log.warning("evaluation: client %d failed, %s: %s", *sums)
-                    continue
-                total = add_metrics(total, sums)
-                for name, value in sums.items():
-                    values.setdefault(name, []).append(value.mean())
-        return ClientMetrics(total, {name: np.array(column) for name, column in values.items()})
+        broadcast = Broadcast(0, params, extra, (), None)
+        contents = self._contents([Assignment(broadcast, client, NO_KEY) for client in clients if sizes[client]])
+        joins = self._server.joins("test")
+        with self._exchange("evaluate", contents, "an evaluation", state_bytes(joins)) as exchange:
+            return self._server.gathered(_measured(exchange.replies(), joins))
 
     def close(self) -> None:
         """Let the server's model go; the nodes stay where they are."""
@@ -227,10 +261,10 @@ class FlowerRuntime:
         self._experiment, self._connection = None, None
 
     @property
-    def _running(self) -> Experiment:
+    def _running(self) -> Recipe:
         if self._experiment is None:
             raise ConfigError("this FlowerRuntime has no experiment yet; hand it to run(experiment, runtime)")
-        return self._experiment
+        return self._experiment.resolved
 
     @property
     def _connected(self) -> Connection:
@@ -239,58 +273,76 @@ class FlowerRuntime:
         return self._connection
 
     def _connect(self, clients: int) -> Connection:
-        """What this run talks through; signed, where the federation has kits."""
+        """Return the connection that this run talks through; signed, where the federation has kits."""
         mail, refused = mail_of(self.grid), partial(self._refused, "node.refused")
         if self._identity is None:
             return Connection(mail, Nodes(self.grid, mail, clients, refused=refused), Late(mail))
         signed = SignedMail(mail, self._identity, self.grid, refused)
         return Connection(signed, Nodes(self.grid, signed, clients, signed.client_of, refused), Late(signed))
 
-    def _note(self, round: int, failure: Failure) -> None:
-        """Why a client is not in a round's sum: in the log, and on record where somebody refused somebody."""
-        log.warning("round %d: client %d failed, %s: %s", round, *failure)
-        if failure.reason == "policy":
-            self._refused("policy.refused", f"client {failure.client}: {failure.detail}")
-        elif failure.reason in FORGED:
-            self._refused("node.refused", f"client {failure.client}: {failure.reason}: {failure.detail}")
+    def _note(self, round: int, content: object) -> None:
+        """Note why a client is not in a round's sum: in the log, and on record where somebody refused somebody."""
+        if not isinstance(content, Failure):
+            return
+        log.warning("round %d: client %d failed, %s: %s", round, *content)
+        if content.reason == "policy":
+            self._refused("policy.refused", f"client {content.client}: {content.detail}")
+        elif content.reason in FORGED:
+            self._refused("node.refused", f"client {content.client}: {content.reason}: {content.detail}")
 
-    def _contents(self, broadcast: Broadcast, keys: Mapping[int, Key]) -> dict[int, RecordDict]:
-        """Each client's message: the same broadcast, its own key, and which of its memories counts."""
-        shared, choice = wire.pack_broadcast(broadcast), self._server.describe()["compile"]
-        name = self._name if self._keeps else ""
-        return {
-            client: wire.pack_order(shared, wire.Order(self._digest, choice, key, name, self._since(client)))
-            for client, key in keys.items()
-        }
+    def _contents(self, assignments: Sequence[Assignment]) -> dict[int, RecordDict]:
+        """Pack each client's message: its broadcast, packed once, its own key, and which of its memories counts."""
+        choice, name = self._server.describe()["compile"], self._name if self._keeps else ""
+        shared: dict[int, RecordDict] = {}
+        contents = {}
+        terms = self._server.terms()
+        for broadcast, client, key, _ in assignments:
+            if id(broadcast) not in shared:
+                shared[id(broadcast)] = wire.pack_broadcast(broadcast)
+            own, since = key.derive("client", client), self._since(client)
+            order = wire.Order(self._digest, choice, own, name, since, terms, self._base)
+            contents[client] = wire.pack_order(shared[id(broadcast)], order)
+        return contents
 
     def _since(self, client: int) -> int:
-        """The last round that client counted in, 0 if there is none."""
+        """Return the last round that client counted in, 0 if there is none."""
         noted = self._memory.read(client) if self._keeps else None
         return 0 if noted is None else int(noted[0][0])
 
-    def _expectations(self, broadcast: Broadcast) -> Callable[[int], Expected]:
-        """What a valid reply of each client looks like."""
-        shape, sizes = self._running.encoded_shape(broadcast), self._running.population.sizes()
-        is_by_size, codec = self._running.weighting == "examples", self._running.codec
+    def _expectations(self, summation: Summation) -> Callable[[Assignment], Expected]:
+        """Make a function from an assignment to the form of a valid reply to it."""
+        sizes, is_by_size = self._running.population.sizes(), self._running.weighting == "examples"
+        joins = self._server.joins("train")
 
-        def expected(client: int) -> Expected:
+        def expected(assignment: Assignment) -> Expected:
+            client = assignment.client
             weight = float(sizes[client]) if is_by_size else 1.0
-            return Expected(client, broadcast.round, shape.delta, shape.extra, weight, codec)
+            return Expected(client, assignment.broadcast.round, *summation.shape, weight, summation.codec, joins)
 
         return expected
 
     def _exchange(
         self, kind: str, contents: Mapping[int, RecordDict], label: str, max_bytes: int, is_short: bool = False
     ) -> Exchange:
-        """is_short: nobody trains for it."""
+        """Make an exchange over this run's connection. is_short: nobody trains for it."""
         mail, nodes, late = self._connected
         seconds = min(self.timeout_seconds, STAGE_SECONDS) if is_short else self.timeout_seconds
         return Exchange(mail, nodes, late, kind, contents, seconds, max_bytes, label)
 
 
 class Connection(NamedTuple):
-    """What a run talks through."""
+    """The mail, the nodes and the late messages through which a run talks."""
 
     mail: Mail
     nodes: Nodes
     late: Late
+
+
+def _measured(replies: Iterable[tuple[int, Message | Failure]], joins: wire.Joins) -> Iterator[tuple[int, Metrics]]:
+    """Yield each client's valid metrics; who failed is in the log. joins: see `wire.unpack_metrics`."""
+    for client, reply in replies:
+        sums = reply if isinstance(reply, Failure) else check_metrics(reply, client, joins)
+        if isinstance(sums, Failure):
+            log.warning("evaluation: client %d failed, %s: %s", *sums)
+        else:
+            yield client, sums

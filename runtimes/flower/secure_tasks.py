@@ -12,31 +12,32 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from ...core.experiment import Experiment
 from ...core.random import Key
-from ...core.sums import ClientSum, Meeting
+from ...core.recipe import Recipe
+from ...core.sampling import least_cohort
+from ...core.sums import ClientSum, Joins, Meeting, digest_of
 from ...core.types import Broadcast, ClientUpdate, Failure
 from . import wire
 from .secure import kit_folder
 
-RUNS = 2  # whose sums are under way in a process: of runs that take turns
+RUNS = 2  # number of runs, of those that take turns, whose sums are under way in a process
 
 
 @dataclass
-class Part:
+class SumPart:
     """A client's part in a round's sum."""
 
     client: int
     meeting: Meeting
     half: ClientSum
-    seen: wire.Stage  # the last message
-    reply: RecordDict | None = None  # to it
+    seen: wire.SumMessage  # the last message from the server
+    reply: RecordDict | None = None  # the reply to that message
 
     def __repr__(self) -> str:
         return f"Part(client={self.client}, round={self.meeting.round})"
 
-    def before(self, stage: wire.Stage) -> RecordDict | Failure | None:
-        """The reply that was given, to the last message again; a Failure for one before it; None for any other.
+    def before(self, stage: wire.SumMessage) -> RecordDict | Failure | None:
+        """Return the reply that was given, to the last message again; a Failure for one before it; None for any other.
 
         After an outage, a message may come twice, and the second time after those that followed it.
         """
@@ -46,8 +47,8 @@ class Part:
             return Failure(self.client, "stale", f"stage {stage.number} of round {stage.round} is over")
         return self.reply if stage == self.seen else None
 
-    def answer(self, stage: wire.Stage) -> RecordDict | Failure:
-        """The reply to the server's next message."""
+    def answer(self, stage: wire.SumMessage) -> RecordDict | Failure:
+        """Return the reply to the server's next message."""
         found = self.half.answer(stage.message)
         if isinstance(found, Failure):
             return found
@@ -55,33 +56,46 @@ class Part:
         return self.reply
 
 
-_parts: dict[tuple[int, int], Part] = {}  # (run, client)
+_parts: dict[tuple[int, int], SumPart] = {}  # (run, client)
 
 
 def begin(
-    run: int, client: int, experiment: Experiment, broadcast: Broadcast, content: RecordDict, home: Path
-) -> Part | RecordDict | Failure:
-    """The client's part in a sum that begins; before it trains, and with what the server proposes looked at.
+    run: int,
+    client: int,
+    experiment: Recipe,
+    joins: Joins,
+    digest: str,
+    broadcast: Broadcast,
+    content: RecordDict,
+    home: Path,
+) -> SumPart | RecordDict | Failure:
+    """Begin the client's part in a sum, before it trains, once what the server proposes has been looked at.
 
-    What it replied, where the client has its part already and this is its first message again; a Failure where it
-    refuses.
-    run: Flower's number. home: where the client keeps what outlives its process. Errors: Malformed; ConfigError for a
-    kit that lacks something.
+    Returns what it replied, where the client has its part already and this is its first message again; a Failure where
+    it refuses.
+
+    run: Flower's number. joins: how the states of the metrics that this client's model measures join. digest: the
+    experiment's, as the server has it, too. home: folder where the client keeps what outlives its process.
+
+    Errors: Malformed; ConfigError for a kit that lacks something.
     """
     stage = wire.unpack_stage(content)
     known = _parts.get((run, client))
     if known is not None and (given := known.before(stage)) is not None:
         return given
     _drop(run, client)
-    model = wire.digest_of(broadcast, experiment.digest)
-    meeting = Meeting(stage.run, broadcast.round, stage.cohort, experiment.encoded_shape(broadcast), model)
-    aggregation: Any = experiment.aggregation
-    part = Part(client, meeting, aggregation.client(meeting, client, kit_folder(), home), stage)
+    model = digest_of(broadcast, digest)
+    # The size of the cohort is the server's word; how few it may be is this client's own experiment's.
+    least = least_cohort(experiment.sampler, len(experiment.population))
+    shape = experiment.encoded_shape(broadcast)
+    meeting = Meeting(stage.run, broadcast.round, stage.cohort, shape, model, least, joins)
+    aggregation: Any = experiment.secure_aggregation
+    part = SumPart(client, meeting, aggregation.client(meeting, client, kit_folder(), home), stage)
     refused = part.half.check(stage.message)
     return part if refused is None else refused
 
 
-def enter(run: int, part: Part, update: ClientUpdate) -> RecordDict | Failure:
+def enter(run: int, part: SumPart, update: ClientUpdate) -> RecordDict | Failure:
     """Hand in what was trained, and answer the first message."""
     # Not the key that the server gave: whoever knows how a number was rounded knows it a little better.
     refused = part.half.provide(update, Key.fresh())
@@ -93,7 +107,7 @@ def enter(run: int, part: Part, update: ClientUpdate) -> RecordDict | Failure:
 
 
 def go_on(run: int, client: int, content: RecordDict) -> RecordDict | Failure:
-    """The reply to a later message of a sum that this process has a part in."""
+    """Return the reply to a later message of a sum that this process has a part in."""
     try:
         stage = wire.unpack_stage(content)
     except wire.Malformed as malformed:
@@ -110,8 +124,8 @@ def go_on(run: int, client: int, content: RecordDict) -> RecordDict | Failure:
     return _finished(run, part, part.answer(stage)) if given is None else given
 
 
-def _finished(run: int, part: Part, reply: RecordDict | Failure) -> RecordDict | Failure:
-    """The reply; with a Failure the client's part is over."""
+def _finished(run: int, part: SumPart, reply: RecordDict | Failure) -> RecordDict | Failure:
+    """Return the reply; with a Failure the client's part is over."""
     if isinstance(reply, Failure):
         _drop(run, part.client)
     return reply

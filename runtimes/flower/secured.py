@@ -35,14 +35,16 @@ from flwr.supercore.auth.typing import AccountInfo
 from flwr.superlink.auth_plugin import ControlAuthnPlugin
 
 from ...core.errors import ConfigError, UmbelError
-from .private import Control, end_with_parent
+from .private import ControlApi, end_with_parent
 from .private_delivery import hand_out_again
 from .private_patience import PATIENCE_SECONDS, be_patient
+from .private_sizes import give_back, keep_within_bounds
 from .private_tls import TRUSTS_PATH, serve_following
 
 TOKENS_VARIABLE = "UMBEL_CONTROL_TOKENS"  # SHA-256 of each token that is taken, hex, separated by commas
 
-RETRY_SECONDS = 0.5  # between two calls to a SuperLink that is gone
+DATABASE_OPTION = "--database"
+RETRY_SECONDS = 0.5  # time between two calls to a SuperLink that is gone
 
 
 class Node(NamedTuple):
@@ -64,7 +66,7 @@ class RunInfo(NamedTuple):
 
 
 class TokenAuthenticator(ControlAuthnPlugin):
-    """Takes calls that carry one of the tokens whose SHA-256 it was given, compared in constant time.
+    """An authenticator of calls that carry one of the tokens whose SHA-256 it was given, compared in constant time.
 
     Errors: ConfigError without any: a SuperLink that takes nobody's calls is of no use, and one that takes everybody's
     is not to be had.
@@ -80,7 +82,7 @@ class TokenAuthenticator(ControlAuthnPlugin):
         return f"TokenAuthenticator({len(self._hashes)} tokens)"
 
     def validate_tokens_in_metadata(self, metadata: Any) -> tuple[bool, AccountInfo | None]:
-        """Whether a call's token is known; the account is Flower's only one, since its federations know no other."""
+        """Return whether a call's token is known, and the account: Flower's only one; its federations know no other."""
         token = dict(metadata).get(ACCESS_TOKEN_KEY, "")
         if not self.lets_in(token if isinstance(token, bytes) else token.encode()):
             return False, None
@@ -93,24 +95,24 @@ class TokenAuthenticator(ControlAuthnPlugin):
         return any(matches)
 
     def get_login_details(self) -> None:
-        """There is no logging in: tokens are handed out with kits."""
+        """Return None: there is no logging in, since tokens are handed out with kits."""
 
     def get_auth_tokens(self, device_code: str) -> None:
-        """See `get_login_details`."""
+        """Return None: see `get_login_details`."""
 
     def refresh_tokens(self, metadata: Any) -> tuple[None, None]:
-        """Tokens do not expire; a new kit brings a new one."""
+        """Return no tokens: they do not expire, and a new kit brings a new one."""
         return None, None
 
 
 class Bearer:
-    """Adds the token to every call."""
+    """An interceptor that adds the token to every call."""
 
     def __init__(self, token: str):
         self._token = token
 
     def intercept(self, context: Any, call_next: Any) -> httpx.Response:
-        """See Flower's ProtobufClientInterceptor."""
+        """Add the token to a call; see Flower's ProtobufClientInterceptor."""
         context.request.headers["Authorization"] = f"Bearer {self._token}"
         return call_next(context)
 
@@ -124,7 +126,7 @@ class Operator:
 
     def __init__(self, address: str, certificates: bytes | Path, token: str):
         self.address = address
-        self.control = Control(address, certificates, [Bearer(token)])
+        self.control = ControlApi(address, certificates, [Bearer(token)])
 
     def __enter__(self) -> Operator:
         return self
@@ -133,7 +135,7 @@ class Operator:
         self.control.close()
 
     def nodes(self) -> list[Node]:
-        """Every node that is registered."""
+        """List every node that is registered."""
         reply = self.call("ListNodes", ListNodesRequest())
         return [
             Node(
@@ -156,8 +158,11 @@ class Operator:
         self.call("UnregisterNode", UnregisterNodeRequest(node_id=node))
 
     def trusts(self) -> dict[bytes, frozenset[str]]:
-        """{public key, PEM: SHA-256 of each authority that the node trusts, hex}, of nodes that were heard since the
-        SuperLink was started. Nodes and SuperLinks of an older Umbel do not say."""
+        """Return {public key, PEM: SHA-256 of each authority that the node trusts, hex}.
+
+        It holds the nodes that were heard since the SuperLink was started. Nodes and SuperLinks of an older Umbel do
+        not say.
+        """
         try:
             found = self.control.get_json(TRUSTS_PATH)
         except httpx.HTTPError as error:
@@ -167,15 +172,17 @@ class Operator:
         return {key.encode(): frozenset(trusted) for key, trusted in found.items()}
 
     def runs(self) -> list[RunInfo]:
-        """Every run that has not finished."""
+        """List every run that has not finished."""
         found = self.call("ListRuns", ListRunsRequest()).run_dict.values()
         return [
             RunInfo(one.run_id, one.status.status, one.running_at) for one in found if one.status.status != "finished"
         ]
 
     def end_orphans(self) -> None:
-        """End the runs that were being played, for a server that begins: whoever played them is gone. Clients would
-        wait for the rest of their messages, and with them whatever is played next."""
+        """End the runs that were being played, for a server that begins: whoever played them is gone.
+
+        Clients would wait for the rest of their messages, and with them whatever is played next.
+        """
         for run in self._played():
             try:
                 self.call("StopRun", StopRunRequest(run_id=run))
@@ -187,7 +194,7 @@ class Operator:
         return [one.run for one in self.runs() if one.status in ("starting", "running")]
 
     def events(self, run: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """A run's events as they come, each once, though the SuperLink is started again meanwhile."""
+        """Yield a run's events as they come, each once, though the SuperLink is started again meanwhile."""
         last: int | None = None
         lost: float | None = None
         while True:
@@ -206,7 +213,7 @@ class Operator:
                 raise explained(error, self.address) from error
 
     def call(self, method: str, request: Any) -> Any:
-        """One call, with what can go wrong in words."""
+        """Make one call, with what can go wrong in words."""
         try:
             return getattr(self.control._client, method)(request)
         except Exception as error:
@@ -214,7 +221,7 @@ class Operator:
 
 
 def explained(error: Exception, address: str) -> UmbelError:
-    """What a call to a SuperLink raised, in words."""
+    """Say in words what a call to a SuperLink raised."""
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401:
         return ConfigError(f"the server at {address} refuses this operator's token; use the kit that it was made with")
     if isinstance(error, httpx.ConnectError) and "CERTIFICATE" in str(error).upper():
@@ -225,12 +232,14 @@ def explained(error: Exception, address: str) -> UmbelError:
 
 
 def main() -> None:
-    """See the module's own words."""
+    """Run a SuperLink, with the arguments that the module describes."""
     _, parent, *options = sys.argv
     end_with_parent(int(parent))
     authenticator = TokenAuthenticator()
     be_patient()
     hand_out_again()
+    keep_within_bounds()
+    give_back(Path(options[options.index(DATABASE_OPTION) + 1]))
     sys.argv = ["flower-superlink", *options]
     # `flwr.superlink.cli` exports the function under the module's own name.
     import importlib

@@ -1,8 +1,4 @@
-"""The ServerApp: the run of an experiment over the grid, and its records on their way to whoever submitted it.
-
-Events, each one JSON object: "start" {run, records}, "round" {record, failures}, "final" (History.final), and "error"
-{kind, message} for a run that failed, which Flower then lists as failed too.
-"""
+"""The ServerApp: the run of an experiment over the grid, its events told to whoever submitted it."""
 
 from __future__ import annotations
 
@@ -12,19 +8,20 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ...core.errors import ConfigError, UmbelError
+from ...core.errors import ConfigError
 from ...core.experiment import Experiment
 from ...core.loading import load_experiment
 from ...core.printable import printable
-from ...core.types import Failure, RoundRecord
-from ...server import History, run
+from ...server.events import history_of, told, watched
+from ...server.loop import play
 from ...server.monitoring import relayed
+from .events import packed, packed_error
 from .identity import KIT_VARIABLE, identity_of_this_process
 from .private import push_event
 from .private_tls import follow_kit
@@ -36,8 +33,8 @@ if TYPE_CHECKING:  # SQLAlchemy is imported where there is a store
 # The store's URL may hold a password. A run's configuration is sent to every client; this process's environment is not.
 STORE_VARIABLE = "UMBEL_STORE"
 
-MOST_REFUSALS = 1000  # that a run puts on record
-LONGEST_SUBJECT = 500  # characters that the audit log takes
+MOST_REFUSALS = 1000  # the most refusals that a run puts on record
+LONGEST_SUBJECT = 500  # the most characters that the audit log takes
 
 app = ServerApp()
 log = logging.getLogger(__name__)
@@ -68,18 +65,20 @@ def main(grid: Grid, context: Context) -> None:
         resume = str(config["resume"]) or None
         try:
             with interrupted_by_signals(), opened_store() as refusals.store, relayed() as monitors:
-                run(experiment, runtime, store=refusals.store, resume=resume, watchers=[Reporter(grid), *monitors])
+                events = told(
+                    play(experiment, runtime, store=refusals.store, resume=resume),
+                    lambda event: push_event(grid, *packed(event)),
+                )
+                history_of(watched(events, monitors))
         finally:
             runtime.close()
     except Exception as error:
-        kind = type(error).__name__
-        message = str(error) if isinstance(error, UmbelError) else f"{kind}: {error}"
-        push_event(grid, "error", {"kind": kind, "message": message})
+        push_event(grid, *packed_error(error))
         raise  # Flower must not list this run as completed
 
 
 def named_experiment(config: Mapping[str, Any]) -> Experiment:
-    """The experiment that a run's configuration names, as it is on the server.
+    """Load the experiment that a run's configuration names, as it is on the server.
 
     Errors: ConfigError where there is none, and where it is not the submitter's.
     """
@@ -98,7 +97,7 @@ def named_experiment(config: Mapping[str, Any]) -> Experiment:
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Inside, what Flower ends this process on pauses the run first: SIGTERM; SIGINT for a run that was stopped."""
+    """Pause the run inside before Flower's signals end this process: SIGTERM; SIGINT for a run that was stopped."""
     received: list[int] = []
 
     def interrupt(number: int, frame: object) -> NoReturn:
@@ -124,7 +123,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened_store() -> Iterator[Store | None]:
-    """The store that this process's environment names; None where it names none."""
+    """Open the store that this process's environment names; None where it names none."""
     url = os.environ.get(STORE_VARIABLE)
     if not url:
         yield None
@@ -136,7 +135,7 @@ def opened_store() -> Iterator[Store | None]:
 
 
 class Refusals:
-    """Puts on record whom a run refused, and who refused it: in the log, and in the store's audit log. Once each."""
+    """A record of whom a run refused, and who refused it: in the log, and in the store's audit log. Once each."""
 
     def __init__(self) -> None:
         self.store: Store | None = None
@@ -150,22 +149,3 @@ class Refusals:
         log.warning("%s: %s", action, about)
         if self.store is not None:
             self.store.audit.append("server", action, printable(about, LONGEST_SUBJECT))
-
-
-class Reporter:
-    """A Watcher that sends what it sees to the submitter, as the run's events."""
-
-    def __init__(self, grid: Grid):
-        self.grid = grid
-
-    def on_start(self, experiment: Any, runtime: Any, run: str | None, records: Sequence[RoundRecord]) -> None:
-        """The run's id in the store, and the records of a resumed run."""
-        push_event(self.grid, "start", {"run": run, "records": [record._asdict() for record in records]})
-
-    def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
-        """One finished round."""
-        push_event(self.grid, "round", {"record": record._asdict(), "failures": [list(one) for one in failures]})
-
-    def on_end(self, history: History) -> None:
-        """The final object."""
-        push_event(self.grid, "final", history.final())

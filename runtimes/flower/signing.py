@@ -23,34 +23,34 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 
 from ...core import serial
 from ...core.errors import ClientError, UmbelError
-from .identity import Identity
-from .malformed import Malformed
+from .identity import PartyIdentity
+from .malformed import Malformed, reading
 from .private import names_of
 from .private_exchange import Envelope, Mail
 from .private_objects import Wait, array_record, raw_array
 
 SIGNATURE, SEALED = "signature", "sealed"  # names of records
 NONCE_BYTES = 16
-SEALING_BYTES = 1 << 16  # that an array may be longer when it is sealed, with all else that a reply says
-SKEW_SECONDS = 300.0  # between two clocks: as much as Flower's own signatures allow
-MOST_REMEMBERED = 1 << 16  # nonces of messages that have not expired
+SEALING_BYTES = 1 << 16  # bytes that sealing may add to an array, with all else that a reply says
+SKEW_SECONDS = 300.0  # allowed difference between two clocks: as much as Flower's own signatures allow
+MOST_REMEMBERED = 1 << 16  # the most nonces, of messages that have not expired, that a client remembers
 KINDS = (ArrayRecord, MetricRecord, ConfigRecord)
 
 App = Callable[[Message, Context], Message]
 
 
 class Stamp(NamedTuple):
-    """What a signature is about, besides the content."""
+    """All that a signature is about, besides the content."""
 
-    run: int  # Flower's number
-    kind: str  # "train", "evaluate", "query", …
-    round: int  # 0 for what belongs to none
+    run: int  # Flower's number of the run
+    kind: str  # kind of the message: "train", "evaluate", "query", …
+    round: int  # number of the round; 0 for what belongs to none
     client: int
-    nonce: bytes  # of the message, which its reply repeats
-    expires: int  # of the message, seconds since 1970
+    nonce: bytes  # the message's nonce, which its reply repeats
+    expires: int  # when the message expires: seconds since 1970
 
     def statement(self, label: bytes, federation: bytes, digest: bytes) -> bytes:
-        """The bytes that are signed: each field has one place, or its length before it."""
+        """Return the bytes that are signed: each field has one place, or its length before it."""
         kind = self.kind.encode()
         numbers = struct.pack("<QQQQH", self.run, self.round, self.client, self.expires, len(kind))
         return b"umbel message 1 " + label + hashlib.sha256(federation).digest() + numbers + kind + self.nonce + digest
@@ -66,13 +66,13 @@ class SignedMail:
     A node that is in no roster is sent nothing.
     """
 
-    def __init__(self, mail: Mail, identity: Identity, grid: Any, refused: Callable[[str], None]):
+    def __init__(self, mail: Mail, identity: PartyIdentity, grid: Any, refused: Callable[[str], None]):
         self._mail, self._identity, self._grid, self._refused = mail, identity, grid, refused
         self._clients: dict[int, int | None] = {}  # {node: client}
         self._sent: dict[str, Stamp] = {}
 
     def client_of(self, node: int) -> int | None:
-        """The client whose key a node has proved to hold; None for one that is not in the roster."""
+        """Return the client whose key a node has proved to hold; None for one that is not in the roster."""
         if node not in self._clients:
             names = names_of(self._grid)
             found = {one: self._identity.client_of(name) for one, name in names.items()}
@@ -83,8 +83,8 @@ class SignedMail:
         return self._clients.get(node)
 
     def push(self, messages: Sequence[Message]) -> list[str]:
-        """As the mail's own; each message is signed for its client."""
-        digests: dict[int, bytes] = {}  # of records that messages share
+        """Push messages as the mail itself does; each is signed for its client."""
+        digests: dict[int, bytes] = {}  # digests of records that messages share
         known = [message for message in messages if self.client_of(message.metadata.dst_node_id) is not None]
         stamps = [self._sign(message, digests) for message in known]
         identifiers = dict(zip(map(id, known), self._mail.push(known), strict=True))
@@ -94,18 +94,18 @@ class SignedMail:
         return [identifiers.get(id(message), "") for message in messages]
 
     def look(self, identifiers: Collection[str]) -> list[Envelope]:
-        """As the mail's own; what is opened has passed."""
+        """Look for replies as the mail itself does; what is opened has passed."""
         return [self._checked(envelope) for envelope in self._mail.look(identifiers)]
 
     def refuse(self, identifiers: Collection[str]) -> list[str]:
-        """As the mail's own."""
+        """Refuse replies as the mail itself does."""
         refused = self._mail.refuse(identifiers)
         for identifier in refused:
             self._sent.pop(identifier, None)
         return refused
 
     def was_cut(self) -> bool:
-        """As the mail's own."""
+        """Whether the mail itself was cut."""
         return self._mail.was_cut()
 
     def _sign(self, message: Message, digests: dict[int, bytes]) -> Stamp:
@@ -136,12 +136,15 @@ class SignedMail:
 class SignedApp:
     """A client's app that works for its server alone, and signs what it replies."""
 
-    def __init__(self, app: App, identity: Identity):
+    def __init__(self, app: App, identity: PartyIdentity):
         self._app, self._identity = app, identity
         self._seen: dict[bytes, int] = {}  # nonces, until they expire
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """The app's reply to a message. Errors: ClientError for a message that is not the server's, or not for now."""
+        """Return the app's reply to a message.
+
+        Errors: ClientError for a message that is not the server's, or not for now.
+        """
         stamp, content = self._verified(message)
         message.content = content
         reply = self._app(message, context)
@@ -150,7 +153,7 @@ class SignedApp:
         return reply
 
     def _verified(self, message: Message) -> tuple[Stamp, RecordDict]:
-        """What the server signed for this client, to be done now, once. Errors: ClientError."""
+        """Return what the server signed for this client, to be done now, once. Errors: ClientError."""
         about, now = message.metadata, time.time()
         try:
             said, _ = _stamp(message.content)
@@ -176,21 +179,37 @@ class SignedApp:
 
 
 def signed(
-    content: RecordDict, label: bytes, stamp: Stamp, identity: Identity, digests: dict[int, bytes] | None = None
+    content: RecordDict, label: bytes, stamp: Stamp, identity: PartyIdentity, digests: dict[int, bytes] | None = None
 ) -> RecordDict:
-    """The content, not copied, and the record of its signature. digests: of records, {id: digest}, that are known."""
+    """Return the content, not copied, and the record of its signature.
+
+    digests: known digests of records, {id: digest}.
+    """
     records = {name: record for name, record in content.items() if name != SIGNATURE}
-    statement = stamp.statement(label, identity.federation, digest_of(records, {} if digests is None else digests))
-    about: dict[str, Any] = {name: getattr(stamp, name) for name in ("client", "round", "nonce", "expires")}
+    with reading("what is to be signed"):
+        digest = digest_of(records, {} if digests is None else digests)
+    statement = stamp.statement(label, identity.federation, digest)
+    about: dict[str, Any] = {
+        "client": stamp.client,
+        "round": stamp.round,
+        "nonce": stamp.nonce,
+        "expires": stamp.expires,
+    }
     return RecordDict({**records, SIGNATURE: ConfigRecord({**about, "signature": identity.sign(statement)})})
 
 
-def opened(content: RecordDict, label: bytes, expected: Stamp, identity: Identity) -> RecordDict:
-    """What was signed, without its signature, if it is what was expected.
+def opened(content: RecordDict, label: bytes, expected: Stamp, identity: PartyIdentity) -> RecordDict:
+    """Return what was signed, without its signature, if it is what was expected.
 
     Errors: Malformed: "signature", for none, for another signer's, and for another client; "round" and "replay", for
     what was signed for another round or message; "sealed", for what does not open.
     """
+    with reading("a signed message"):
+        return _opened(content, label, expected, identity)
+
+
+def _opened(content: RecordDict, label: bytes, expected: Stamp, identity: PartyIdentity) -> RecordDict:
+    """Same as `opened`, where anything may be raised."""
     said, signature = _stamp(content)
     if said.client != expected.client:
         raise Malformed("signature", f"signed for client {said.client}, expected client {expected.client}")
@@ -207,7 +226,7 @@ def opened(content: RecordDict, label: bytes, expected: Stamp, identity: Identit
 
 
 def digest_of(records: Mapping[str, Any], digests: dict[int, bytes]) -> bytes:
-    """SHA-256 of named records: of each its name and its own digest, by name."""
+    """Hash named records (SHA-256): the name and the own digest of each, by name."""
     total = hashlib.sha256()
     for name in sorted(records):
         record = records[name]
@@ -221,7 +240,7 @@ def digest_of(records: Mapping[str, Any], digests: dict[int, bytes]) -> bytes:
 
 
 def round_of(content: RecordDict) -> int:
-    """The round that a message is for; 0 for what belongs to none."""
+    """Return the round that a message is for; 0 for what belongs to none."""
     for record in content.values():
         found = record.get("round") if isinstance(record, ConfigRecord) else None
         if type(found) is int and found >= 0:
@@ -230,7 +249,10 @@ def round_of(content: RecordDict) -> int:
 
 
 def _stamp(content: RecordDict) -> tuple[Stamp, bytes]:
-    """What a content says that its signature is about, all but run and kind; and the signature. Errors: Malformed."""
+    """Return what a content says that its signature is about, all but run and kind; and the signature.
+
+    Errors: Malformed.
+    """
     record = content.get(SIGNATURE)
     if not isinstance(record, ConfigRecord):
         raise Malformed("signature", "it is not signed")
@@ -243,13 +265,13 @@ def _stamp(content: RecordDict) -> tuple[Stamp, bytes]:
     return Stamp(0, "", said["round"], said["client"], said["nonce"], said["expires"]), said["signature"]
 
 
-def _number(identity: Identity) -> int:
+def _number(identity: PartyIdentity) -> int:
     if identity.number is None:
         raise ClientError("this kit is the server's; a client needs its own")
     return identity.number
 
 
-def _unsealed(records: Mapping[str, Any], expected: Stamp, identity: Identity) -> RecordDict:
+def _unsealed(records: Mapping[str, Any], expected: Stamp, identity: PartyIdentity) -> RecordDict:
     record = records.get(SEALED)
     if set(records) != {SEALED} or not isinstance(record, ArrayRecord) or set(record) != {SEALED}:
         raise Malformed("sealed", "it is not sealed, and this federation seals what clients send")
@@ -263,7 +285,7 @@ def _unsealed(records: Mapping[str, Any], expected: Stamp, identity: Identity) -
 
 
 def _plain(record: Any) -> tuple[str, dict[str, Any]]:
-    """A record as what `serial` writes: its kind, and its values by name, in order."""
+    """Return a record as what `serial` writes: its kind, and its values by name, in order."""
     kind = next((kind for kind in KINDS if isinstance(record, kind)), None)
     if kind is None:
         raise Malformed("schema", f"expected records of arrays, metrics or settings, got {type(record).__name__}")
@@ -277,7 +299,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _record(kind: str, values: Mapping[str, Any]) -> Any:
-    """The inverse of `_plain`. Errors: ValueError and others for what is none."""
+    """Invert `_plain`. Errors: ValueError and others for what is none."""
     if kind == "ArrayRecord":
         arrays = {
             name: raw_array(dtype, shape, stype, body.data) for name, (dtype, shape, stype, body) in values.items()

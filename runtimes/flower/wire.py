@@ -1,9 +1,9 @@
-"""What travels: broadcasts, updates and metrics as Flower records, and back, bit for bit.
+"""Messages on the wire: broadcasts, updates and metrics as Flower records, and back, bit for bit.
 
     to a client      "vectors": params, extra           "broadcast": round, rate, transforms
-                                                     "order": digest, compile, key, memory, since
+                                                     "order": digest, compile, key, memory, since, terms, base
     from a client    "vectors": delta, extra            "update": round, weight          "metrics": name → [sum, count]
-                     with a codec: payload, extra
+                     with a codec: payload, extra                                        "states": name → float64
                  or  "failure": round, reason, detail
     of a hidden sum  "message": message                 "stage": run, round, number, cohort      either way
 
@@ -13,40 +13,44 @@ Unpacking trusts nothing: whatever does not have this form raises Malformed. Not
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from ...core.phases import PERSONAL
 from ...core.random import Key
-from ...core.serial import dumps, loads, memory_of
-from ...core.types import Broadcast, ClientUpdate, CodedUpdate, Failure, Metrics, State, Weighted
+from ...core.serial import dumps, loads
+from ...core.types import Broadcast, ClientUpdate, CodedUpdate, Failure, Join, Metrics, MetricState, State, Weighted
 from .malformed import Malformed
 from .private_objects import array_record, raw_array
 
-RAW = "umbel.raw"  # how an Array's bytes are meant: C order, little-endian, nothing else
+RAW = "umbel.raw"  # type of an Array whose bytes are in C order, little-endian, nothing else
 NAMES = frozenset(
     ["bool", "float16", "float32", "float64", "bfloat16"] + [f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64)]
 )
-FORMAT = 2  # of all that is described here
+FORMAT = 4  # number of the format that is described here
 VERSION = version("umbel")
 MAX_METRICS = 256
-MAX_TEXT = 500  # characters of a client's own words that the server keeps
+Joins = Mapping[str, tuple[tuple[Join, int], ...]]
+NO_JOINS: Joins = {}
+MAX_TEXT = 500  # most characters of a client's own words that the server keeps
 
 
 class Order(NamedTuple):
-    """What a client is told besides the broadcast."""
+    """All that a client is told besides the broadcast."""
 
-    digest: str  # of the server's experiment
-    compile: str  # "xla" or "graph": as the server's own model
-    key: Key  # this client's, this round
-    memory: str = ""  # what clients keep in this run is kept under; "" where they keep nothing
+    digest: str  # digest of the server's experiment
+    compile: str  # "xla" or "graph": the same as for the server's own model
+    key: Key  # this client's key in this round
+    memory: str = ""  # name under which clients keep their memory in this run; "" where they keep nothing
     since: int = 0  # the last round that this client counted in: the one whose memory counts; 0 for none
+    terms: str = ""  # terms on which the server's model measures, which the client's takes over
+    base: str = ""  # digest of what the server's model holds in its frozen variables; "" where none is frozen
 
 
 class Reply(NamedTuple):
@@ -56,21 +60,21 @@ class Reply(NamedTuple):
     update: ClientUpdate | CodedUpdate
 
 
-class Stage(NamedTuple):
+class SumMessage(NamedTuple):
     """A message of a round's hidden sum, or the reply to it."""
 
     run: str  # the server's name for the rounds that it plays without a restart
     round: int
-    number: int  # of the stage, from 0
-    cohort: int  # how many clients were asked
-    message: bytes  # of the aggregation's: nothing else reads it
+    number: int  # number of the stage, from 0
+    cohort: int  # number of clients that were asked
+    message: bytes  # the aggregation's message: nothing else reads it
 
     def __repr__(self) -> str:
         return f"Stage(round={self.round}, number={self.number}, message={len(self.message)} bytes hidden)"
 
 
 def pack_broadcast(broadcast: Broadcast) -> RecordDict:
-    """The part that a whole cohort shares: Flower stores and hashes equal objects once."""
+    """Pack the part that a whole cohort shares: Flower stores and hashes equal objects once."""
     rate = broadcast.learning_rate
     order: dict[str, Any] = {
         "format": FORMAT,
@@ -84,21 +88,21 @@ def pack_broadcast(broadcast: Broadcast) -> RecordDict:
 
 
 def pack_order(shared: RecordDict, order: Order) -> RecordDict:
-    """One client's message: the shared part, and what is this client's alone."""
+    """Pack one client's message: the shared part, and what is this client's alone."""
     own = ConfigRecord({**order._asdict(), "key": order.key.digest})
     return RecordDict({**shared, "order": own})
 
 
 def unpack_order(content: RecordDict) -> Order:
-    """The inverse of `pack_order`."""
+    """Invert `pack_order`."""
     record = _record(content, "order", ConfigRecord)
-    kinds = {"digest": str, "compile": str, "key": bytes, "memory": str, "since": int}
+    kinds = {"digest": str, "compile": str, "key": bytes, "memory": str, "since": int, "terms": str, "base": str}
     fields = {name: _field(record, name, kind) for name, kind in kinds.items()}
     return Order(**{**fields, "key": Key(fields["key"])})
 
 
 def unpack_broadcast(content: RecordDict, like: State = None) -> Broadcast:
-    """The inverse of `pack_broadcast`. like: a transforms' state, for the classes of its named tuples.
+    """Invert `pack_broadcast`. like: a transforms' state, for the classes of its named tuples.
 
     Errors: Malformed; StoreError for a transforms' state that does not read back.
     """
@@ -112,20 +116,20 @@ def unpack_broadcast(content: RecordDict, like: State = None) -> Broadcast:
 
 
 def pack_update(round: int, update: ClientUpdate | CodedUpdate) -> RecordDict:
-    """A client's update, as its reply."""
+    """Pack a client's update, as its reply."""
     if isinstance(update, CodedUpdate):
         first = {"payload": pack_array(np.frombuffer(update.payload, np.uint8))}
     else:
         first = {"delta": pack_array(update.delta)}
     vectors = array_record({**first, "extra": pack_array(update.extra)})
     about = ConfigRecord({"round": round, "weight": update.weight})
-    return RecordDict({"vectors": vectors, "update": about, "metrics": pack_metrics(update.metrics)})
+    return RecordDict({"vectors": vectors, "update": about, **pack_metrics(update.metrics)})
 
 
-def unpack_update(content: RecordDict, is_coded: bool = False) -> Reply:
-    """The inverse of `pack_update`; values are of the right kind, but not yet within any bounds. Errors: Malformed.
+def unpack_update(content: RecordDict, is_coded: bool = False, joins: Joins = NO_JOINS) -> Reply:
+    """Invert `pack_update`; values are of the right kind, but not yet within any bounds. Errors: Malformed.
 
-    is_coded: whether an update through a codec is expected, and no other.
+    is_coded: whether an update through a codec is expected, and no other. joins: see `unpack_metrics`.
     """
     about = _record(content, "update", ConfigRecord)
     kinds = {"payload": "uint8"} if is_coded else {"delta": "float32"}
@@ -133,46 +137,35 @@ def unpack_update(content: RecordDict, is_coded: bool = False) -> Reply:
     weight = about.get("weight")
     if not isinstance(weight, (int, float)) or isinstance(weight, bool):
         raise Malformed("weight", f"expected weight={weight!r} to be a number")
-    rest = extra, weight, unpack_metrics(content)
+    rest = extra, weight, unpack_metrics(content, joins)
     update = CodedUpdate(first.tobytes(), *rest) if is_coded else ClientUpdate(first, *rest)
     return Reply(_field(about, "round", int), update)
 
 
-def pack_stage(stage: Stage) -> RecordDict:
-    """A message of a hidden sum."""
+def pack_stage(stage: SumMessage) -> RecordDict:
+    """Pack a message of a hidden sum."""
     about = {name: value for name, value in stage._asdict().items() if name != "message"}
     message = pack_array(np.frombuffer(stage.message, np.uint8))
     return RecordDict({"stage": ConfigRecord(about), "message": array_record({"message": message})})
 
 
-def unpack_stage(content: RecordDict) -> Stage:
-    """The inverse of `pack_stage`. Errors: Malformed."""
+def unpack_stage(content: RecordDict) -> SumMessage:
+    """Invert `pack_stage`. Errors: Malformed."""
     about = _record(content, "stage", ConfigRecord)
     round, number, cohort = (_field(about, name, int) for name in ("round", "number", "cohort"))
     (message,) = _vectors(content, "message", message="uint8")
-    return Stage(_field(about, "run", str), round, number, cohort, message.tobytes())
-
-
-def digest_of(broadcast: Broadcast, experiment: str) -> bytes:
-    """SHA-256 of all that a client receives, and of its experiment's digest: what a cohort has to have in common."""
-    rate = None if broadcast.learning_rate is None else float(broadcast.learning_rate)
-    shared = dumps(("umbel broadcast", experiment, broadcast.round, rate, broadcast.transforms))
-    hasher = hashlib.sha256(len(shared).to_bytes(8, "little") + shared)
-    for vector in (broadcast.params, broadcast.extra):
-        hasher.update(len(vector).to_bytes(8, "little"))
-        hasher.update(memory_of(vector.astype("<f4", copy=False)))
-    return hasher.digest()
+    return SumMessage(_field(about, "run", str), round, number, cohort, message.tobytes())
 
 
 def pack_failure(round: int, failure: Failure) -> RecordDict:
-    """Why there is no update, in the client's words."""
+    """Pack why there is no update, in the client's words."""
     return RecordDict(
         {"failure": ConfigRecord({"round": round, "reason": failure.reason, "detail": failure.detail[:MAX_TEXT]})}
     )
 
 
 def unpack_failure(content: RecordDict, client: int) -> Failure | None:
-    """The failure that a reply reports; None for a reply that reports none. Errors: Malformed."""
+    """Return the failure that a reply reports; None for a reply that reports none. Errors: Malformed."""
     if "failure" not in content:
         return None
     record = _record(content, "failure", ConfigRecord)
@@ -182,37 +175,69 @@ def unpack_failure(content: RecordDict, client: int) -> Failure | None:
     return Failure(client, reason, detail[:MAX_TEXT])
 
 
-def pack_metrics(metrics: Metrics) -> MetricRecord:
-    """Metric sums as [sum, count] by name."""
-    return MetricRecord({name: [float(value.sum), float(value.count)] for name, value in metrics.items()})
+def pack_metrics(metrics: Metrics) -> dict[str, Any]:
+    """Pack two records: means as [sum, count] by name, and the numbers of other states."""
+    means: dict[str, Any] = {
+        name: [float(value.sum), float(value.count)] for name, value in metrics.items() if is_mean(value)
+    }
+    states = {name: pack_array(value.numbers) for name, value in metrics.items() if isinstance(value, MetricState)}
+    return {"metrics": MetricRecord(means)} | ({"states": array_record(states)} if states else {})
 
 
-def unpack_metrics(content: RecordDict) -> dict[str, Weighted]:
-    """The inverse of `pack_metrics`. Errors: Malformed for anything but finite sums over counts ≥ 0."""
+def unpack_metrics(content: RecordDict, joins: Joins = NO_JOINS) -> dict[str, Weighted | MetricState]:
+    """Invert `pack_metrics`.
+
+    joins: how the numbers of each state join that this server's own model measures, by name; () for a mean. Errors:
+    Malformed for anything but finite sums over counts ≥ 0, and states of as many numbers that can be joined.
+    """
     record = _record(content, "metrics", MetricRecord)
-    if len(record) > MAX_METRICS:
-        raise Malformed("metrics", f"expected at most {MAX_METRICS} metrics, got {len(record)}")
-    metrics = {}
+    most = MAX_METRICS + 2 * len(joins)
+    if len(record) > most:
+        raise Malformed("metrics", f"expected at most {most} metrics, got {len(record)}")
+    metrics: dict[str, Weighted | MetricState] = {}
     for name, pair in record.items():
         is_pair = isinstance(pair, list) and len(pair) == 2 and all(isinstance(number, float) for number in pair)
         if not is_pair or not all(map(math.isfinite, pair)) or pair[1] < 0 or (pair[1] == 0 and pair[0] != 0):
             raise Malformed("metrics", f"expected {name[:80]}={pair!r} to be a finite sum and a count ≥ 0"[:MAX_TEXT])
+        if joins.get(name):
+            raise Malformed("metrics", f"expected the state of {name!r}, got a mean")
         metrics[name] = Weighted(*pair)
-    return metrics
+    states = _record(content, "states", ArrayRecord) if "states" in content else {}
+    return metrics | {name: _state(name, array, joins) for name, array in states.items()}
+
+
+def _state(name: str, array: Array, joins: Joins) -> MetricState:
+    """Return a metric's state as it arrived. Raise Malformed for one that this server's model does not have."""
+    expected = joins.get(name) or joins.get(name.removeprefix(PERSONAL), ())
+    size = sum(count for _, count in expected)
+    if not size or array.dtype != "float64" or list(array.shape) != [size]:
+        kind = f"{array.dtype[:20]}{list(array.shape)[:8]}"
+        raise Malformed("metrics", f"expected {name[:80]!r} of {size} float64 numbers, got {kind}")
+    numbers = unpack_array(array)
+    # A maximum, or a minimum, of nothing may be infinite; a sum may not, and NaN is no number of any state.
+    is_sum = np.concatenate([np.full(count, join == "sum") for join, count in expected])
+    if np.isnan(numbers).any() or not np.isfinite(numbers[is_sum]).all():
+        raise Malformed("metrics", f"expected the state of {name[:80]!r} to be finite")
+    return MetricState(numbers, expected)
+
+
+def is_mean(value: Weighted | MetricState) -> TypeGuard[Weighted]:
+    """Return whether a metric's state is one mean."""
+    return isinstance(value, Weighted)
 
 
 def pack_identity(client: int) -> RecordDict:
-    """Which client a node is, and which version of Umbel it runs."""
+    """Pack which client a node is, and which version of Umbel it runs."""
     return RecordDict({"identity": ConfigRecord({"client": client, "version": VERSION})})
 
 
 def unpack_identity(content: RecordDict) -> int:
-    """The inverse of `pack_identity`. Errors: Malformed."""
+    """Invert `pack_identity`. Errors: Malformed."""
     return _field(_record(content, "identity", ConfigRecord), "client", int)
 
 
 def unpack_version(content: RecordDict) -> tuple[int, int]:
-    """The major and minor number of the version that a node runs. Errors: Malformed."""
+    """Return the major and minor number of the version that a node runs. Errors: Malformed."""
     text = _field(_record(content, "identity", ConfigRecord), "version", str)
     if not (found := re.match(r"(\d{1,6})\.(\d{1,6})", text)):
         raise Malformed("schema", f"expected version={text[:80]!r} as in {VERSION}")
@@ -220,13 +245,16 @@ def unpack_version(content: RecordDict) -> tuple[int, int]:
 
 
 def pack_array(array: np.ndarray) -> Array:
-    """An array as its raw little-endian bytes, under its dtype and shape. Not copied: it must not change any more."""
+    """Pack an array as its raw little-endian bytes, under its dtype and shape.
+
+    Not copied: it must not change any more.
+    """
     flat = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1)
     return raw_array(str(array.dtype), tuple(array.shape), RAW, flat.view(np.uint8).data)
 
 
 def unpack_array(array: Array) -> np.ndarray:
-    """The inverse of `pack_array`; read-only, without a copy. Errors: Malformed."""
+    """Invert `pack_array`; read-only, without a copy. Errors: Malformed."""
     if array.stype != RAW:
         raise Malformed("schema", f"expected an array encoded as {RAW!r}, got {array.stype[:80]!r}")
     if array.dtype not in NAMES:
@@ -240,7 +268,7 @@ def unpack_array(array: Array) -> np.ndarray:
 
 
 def _vectors(content: RecordDict, name: str = "vectors", /, **dtypes: str) -> list[np.ndarray]:
-    """The vectors of a message's record, which must hold these, of these dtypes, and no others."""
+    """Return the vectors of a message's record, which must hold these, of these dtypes, and no others."""
     record = _record(content, name, ArrayRecord)
     if set(record) != set(dtypes):
         raise Malformed("schema", f"expected the vectors {', '.join(dtypes)}, got {', '.join(sorted(record))[:80]}")

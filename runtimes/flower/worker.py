@@ -27,8 +27,9 @@ from .signing import SignedApp
 
 log = logging.getLogger(__name__)
 
-SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.01, 0.1  # between two looks for a task: just after one, and when idle
-LONGEST_AWAY_SECONDS = 2.0  # between two tries to reach a SuperNode that is not there
+SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.01, 1.0  # time between two looks for a task: just after one, idle
+POLL_SHARE = 0.05  # that time as a share of how long there was none: a task waits no longer, and an idle client rests
+LONGEST_AWAY_SECONDS = 2.0  # longest time between two tries to reach a SuperNode that is not there
 RAISED = 2  # Flower's code: the client's code raised
 App = Callable[[Message, Context], Message]
 
@@ -39,7 +40,7 @@ def serve(tasks: Tasks, app: App = client.app, stop: threading.Event | None = No
     Whoever asks for a task has ended the one before: a SuperNode takes back what came to nothing.
     """
     stop = stop or threading.Event()
-    pause, away = SHORTEST_POLL_SECONDS, SHORTEST_POLL_SECONDS
+    away, idle_since = SHORTEST_POLL_SECONDS, time.monotonic()
     while not stop.is_set():
         try:
             task = tasks.acquire()
@@ -51,11 +52,11 @@ def serve(tasks: Tasks, app: App = client.app, stop: threading.Event | None = No
             stop.wait(away)
             continue
         if task is None:
-            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-            stop.wait(pause)
+            pause = POLL_SHARE * (time.monotonic() - idle_since)
+            stop.wait(min(max(pause, SHORTEST_POLL_SECONDS), LONGEST_POLL_SECONDS))
             continue
-        pause = SHORTEST_POLL_SECONDS
         _work(task, app)
+        idle_since = time.monotonic()
 
 
 def _work(task: Task, app: App) -> None:
@@ -82,13 +83,28 @@ def _work(task: Task, app: App) -> None:
         log.warning("a task came to nothing: %s: %s", type(error).__name__, error)
 
 
-def import_tensorflow() -> None:
-    """Bring in now what the first message would wait for."""
-    from ...clients import worker  # noqa: F401
+def warmed(app: App) -> App:
+    """Return the same app, for which TensorFlow is imported from now on, and which waits for that.
+
+    A message must not import it meanwhile: of two threads that import modules of one circle, one finds a module that is
+    only half there.
+    """
+
+    def import_tensorflow() -> None:
+        from ...clients.tensorflow import engine  # noqa: F401
+
+    imports = threading.Thread(target=import_tensorflow, name="umbel-imports", daemon=True)
+    imports.start()
+
+    def waiting(message: Message, context: Context) -> Message:
+        imports.join()
+        return app(message, context)
+
+    return waiting
 
 
 def main() -> None:
-    """See the module's own words."""
+    """Run a client's warm process, with the arguments that the module describes."""
     parser = argparse.ArgumentParser(prog="umbel-worker", description="A client's warm process.")
     parser.add_argument("parent", type=int, help="process id; when that process ends, so does this one")
     parser.add_argument("address", help="of the SuperNode's Runtime API, such as 127.0.0.1:9094")
@@ -104,9 +120,8 @@ def main() -> None:
     app = client.app if identity is None else SignedApp(client.app, identity)
     secret = None if options.secret_file is None else options.secret_file.read_bytes()
     tasks = Tasks(options.address, secret)
-    threading.Thread(target=import_tensorflow, name="umbel-imports", daemon=True).start()
     try:
-        serve(tasks, app)
+        serve(tasks, warmed(app))
     except KeyboardInterrupt:  # the parent has ended
         pass
     finally:

@@ -4,9 +4,9 @@ A label takes only values that were listed when its metric was made: what client
 """
 
 from .certificates import Validity, check_certificate, validity, warn_of_expiry
-from .exporter import Exporter
+from .exporter import Exporter, Page, pages_of
 from .health import certificate_check, database_check
-from .logs import JsonFormatter, PlainFormatter, RoundLog, configure_logs
+from .logs import JsonFormatter, PlainFormatter, RoundFilter, configure_logs
 from .metrics import Registry
 from .monitor import REASONS, Monitor
 from .relay import Inbox, Relay, relayed
@@ -17,15 +17,17 @@ __all__ = [
     "Inbox",
     "JsonFormatter",
     "Monitor",
+    "Page",
     "PlainFormatter",
     "Registry",
     "Relay",
-    "RoundLog",
+    "RoundFilter",
     "Validity",
     "certificate_check",
     "check_certificate",
     "configure_logs",
     "database_check",
+    "pages_of",
     "relayed",
     "validity",
     "warn_of_expiry",

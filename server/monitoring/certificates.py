@@ -1,4 +1,4 @@
-"""How long certificates are valid."""
+"""Validity of certificates: from when and until when, and a warning before they expire."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ...core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-WARNING = timedelta(days=14)  # before it expires, to renew it
+WARNING = timedelta(days=14)  # time left to renew a certificate, from the first warning on
 TODAY = timedelta(days=1)
 
 
 class Validity(NamedTuple):
-    """When a certificate, with those of its issuers beside it, is valid: UTC."""
+    """Time in which a certificate, with those of its issuers beside it, is valid: UTC."""
 
     begins: datetime
     ends: datetime
 
     def left(self, now: datetime | None = None) -> timedelta:
-        """Until it expires; negative after."""
+        """Return the time until it expires; negative after."""
         return self.ends - (now or datetime.now(UTC))
 
 
 def validity(pem: bytes) -> Validity:
-    """When all certificates in pem are valid. Errors: ConfigError for bytes without a certificate."""
+    """Return when all certificates in pem are valid. Errors: ConfigError for bytes without a certificate."""
     from cryptography import x509
 
     try:
@@ -38,7 +38,7 @@ def validity(pem: bytes) -> Validity:
 
 
 def check_certificate(pem: bytes, now: datetime | None = None) -> None:
-    """Errors: ConfigError for a certificate that is not valid yet, has expired, or expires within a day."""
+    """Raise ConfigError for a certificate that is not valid yet, has expired, or expires within a day."""
     now = now or datetime.now(UTC)
     valid = validity(pem)
     if now < valid.begins:
@@ -49,9 +49,9 @@ def check_certificate(pem: bytes, now: datetime | None = None) -> None:
 
 
 def warn_of_expiry(pem: bytes, name: str, now: datetime | None = None) -> str | None:
-    """What there is to say about a certificate of 14 days or fewer, also logged; None while it has more.
+    """Warn of a certificate with 14 days or fewer: log a sentence and return it; None while it has more.
 
-    name: of the certificate, for the message.
+    name: what the message calls the certificate.
     """
     left = validity(pem).left(now)
     if left > WARNING:

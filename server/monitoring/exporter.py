@@ -19,13 +19,13 @@ from .metrics import CONTENT_TYPE
 log = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS = "127.0.0.1:9464"
-CONNECTIONS = 16  # at once; more are closed unanswered
-REQUEST_SECONDS = 5.0  # for a request to arrive, and for its answer to be taken
-CHECK_SECONDS = 5.0  # that a check's answer is good for: whoever asks all the time does not write all the time
+CONNECTIONS = 16  # connections at once; more are closed unanswered
+REQUEST_SECONDS = 5.0  # time for a request to arrive, and for its answer to be taken
+CHECK_SECONDS = 5.0  # time for which a check's answer is good: whoever asks all the time does not write all the time
 
 
 class Exporter:
-    """Serves in a `with` block, on a thread of its own.
+    """Server of metrics and health over HTTP, in a `with` block, on a thread of its own.
 
     address: HOST:PORT, port 0 for any; only loopback is safe without a proxy or a network policy before it. metrics:
     gives the text. alive, ready: checks by name, behind /healthz and /readyz, which answer 200 when all hold and 503
@@ -40,15 +40,13 @@ class Exporter:
         alive: Mapping[str, Check] | None = None,
         ready: Mapping[str, Check] | None = None,
     ):
-        pages = {"/healthz": Checks(alive or {}).page, "/readyz": Checks(ready or {}).page}
-        pages["/metrics"] = lambda: (200, CONTENT_TYPE, metrics())
-        self._server = _listen(address, pages)
+        self._server = _listen(address, pages_of(metrics, alive, ready))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="umbel-monitor")
         self._thread.daemon = True
 
     @property
     def address(self) -> str:
-        """HOST:PORT that is listened on."""
+        """Address that is listened on, as HOST:PORT."""
         host, port = self._server.server_address[:2]
         return f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
 
@@ -61,7 +59,18 @@ class Exporter:
         self._server.server_close()
 
 
-Page = Callable[[], tuple[int, str, str]]
+Page = Callable[[], tuple[int, str, str]]  # status, content type, text
+
+
+def pages_of(
+    metrics: Callable[[], str], alive: Mapping[str, Check] | None = None, ready: Mapping[str, Check] | None = None
+) -> dict[str, Page]:
+    """Return what is served, by path: /metrics, /healthz and /readyz. Arguments: see `Exporter`."""
+    return {
+        "/metrics": lambda: (200, CONTENT_TYPE, metrics()),
+        "/healthz": Checks(alive or {}).page,
+        "/readyz": Checks(ready or {}).page,
+    }
 
 
 class Checks:
@@ -72,14 +81,14 @@ class Checks:
         self._until, self._failed = 0.0, dict[str, str]()
 
     def page(self) -> tuple[int, str, str]:
-        """Status, content type and JSON: {"status": "ok" or "failed", "checks": {name: the same}}."""
+        """Return status, content type and JSON: {"status": "ok" or "failed", "checks": {name: the same}}."""
         failed = self.failed()
         said = {name: "failed" if name in failed else "ok" for name in self._checks}
         content = {"status": "failed" if failed else "ok", "checks": said}
         return 503 if failed else 200, "application/json", json.dumps(content) + "\n"
 
     def failed(self) -> dict[str, str]:
-        """What does not hold, and why."""
+        """Return the checks that fail, by name, and why."""
         with self._lock:
             if time.monotonic() >= self._until:
                 before, self._failed = self._failed, self._look()
@@ -109,7 +118,7 @@ class Checks:
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread per connection, of which there are few."""
+    """HTTP server with a thread per connection, of which there are few."""
 
     daemon_threads = True
     block_on_close = False
@@ -147,7 +156,7 @@ class _Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke is nobody's concern."""
+        """Log a broken connection for debugging alone: it is nobody's concern."""
         log.debug("a connection to the monitor broke", exc_info=True)
 
 
@@ -186,7 +195,7 @@ def _cut(connection: socket.socket) -> None:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT or [IPv6]:PORT. Errors: ConfigError for anything else."""
+    """Split HOST:PORT or [IPv6]:PORT into host and port. Errors: ConfigError for anything else."""
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ConfigError(f"expected monitor={address!r} to be HOST:PORT, such as {DEFAULT_ADDRESS}")

@@ -1,4 +1,4 @@
-"""What has to hold for a server to be ready: checks that raise an UmbelError when it does not."""
+"""Checks of whether a server is ready: each raises an UmbelError when it is not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Check = Callable[[], None]
 
 
 def database_check(url: str, key: str | None = None, create: bool = False) -> Check:
-    """That the store at url takes writes. Opened by the first check that can.
+    """Make the check that the store at url takes writes. The first check that can opens it.
 
     create: make one that does not exist; else that is an error. key: file of an encrypted store's key. Errors of the
     check: StoreError.
@@ -34,9 +34,9 @@ def database_check(url: str, key: str | None = None, create: bool = False) -> Ch
 
 
 def certificate_check(path: Path | str) -> Check:
-    """That the certificate in a PEM file is valid, and for a day more. Read each time: it may be replaced.
+    """Make the check that the certificate in a PEM file is valid, and for a day more.
 
-    Errors of the check: ConfigError.
+    The file is read each time: it may be replaced. Errors of the check: ConfigError.
     """
 
     def check() -> None:
@@ -46,7 +46,7 @@ def certificate_check(path: Path | str) -> Check:
 
 
 def read_certificate(path: Path | str) -> bytes:
-    """The bytes of a PEM file. Errors: ConfigError where it cannot be read."""
+    """Read the bytes of a PEM file. Errors: ConfigError where it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -18,7 +18,7 @@ from ...core.printable import printable
 from ...core.types import Failure, RoundRecord
 
 LOGGER = "umbel"
-MAX_TRACE = 20_000  # characters of one traceback
+MAX_TRACE = 20_000  # most characters of one traceback
 FIELDS = ("run", "round", "client")
 
 
@@ -26,7 +26,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message; run, round, client where known; error for a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record."""
         found: dict[str, Any] = {
             "time": _moment(record),
             "level": record.levelname.lower(),
@@ -40,10 +40,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class PlainFormatter(logging.Formatter):
-    """time LEVEL message (run …, round …, client …); a traceback below, each of its lines indented."""
+    """Formatter for people: time LEVEL message (run …, round …, client …); a traceback below it, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record."""
         fields = ", ".join(f"{name} {value}" for name, value in _fields(record).items())
         line = f"{_moment(record)} {record.levelname:<7} {printable(record.getMessage())}"
         line += f" ({fields})" if fields else ""
@@ -53,7 +53,7 @@ class PlainFormatter(logging.Formatter):
         return line
 
 
-class RoundLog(logging.Filter):
+class RoundFilter(logging.Filter):
     """A Watcher that logs a run, and a filter that tells every other event which run and round it belongs to.
 
     At info: a line per run and per round. At warning: one per client that was left out.
@@ -66,21 +66,21 @@ class RoundLog(logging.Filter):
         self._round: int | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add what the record does not say itself; keeps every record."""
+        """Add what the record does not say itself; keep every record."""
         for name, value in (("run", self._run), ("round", self._round)):
             if value is not None and not hasattr(record, name):
                 setattr(record, name, value)
         return True
 
     def on_start(self, experiment: Any, runtime: Any, run: str | None, records: Sequence[RoundRecord]) -> None:
-        """A run begins, or goes on."""
+        """Log that a run begins, or goes on."""
         self._run, self._round = run, len(records) + 1
         done, planned = len(records), experiment.rounds
         what = f"goes on after round {done}" if done else "begins"
         self._log.info("%s %s: %d rounds", experiment.name, what, planned, extra={"round": done})
 
     def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
-        """A round is committed."""
+        """Log that a round is committed, and each client that was left out of it."""
         for failure in failures:
             extra = {"client": failure.client, "round": record.round}
             self._log.warning("left out (%s): %s", failure.reason, failure.detail, extra=extra)
@@ -90,13 +90,13 @@ class RoundLog(logging.Filter):
         self._round = record.round + 1
 
     def on_end(self, history: Any) -> None:
-        """The run has ended well."""
+        """Log that the run has ended well."""
         last = len(history.rounds)
         reason = f": {history.stopped_early}" if history.stopped_early else ""
         self._log.info("%s finished%s", history.experiment, reason, extra={"round": last})
         self._run = self._round = None
 
-    def __enter__(self) -> RoundLog:
+    def __enter__(self) -> RoundFilter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -109,11 +109,12 @@ class RoundLog(logging.Filter):
 
 
 def configure_logs(
-    form: Literal["json", "plain"], stream: IO[str], context: RoundLog | None = None, level: int = logging.INFO
+    form: Literal["json", "plain"], stream: IO[str], context: RoundFilter | None = None, level: int = logging.INFO
 ) -> logging.Handler:
-    """Write the log of Umbel's own loggers to stream. The handler, which `logging.getLogger("umbel")` now has.
+    """Write the log of Umbel's own loggers to stream.
 
-    context: tells events the run and round. Called again, it takes the place of what it made before.
+    Returns the handler, which `logging.getLogger("umbel")` now has. context: tells events the run and round. Called
+    again, it takes the place of what it made before.
     """
     handler = _OwnHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else PlainFormatter())
@@ -128,7 +129,7 @@ def configure_logs(
 
 
 class _OwnHandler(logging.StreamHandler):
-    """What `configure_logs` made."""
+    """Handler that `configure_logs` made."""
 
 
 def _moment(record: logging.LogRecord) -> str:

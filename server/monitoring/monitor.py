@@ -21,8 +21,10 @@ REASONS: Mapping[str, str] = {
     **dict.fromkeys(("timeout", "unreachable", "deadline", "dropped_out", "unavailable", "round_closed"), "lost"),
     **dict.fromkeys(("client_error", "experiment", "memory", "policy", "version"), "lost"),
     **dict.fromkeys(("schema", "dtype", "shape", "metrics", "round", "weight", "non_finite", "norm"), "rejected"),
-    **dict.fromkeys(("stale", "signature", "replay", "sealed", "too_large", "codec", "ciphertext"), "rejected"),
-    # Of hidden sums: what a client has lost or refuses, and what is refused of it.
+    **dict.fromkeys(
+        ("stale", "signature", "replay", "sealed", "too_large", "codec", "ciphertext", "unfit"), "rejected"
+    ),
+    # Reasons in hidden sums: what a client has lost or refuses, and what is refused of it.
     **dict.fromkeys(("no_session", "abandoned", "below_threshold", "out_of_order", "replayed_session"), "lost"),
     **dict.fromkeys(("second_unmask", "other_roster", "other_model", "other_parameters", "other_key"), "lost"),
     **dict.fromkeys(("not_in_roster", "expired", "forged_survivors", "lowered_threshold"), "lost"),
@@ -30,7 +32,7 @@ REASONS: Mapping[str, str] = {
     **dict.fromkeys(("wrong_signature", "wrong_receivers", "wrong_shares", "bad_share", "bad_ciphertext"), "rejected"),
     OTHER: "rejected",
 }
-AWAY = ("timeout", "unreachable", "unavailable")  # of these reasons, those of a client that may be gone
+AWAY = ("timeout", "unreachable", "unavailable")  # reasons of a client that may be gone
 
 ROUND_RESULTS = ("complete", "partial", "abandoned", "failed")
 RUN_STATES = ("running", "finished", "stopped", "failed", "paused")
@@ -41,7 +43,7 @@ MEASURES = ("loss", "accuracy")
 EXAMPLES = ("train", "test", "validation")
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 
-STALL_SECONDS = 3600.0  # six times the longest that a round over Flower waits for one exchange, by default
+STALL_SECONDS = 3600.0  # six times as long as a round over Flower waits for one exchange at most, by default
 
 
 class Monitor:
@@ -67,7 +69,7 @@ class Monitor:
         self._clients, self._hides, self._metrics = 0, False, _Metrics()
 
     def text(self) -> str:
-        """Every metric, for Prometheus."""
+        """Return every metric, for Prometheus."""
         metrics = self._metrics
         for role, path in self._certificates.items():
             with contextlib.suppress(ConfigError):  # /readyz says why there is no number
@@ -76,7 +78,7 @@ class Monitor:
         return metrics.registry.render()
 
     def warn_of_certificates(self) -> list[str]:
-        """What there is to say about certificates that expire within 14 days, or cannot be read; also logged."""
+        """List sentences on certificates that expire within 14 days, also logged, or that cannot be read."""
         found = []
         for role, path in self._certificates.items():
             try:
@@ -86,15 +88,15 @@ class Monitor:
         return [said for said in found if said]
 
     def check_loop(self) -> None:
-        """That rounds go on, or no run is under way. Errors: RunStopped for a loop that hangs."""
+        """Check that rounds go on, or no run is under way. Errors: RunStopped for a loop that hangs."""
         with self._lock:
             waited = 0.0 if self._last is None else self._now() - self._last
         if waited > self._stall_seconds:
             raise RunStopped(f"no round in {waited:.0f} s, more than stall_seconds={self._stall_seconds:g}")
 
     def on_start(self, experiment: Any, runtime: Any, run: str | None, records: Sequence[RoundRecord]) -> None:
-        """A run begins, or goes on; what it did before is counted by the process that did it."""
-        self._clients, self._hides = len(experiment.population), experiment.aggregation is not None
+        """Note that a run begins, or goes on; what it did before is counted by the process that did it."""
+        self._clients, self._hides = len(experiment.population), experiment.secure_aggregation is not None
         metrics = self._metrics
         metrics.round.set(len(records))
         metrics.planned.set(experiment.rounds)
@@ -107,7 +109,7 @@ class Monitor:
             self.warn_of_certificates()
 
     def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
-        """A round is committed."""
+        """Count a committed round."""
         metrics, before = self._metrics, self._tick()
         metrics.rounds.add(result="partial" if record.failures else "complete")
         metrics.updates.add(record.clients, result="counted", reason="none")
@@ -128,10 +130,10 @@ class Monitor:
         if record.epsilon is not None:
             metrics.epsilon.set(record.epsilon)
         self._show_clients(record.clients, failures)
-        self._show_quality(record.metrics)
+        self._show_quality(record.numbers)
 
     def on_end(self, history: Any) -> None:
-        """The run has finished."""
+        """Note that the run has finished."""
         self._end("finished")
 
     def __enter__(self) -> Monitor:
@@ -142,7 +144,7 @@ class Monitor:
             self.on_error(error)
 
     def on_error(self, error: BaseException) -> None:
-        """What ended a run otherwise. The end of a `with` block says so itself; a supervisor calls this."""
+        """Note what ended a run otherwise. The end of a `with` block calls this itself, and so does a supervisor."""
         if self._last is None:
             return
         if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
@@ -157,7 +159,7 @@ class Monitor:
             self._end("failed")
 
     def _tick(self) -> float | None:
-        """The loop was seen now; when before that."""
+        """Note that the loop was seen now; return when it was seen before that, or None."""
         with self._lock:
             before, self._last = self._last, self._now()
         return before
@@ -180,7 +182,7 @@ class Monitor:
             self._metrics.clients.set(count, state=state)
 
     def _show_quality(self, metrics: Mapping[str, float]) -> None:
-        """The two measures that every experiment has; others have names of their own, of which there may be many."""
+        """Show the two measures that every experiment has; others have names of their own, perhaps many."""
         for examples in EXAMPLES:
             for measure in MEASURES:
                 value = metrics.get(f"{examples}_{measure}")
@@ -189,7 +191,7 @@ class Monitor:
 
 
 class _Metrics:
-    """All that there is to see."""
+    """All metrics that a monitor shows."""
 
     def __init__(self) -> None:
         self.registry = make = Registry()

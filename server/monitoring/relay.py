@@ -1,4 +1,4 @@
-"""From the process that plays a run to the one that outlives it and is asked for metrics: datagrams on a local socket.
+"""Relay from the process that plays a run to the one that outlives it and is asked for metrics, by local datagrams.
 
 A run never waits for its monitor, and never fails because of it: what cannot be delivered at once is dropped.
 """
@@ -25,14 +25,14 @@ from .monitor import EXAMPLES, MEASURES, REASONS, Monitor
 
 log = logging.getLogger(__name__)
 
-RELAY_VARIABLE = "UMBEL_MONITOR_SOCKET"  # of the processes below the one that listens
-MAX_BYTES = 65536  # of a datagram; what is sent has a bounded size, however many clients failed
+RELAY_VARIABLE = "UMBEL_MONITOR_SOCKET"  # path of the socket, for processes below the one that listens
+MAX_BYTES = 65536  # most bytes of a datagram; what is sent has a bounded size, however many clients failed
 SHOWN = frozenset(f"{examples}_{measure}" for examples in EXAMPLES for measure in MEASURES)
 
 
 @contextlib.contextmanager
 def relayed() -> Iterator[list[Relay]]:
-    """What to add to a run's watchers, with the run inside the block: nothing where no monitor listens."""
+    """Yield what to add to a run's watchers, with the run inside the block: nothing where no monitor listens."""
     path = os.environ.get(RELAY_VARIABLE)
     if not path:
         yield []
@@ -50,19 +50,19 @@ class Relay:
         self._socket.setblocking(False)
 
     def on_start(self, experiment: Any, runtime: Any, run: str | None, records: Sequence[RoundRecord]) -> None:
-        """A run begins, or goes on."""
+        """Pass on that a run begins, or goes on."""
         self._started = True
-        hides = experiment.aggregation is not None
+        hides = experiment.secure_aggregation is not None
         flat = {"rounds": experiment.rounds, "clients": len(experiment.population), "hides": hides}
         self._send("start", flat | {"done": [_flat(record) for record in records[-1:]], "count": len(records)})
 
     def on_round(self, record: RoundRecord, failures: Sequence[Failure]) -> None:
-        """A round is committed."""
+        """Pass on that a round is committed."""
         reasons = Counter(failure.reason if failure.reason in REASONS else OTHER for failure in failures)
         self._send("round", {"record": _flat(record), "reasons": dict(reasons)})
 
     def on_end(self, history: Any) -> None:
-        """The run has finished."""
+        """Pass on that the run has finished."""
         self._send("end", {})
 
     def __enter__(self) -> Relay:
@@ -122,7 +122,7 @@ class Inbox:
             case "start":
                 aggregation = True if event["hides"] else None
                 experiment = SimpleNamespace(
-                    rounds=event["rounds"], population=range(event["clients"]), aggregation=aggregation
+                    rounds=event["rounds"], population=range(event["clients"]), secure_aggregation=aggregation
                 )
                 last = [RoundRecord(**record) for record in event["done"]]
                 monitor.on_start(experiment, None, None, last * event["count"])
@@ -135,10 +135,10 @@ class Inbox:
             case "error":
                 kind: type[BaseException] = KeyboardInterrupt
                 if event["kind"] != "KeyboardInterrupt":
-                    kind = getattr(errors, event["kind"], Exception)
+                    kind = errors.error_named(event["kind"]) or Exception
                 monitor.on_error(kind())
 
 
 def _flat(record: RoundRecord) -> dict[str, Any]:
-    """The record, without metrics that nobody counts: there may be thousands."""
-    return record._asdict() | {"metrics": {name: value for name, value in record.metrics.items() if name in SHOWN}}
+    """Return the record as a dict, without metrics that nobody counts: there may be thousands."""
+    return record._asdict() | {"metrics": {name: value for name, value in record.numbers.items() if name in SHOWN}}

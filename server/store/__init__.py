@@ -5,6 +5,7 @@ from .memory import StoredMemory
 from .models import AliasMove, ModelRegistry, ModelVersion
 from .runs import RunSummary, StoredRun
 from .store import Store
+from .views import RunDetails, RunOverview, RunTotals, RunViews
 
 __all__ = [
     "AliasMove",
@@ -12,7 +13,11 @@ __all__ = [
     "AuditLog",
     "ModelRegistry",
     "ModelVersion",
+    "RunDetails",
+    "RunOverview",
     "RunSummary",
+    "RunTotals",
+    "RunViews",
     "Store",
     "StoredMemory",
     "StoredRun",

@@ -1,4 +1,4 @@
-"""Where a store is: a database URL, checked before any driver sees it."""
+"""Address of a store: a database URL, checked before any driver sees it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Address:
     """A parsed URL. `str(address)` is what may be shown: passwords are hidden."""
 
     url: URL
-    path: Path | None  # of the SQLite file; None for PostgreSQL
+    path: Path | None  # path of the SQLite file; None for PostgreSQL
 
     def __str__(self) -> str:
         if self.path is not None:
@@ -37,7 +37,7 @@ class Address:
 
 
 def parse(url: str) -> Address:
-    """The address that url names.
+    """Read the address that url names.
 
     Errors: StoreError for what is no URL, for another kind of database, and for a SQLite database in memory.
     """

@@ -22,8 +22,8 @@ from .database import Database
 from .schema import audit, now
 
 FIRST = "0" * 64  # the hash before entry 1
-ACTOR_VARIABLE = "UMBEL_ACTOR"  # who acts, for a service that acts for somebody
-LONGEST = 500  # characters of an actor or subject
+ACTOR_VARIABLE = "UMBEL_ACTOR"  # names who acts, for a service that acts for somebody
+LONGEST = 500  # most characters of an actor or subject
 PAGE = 1000  # entries read at a time
 
 ACTIONS = (
@@ -47,13 +47,13 @@ ACTIONS = (
 
 
 class AuditEntry(NamedTuple):
-    """One entry, verified."""
+    """One entry of the audit log, verified."""
 
     position: int  # 1 for the first
     moment: str  # UTC, ISO 8601
     actor: str
     action: str  # one of ACTIONS
-    subject: str  # what it was done to
+    subject: str  # what the action was done to
     hash: str
 
 
@@ -73,19 +73,19 @@ class AuditLog:
             return record(connection, action, subject, actor)
 
     def entries(self, last: int | None = None) -> list[AuditEntry]:
-        """The last entries, or all, oldest first. Errors: StoreError where the chain does not verify."""
+        """Return the last entries, or all, oldest first. Errors: StoreError where the chain does not verify."""
         with self._database.read() as connection:
             found = list(_verified(connection))
         return found if last is None else found[max(0, len(found) - last) :]
 
     def head(self) -> tuple[int, str]:
-        """Number of entries and the last one's hash: to be noted where who can write to the store cannot."""
+        """Return the number of entries and the last one's hash: note them where who writes to the store cannot."""
         with self._database.read() as connection:
             position, digest = _head(connection)
         return position, digest
 
     def verify(self, noted: tuple[int, str] | None = None) -> int:
-        """Walk the chain; the number of entries. noted: an earlier head, which has to be in it still.
+        """Walk the chain; return the number of entries. noted: an earlier head, which has to be in it still.
 
         Errors: StoreError naming the first entry that was changed, or is missing.
         """
@@ -105,7 +105,7 @@ class AuditLog:
 
 
 def record(connection: Connection, action: str, subject: str, actor: str | None = None) -> AuditEntry:
-    """Add an entry inside a writing transaction. Errors: as `AuditLog.append`."""
+    """Add an entry inside a writing transaction. Errors: those of `AuditLog.append`."""
     actor = whoever() if actor is None else actor
     if action not in ACTIONS:
         raise ConfigError(f"expected action={action[:80]!r} to be one of {', '.join(ACTIONS)}")
@@ -128,7 +128,7 @@ def record(connection: Connection, action: str, subject: str, actor: str | None 
 
 
 def whoever() -> str:
-    """Who acts: UMBEL_ACTOR, or the user of this process."""
+    """Return who acts: UMBEL_ACTOR, or the user of this process."""
     named = os.environ.get(ACTOR_VARIABLE, "").strip()
     if named:
         return printable(named, LONGEST)
@@ -139,7 +139,7 @@ def whoever() -> str:
 
 
 def problems(connection: Connection) -> list[str]:
-    """What is wrong with the log, for `Store.check`."""
+    """List what is wrong with the log, for `Store.check`."""
     try:
         for _ in _verified(connection):
             pass
@@ -149,7 +149,7 @@ def problems(connection: Connection) -> list[str]:
 
 
 def _verified(connection: Connection) -> Iterator[AuditEntry]:
-    """Every entry, oldest first. Errors: StoreError at the first that does not verify."""
+    """Yield every entry, oldest first. Errors: StoreError at the first that does not verify."""
     previous, expected = FIRST, 1
     while rows := _page(connection, expected):
         for row in rows:
@@ -163,13 +163,13 @@ def _verified(connection: Connection) -> Iterator[AuditEntry]:
 
 
 def _page(connection: Connection, first: int) -> Sequence[Row[Any]]:
-    """The next entries from a position on; whatever lies before the first is looked at with it."""
+    """Read the next entries from a position on; whatever lies before the first is looked at with it."""
     least = audit.c.position >= first if first > 1 else audit.c.position.is_not(None)
     return connection.execute(select(audit).where(least).order_by(audit.c.position).limit(PAGE)).all()
 
 
 def _content(row: Row[Any]) -> Mapping[str, Any] | None:
-    """What a row says; None if that is not what was hashed."""
+    """Return what a row says; None if that is not what was hashed."""
     if hashlib.sha256(row.entry.encode()).hexdigest() != row.hash:
         return None
     found: Mapping[str, Any] = json.loads(row.entry)

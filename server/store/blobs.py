@@ -9,13 +9,13 @@ from sqlalchemy import Connection, delete, exists, or_, select
 
 from ...core.errors import StoreError
 from ..vault import Buffer
-from .schema import blob_keys, blob_parts, blobs, checkpoint_blobs, memory, model_versions
+from .schema import blob_keys, blob_parts, blobs, checkpoint_blobs, memory, model_bases, model_versions
 from .sealing import Coding, check_current
 
 PART_BYTES = 16 << 20  # SQLite and PostgreSQL both hold a part in memory, several times over
 SMALL_BYTES = 64 << 10  # below this, a row of its own costs more than writing the bytes again
 BATCH = 500  # values in one IN (…); SQLite's bound was 999 for long
-REFERENCES = (checkpoint_blobs.c.digest, memory.c.digest, model_versions.c.params)
+REFERENCES = (checkpoint_blobs.c.digest, memory.c.digest, model_versions.c.params, model_bases.c.digest)
 Item = TypeVar("Item")
 
 
@@ -27,12 +27,12 @@ class Blob(NamedTuple):
 
 
 def blob(coding: Coding, content: Buffer) -> Blob:
-    """The blob of these bytes."""
+    """Return the blob of these bytes."""
     return Blob(coding.name(content), content)
 
 
 def gather(coding: Coding, pieces: Iterable[Buffer]) -> list[Blob]:
-    """Pieces as blobs that join to the same bytes: small neighbours together, large pieces alone."""
+    """Turn pieces into blobs that join to the same bytes: small neighbours together, large pieces alone."""
     gathered: list[Blob] = []
     small: list[Buffer] = []
     for piece in pieces:
@@ -68,7 +68,7 @@ def write(connection: Connection, coding: Coding, new: Sequence[Blob]) -> None:
 
 
 def _encoded(coding: Coding, contents: Mapping[str, Buffer], keys: dict[str, bytes]) -> Iterator[tuple[str, Buffer]]:
-    """What to hold of each content, one at a time; its wrapped key goes into keys."""
+    """Yield what to hold of each content, one at a time; its wrapped key goes into keys."""
     for name, content in contents.items():
         held, wrapped = coding.encode(name, content)
         if wrapped is not None:
@@ -77,7 +77,7 @@ def _encoded(coding: Coding, contents: Mapping[str, Buffer], keys: dict[str, byt
 
 
 def _parts(contents: Iterable[tuple[str, Buffer]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows of `blob_parts`, as many at a time as fill one part."""
+    """Yield rows of `blob_parts`, as many at a time as fill one part."""
     rows: list[dict[str, Any]] = []
     size = 0
     for digest, content in contents:
@@ -93,7 +93,7 @@ def _parts(contents: Iterable[tuple[str, Buffer]]) -> Iterator[list[dict[str, An
 
 
 def read(connection: Connection, coding: Coding, digest: str) -> Buffer:
-    """The bytes of one blob. Errors: StoreError when they are missing or not what was written."""
+    """Read the bytes of one blob. Errors: StoreError when they are missing or not what was written."""
     query = select(blob_parts.c.bytes).where(blob_parts.c.digest == digest).order_by(blob_parts.c.part)
     held, wrapped = b"".join(connection.scalars(query)), None
     if coding.key_id is not None:
@@ -118,5 +118,5 @@ def collect(connection: Connection, candidates: Iterable[str] | None = None) -> 
 
 
 def batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Items, at most BATCH at a time."""
+    """Split items into batches of BATCH at most."""
     return (items[start : start + BATCH] for start in range(0, len(items), BATCH))

@@ -1,4 +1,4 @@
-"""What is wrong with a store, line by line: for after a crash of the machine, or a copy by hand."""
+"""Checks of a whole store, a line for each problem: for after a crash of the machine, or a copy by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import Connection, exists, func, or_, select, text
 
 from ...core.errors import StoreError
 from ..vault import Signer
-from . import audit, blobs, models
+from . import audit, blobs, chains
 from .database import Database
 from .schema import blobs as blobs_table
 from .schema import checkpoints, rounds, runs
@@ -17,10 +17,10 @@ from .sealing import Coding
 
 
 def problems(database: Database, coding: Coding, signer: Signer | None) -> list[str]:
-    """Every problem found, one line each; none for a sound store. Reads it all, a blob at a time."""
+    """List every problem found, one line each; none for a sound store. Reads it all, a blob at a time."""
     found: list[str] = []
     checks: list[Callable[[Connection], list[str]]] = [_runs, partial(_blobs, coding=coding)]
-    checks += [partial(models.problems, signer=signer), audit.problems]
+    checks += [partial(chains.problems, signer=signer), audit.problems]
     for check in [_file, *checks] if database.address.path is not None else checks:
         try:
             with database.read() as connection:
@@ -31,7 +31,7 @@ def problems(database: Database, coding: Coding, signer: Signer | None) -> list[
 
 
 def _file(connection: Connection) -> list[str]:
-    """SQLite's own checks."""
+    """Run SQLite's own checks."""
     lines = [str(row[0]) for row in connection.execute(text("PRAGMA integrity_check"))]
     broken = connection.execute(text("PRAGMA foreign_key_check")).all()
     references = [f"table {row[0]}, row {row[1]}: refers to a row of {row[2]} that is missing" for row in broken]
@@ -39,7 +39,7 @@ def _file(connection: Connection) -> list[str]:
 
 
 def _runs(connection: Connection) -> list[str]:
-    """Each run has every round up to the last, and the checkpoint to continue from."""
+    """Check that each run has every round up to the last, and the checkpoint to continue from."""
     records = select(rounds.c.run, func.count().label("records")).group_by(rounds.c.run).subquery()
     last = select(checkpoints.c.run, func.max(checkpoints.c.round).label("last")).group_by(checkpoints.c.run).subquery()
     query = (
@@ -58,7 +58,7 @@ def _runs(connection: Connection) -> list[str]:
 
 
 def _blobs(connection: Connection, coding: Coding) -> list[str]:
-    """Every blob is what was written, and something refers to it."""
+    """Check that every blob is what was written, and that something refers to it."""
     found = []
     for digest in connection.scalars(select(blobs_table.c.digest).order_by(blobs_table.c.digest)).all():
         try:

@@ -28,7 +28,7 @@ def save(connection: Connection, coding: Coding, run: str, round: int, state: li
 
 
 def prune(connection: Connection, run: str, last: int, keep: int) -> list[str]:
-    """Delete all but the `keep` checkpoints up to round `last` and the best; the digests they referred to."""
+    """Delete all but the `keep` checkpoints up to round `last` and the best; return the digests they referred to."""
     old = and_(checkpoints.c.run == run, checkpoints.c.round <= last - keep, not_(checkpoints.c.best))
     same = and_(checkpoint_blobs.c.run == checkpoints.c.run, checkpoint_blobs.c.round == checkpoints.c.round)
     digests = connection.scalars(select(checkpoint_blobs.c.digest).join(checkpoints, same).where(old)).all()
@@ -38,7 +38,7 @@ def prune(connection: Connection, run: str, last: int, keep: int) -> list[str]:
 
 
 def find(connection: Connection, run: str, round: int | str) -> int:
-    """The round number behind "last", "best" or a number. Errors: StoreError naming the rounds that are kept."""
+    """Return the round behind "last", "best" or a number. Errors: StoreError naming the rounds that are kept."""
     query = select(checkpoints.c.round, checkpoints.c.best).where(checkpoints.c.run == run)
     kept = {row.round: row.best for row in connection.execute(query.order_by(checkpoints.c.round))}
     if round == "last" and kept:
@@ -52,7 +52,7 @@ def find(connection: Connection, run: str, round: int | str) -> int:
 
 
 def load(connection: Connection, coding: Coding, run: str, round: int, like: Any = None) -> ServerState:
-    """The state of a round that `find` found. Errors: StoreError when it does not verify."""
+    """Load the state of a round that `find` found. Errors: StoreError when it does not verify."""
     query = select(checkpoint_blobs.c.digest).where(checkpoint_blobs.c.run == run, checkpoint_blobs.c.round == round)
     digests = connection.scalars(query.order_by(checkpoint_blobs.c.position)).all()
     fields = serial.loads(b"".join([blobs.read(connection, coding, digest) for digest in digests]), like)

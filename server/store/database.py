@@ -22,7 +22,7 @@ from .address import Address
 BUSY_SECONDS = 30
 WRITER_LOCK = 0x756D62656C  # "umbel", the key of PostgreSQL's advisory lock
 PAGE_BYTES = (
-    16384  # of a new SQLite file: states are large; with 4 KiB pages a commit of 6.6 MB takes half as long again
+    16384  # page of a new SQLite file: states are large; with 4 KiB a commit of 6.6 MB takes half as long again
 )
 
 # What the drivers say (lower case), and what it means. {path} and {free} are of the SQLite file.
@@ -57,7 +57,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that sees one snapshot. Errors: StoreError for whatever the database reports."""
+        """Open a transaction that sees one snapshot. Errors: StoreError for whatever the database reports."""
         options = {} if self.address.path is not None else {"isolation_level": "REPEATABLE READ"}
         try:
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
@@ -67,7 +67,10 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """The one writing transaction: all of it happens, or none. Errors: StoreError, and nothing was changed."""
+        """Open the one writing transaction: all of it happens, or none.
+
+        Errors: StoreError, and nothing was changed.
+        """
         try:
             options = {"umbel_begin": "BEGIN IMMEDIATE"}
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
@@ -79,7 +82,7 @@ class Database:
             raise self.explain(error) from error
 
     def explain(self, error: SQLAlchemyError) -> StoreError:
-        """The error as one line: which store, what it means, what to do."""
+        """Say the error in one line: which store, what it means, what to do."""
         said = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
         path, meaning = self.address.path, "failed"
         if path is None and "does not exist" in said and "database" in said:
@@ -91,12 +94,12 @@ class Database:
         return StoreError(f"store {self.address} {meaning} [{said[:300]}]")
 
     def close(self) -> None:
-        """Close every connection. SQLite then folds its write-ahead log into the file."""
+        """Close every connection. SQLite then merges its write-ahead log into the file."""
         self.engine.dispose()
 
 
 def insert(connection: Connection, table: Table) -> Any:
-    """INSERT with ON CONFLICT, in the words of this connection's database."""
+    """Return an INSERT that takes ON CONFLICT, in the words of this connection's database."""
     one: Insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
     return one
 

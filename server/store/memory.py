@@ -1,4 +1,4 @@
-"""What clients keep between rounds, read one client at a time: a million of them are never loaded at once."""
+"""Clients' memory between rounds, read one client at a time: a million of them are never loaded at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StoredMemory:
         self._written: dict[int, list[np.ndarray]] = {}
 
     def read(self, client: int) -> list[np.ndarray] | None:
-        """The client's arrays; None for a client that has none. Errors: StoreError when they do not verify."""
+        """Return the client's arrays, or None if it has none. Errors: StoreError when they do not verify."""
         if client in self._written:
             return self._written[client]
         with self._database.read() as connection:
@@ -39,7 +39,7 @@ class StoredMemory:
         self._written[int(client)] = list(arrays)
 
     def take(self) -> dict[int, list[np.ndarray]]:
-        """What was written since the last call, by client, ascending."""
+        """Return what was written since the last call, by client, ascending."""
         written, self._written = self._written, {}
         return dict(sorted(written.items()))
 
@@ -47,19 +47,19 @@ class StoredMemory:
         return self.read(client) is not None
 
     def __len__(self) -> int:
-        """Clients with a committed memory."""
+        """Return the number of clients with a committed memory."""
         with self._database.read() as connection:
             query = select(func.count()).select_from(memory).where(memory.c.run == self._run)
             return int(connection.scalar(query) or 0)
 
 
 def pack(coding: Coding, memories: Mapping[int, list[np.ndarray]]) -> dict[int, blobs.Blob]:
-    """Each client's arrays as one blob."""
+    """Pack each client's arrays as one blob."""
     return {int(client): blobs.blob(coding, serial.dumps(list(arrays))) for client, arrays in memories.items()}
 
 
 def save(connection: Connection, coding: Coding, run: str, packed: Mapping[int, blobs.Blob]) -> list[str]:
-    """Replace the clients' memories; the digests they had before."""
+    """Replace the clients' memories; return the digests they had before."""
     if not packed:
         return []
     replaced: list[str] = []

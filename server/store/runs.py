@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from sqlalchemy import Connection, and_, case, select, update
 
 from ...core.errors import ConfigError, StoreError
 from ...core.spec import ModelSpec
-from ...core.types import RoundRecord, ServerState
+from ...core.types import RoundRecord, ServerState, Value, json_float, scalars
 from .database import insert
 from .schema import ledger, now, rounds, runs
 
@@ -29,17 +28,17 @@ class StoredRun:
     """A run as it was last committed: all that continuing it needs."""
 
     run: str
-    name: str  # of the experiment
+    name: str  # name of the experiment
     state: str  # "running", "finished", "stopped", "failed", "paused"
     reason: str | None
     description: Mapping[str, str]
     choices: Mapping[str, str]
-    rounds: int  # planned
+    rounds: int  # number of rounds planned
     seed: int
     spec: ModelSpec
     records: list[RoundRecord]
-    server_state: ServerState  # of the last checkpoint
-    ledger: Mapping[str, int]  # as written before releases: it may be ahead of server_state.ledger, never behind
+    server_state: ServerState  # state of the last checkpoint
+    ledger: Mapping[str, int]  # ledger as written before releases: it may be ahead of server_state.ledger, never behind
     created: str
     updated: str
 
@@ -53,11 +52,14 @@ class RunSummary(NamedTuple):
     rounds_done: int
     rounds_planned: int
     created: str
-    metrics: Mapping[str, float]  # of the last round
+    metrics: Mapping[str, float]  # metrics of the last round, one number at a time
 
 
 def new_id(connection: Connection) -> str:
-    """A run id nobody has, such as 20261121-k3f9a2: the day, the time of day to 0.1 s, and chance. Sorts by time."""
+    """Make a run id that nobody has, such as 20261121-k3f9a2: the day, the time of day to 0.1 s, and chance.
+
+    Ids sort by time.
+    """
     while True:
         moment = datetime.now(UTC)
         midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -69,7 +71,7 @@ def new_id(connection: Connection) -> str:
 
 
 def resolve(connection: Connection, run: str) -> str:
-    """The id behind an id, a unique prefix of one, or "latest". Errors: StoreError with the nearest ids."""
+    """Return the id behind an id, a unique prefix of one, or "latest". Errors: StoreError with the nearest ids."""
     newest = select(runs.c.run).order_by(runs.c.created.desc(), runs.c.run.desc())
     if run == "latest":
         found = connection.scalars(newest.limit(1)).all()
@@ -85,7 +87,7 @@ def resolve(connection: Connection, run: str) -> str:
 
 
 def unknown(connection: Connection, run: str) -> StoreError:
-    """The error for a run that is not there."""
+    """Return the error for a run that is not there."""
     ids = connection.scalars(select(runs.c.run).order_by(runs.c.created.desc()).limit(1000)).all()
     if not ids:
         return StoreError(f"no run {run!r}: the store holds no runs yet")
@@ -127,54 +129,63 @@ def spend(connection: Connection, run: str, events: Mapping[str, int]) -> None:
 
 
 def spent(connection: Connection, run: str) -> dict[str, int]:
-    """The ledger of a run."""
+    """Return the ledger of a run."""
     query = select(ledger.c["event"], ledger.c["count"]).where(ledger.c.run == run).order_by(ledger.c.event)
     return {event: int(count) for event, count in connection.execute(query)}
 
 
 def summaries(connection: Connection) -> list[RunSummary]:
-    """Every run, newest first."""
+    """List every run, newest first."""
     last = and_(rounds.c.run == runs.c.run, rounds.c.round == runs.c.done)
     query = select(runs, rounds.c.metrics).outerjoin(rounds, last).order_by(runs.c.created.desc(), runs.c.run.desc())
     return [
-        RunSummary(r.run, r.name, r.state, r.done, r.planned, r.created, from_json_floats(r.metrics or "{}"))
+        RunSummary(r.run, r.name, r.state, r.done, r.planned, r.created, scalars(from_json_floats(r.metrics or "{}")))
         for r in connection.execute(query)
     ]
 
 
+COUNTS = ("round", "clients", "failures", "bytes_up", "bytes_down", "trainable_bytes")
+
+
 def record_row(record: RoundRecord) -> dict[str, Any]:
-    """A record as the columns of `rounds`."""
+    """Turn a record into the columns of `rounds`."""
     flat: dict[str, Any] = record._asdict() | {"metrics": to_json_floats(record.metrics), "committed": now()}
-    integers = {name: flat[name] for name in ("round", "clients", "failures", "bytes_up", "bytes_down")}
+    del flat["directions"]  # the same for all rounds: the run has them
+    integers = {name: flat[name] for name in COUNTS}
     doubles = {name: flat[name] for name in ("seconds", "eval_seconds", "epsilon")}
     flat |= {name: None if value is None else int(value) for name, value in integers.items()}
     return flat | {name: None if value is None else float(value) for name, value in doubles.items()}
 
 
-def records(connection: Connection, run: str) -> list[RoundRecord]:
-    """Every round's record, first to last."""
-    columns = [rounds.c[name] for name in RoundRecord._fields]
-    rows = connection.execute(select(*columns).where(rounds.c.run == run).order_by(rounds.c.round))
-    return [RoundRecord(**row._asdict() | {"metrics": from_json_floats(row.metrics)}) for row in rows]
+def records(connection: Connection, run: str, after: int = 0) -> list[RoundRecord]:
+    """List the record of every round after one, first to last."""
+    columns = [rounds.c[name] for name in RoundRecord._fields if name != "directions"]
+    wanted = (rounds.c.run == run, rounds.c.round > after)
+    rows = connection.execute(select(*columns).where(*wanted).order_by(rounds.c.round))
+    directions = json.loads(connection.scalar(select(runs.c.directions).where(runs.c.run == run)) or "{}")
+    more = {"directions": directions}
+    return [RoundRecord(**row._asdict() | {"metrics": from_json_floats(row.metrics)} | more) for row in rows]
 
 
-def to_json_floats(values: Mapping[str, float]) -> str:
-    """Numbers by name as strict JSON; `from_json_floats` gives back the same bits (of NaNs, one)."""
+def to_json_floats(values: Mapping[str, Value]) -> str:
+    """Write numbers, vectors and matrices by name as strict JSON.
+
+    `from_json_floats` gives back the same bits (of NaNs, one).
+    """
     return json.dumps({name: json_float(value) for name, value in values.items()}, allow_nan=False)
 
 
-def json_float(value: float) -> float | str:
-    """A float as JSON can hold it: NaN and the infinities as text."""
-    return float(value) if math.isfinite(value) else str(float(value))
+def from_json_floats(text: str) -> dict[str, Any]:
+    """Read what `to_json_floats` wrote."""
 
+    def value(part: Any) -> Value:
+        return tuple(map(value, part)) if isinstance(part, list) else float(part)
 
-def from_json_floats(text: str) -> dict[str, float]:
-    """The inverse of `to_json_floats`."""
-    return {name: float(value) for name, value in json.loads(text).items()}
+    return {name: value(part) for name, part in json.loads(text).items()}
 
 
 def check_rounds(planned: int, done: int = 0) -> int:
-    """The planned number of rounds, if it is at least 1 and at least what is done. Errors: ConfigError."""
+    """Return the planned number of rounds, if it is at least 1 and at least what is done. Errors: ConfigError."""
     if planned < max(1, done):
         raise ConfigError(f"expected rounds={planned} ≥ {max(1, done)}" + (", the rounds already done" if done else ""))
     return int(planned)

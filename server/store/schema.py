@@ -1,7 +1,8 @@
 """The store's tables. A change here needs a revision in `migrations/versions`; a test compares the two.
 
 Times are UTC, ISO 8601 text with microseconds. Structured text is strict JSON, in which NaN and infinities are the
-strings "nan", "inf" and "-inf": SQLite turns a NaN of its own into NULL.
+strings "NaN", "Infinity" and "-Infinity" (in older stores "nan", "inf" and "-inf"): SQLite turns a NaN of its own into
+NULL.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "umbel_schema"  # Alembic's; a name of our own tells our databases from other programs'
-HEAD = "0004"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
+HEAD = "0006"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
 
 metadata = MetaData(
     naming_convention={
@@ -41,7 +42,7 @@ def _run() -> Column:
 
 
 def _digest(name: str = "digest") -> Column:
-    """A reference that keeps its blob from being deleted; indexed, since orphans are looked for by digest."""
+    """Make a reference that keeps its blob from being deleted; indexed, since orphans are looked for by digest."""
     return Column(name, String(64), ForeignKey("blobs.digest"), nullable=False, index=True)
 
 
@@ -49,17 +50,18 @@ runs = Table(
     "runs",
     metadata,
     Column("run", String(32), primary_key=True),
-    Column("name", Text, nullable=False),  # of the experiment
+    Column("name", Text, nullable=False),  # name of the experiment
     Column("state", String(16), nullable=False),
     Column("reason", Text),
     Column("description", Text, nullable=False),  # JSON object
     Column("choices", Text, nullable=False),  # JSON object
     Column("seed", Text, nullable=False),  # decimal: a seed may exceed 64 bits
     Column("spec", Text, nullable=False),  # ModelSpec.to_json
-    Column("planned", Integer, nullable=False),  # rounds
-    Column("done", Integer, nullable=False),  # rounds; the guard against two processes committing one round
+    Column("planned", Integer, nullable=False),  # number of rounds planned
+    Column("done", Integer, nullable=False),  # rounds done; the guard against two processes that commit one round
     Column("created", String(32), nullable=False, index=True),
     Column("updated", String(32), nullable=False),
+    Column("directions", Text),  # JSON object: "min" or "max" or null by metric; NULL for runs of an older schema
 )
 
 rounds = Table(
@@ -75,6 +77,7 @@ rounds = Table(
     Column("bytes_up", BigInteger),
     Column("bytes_down", BigInteger),
     Column("epsilon", Double),
+    Column("trainable_bytes", BigInteger),  # size of the vector, where the model has frozen variables besides
     Column("committed", String(32), nullable=False),
 )
 
@@ -110,7 +113,7 @@ store_key = Table(  # one row in an encrypted store, none in another
     Column("changed", String(32), nullable=False),
 )
 
-blob_keys = Table(  # of an encrypted store
+blob_keys = Table(  # filled in an encrypted store alone
     "blob_keys",
     metadata,
     Column("digest", String(64), ForeignKey("blobs.digest", ondelete="CASCADE"), primary_key=True),
@@ -147,11 +150,20 @@ memory = Table(
 model_versions = Table(  # append-only: triggers refuse UPDATE and DELETE
     "model_versions",
     metadata,
-    Column("name", Text, primary_key=True),  # of the experiment
+    Column("name", Text, primary_key=True),  # name of the experiment
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("header", Text, nullable=False),  # canonical JSON: exactly the bytes that are hashed
     Column("hash", String(64), nullable=False),
     _digest("params"),
+)
+
+model_bases = Table(  # append-only; of versions whose model has frozen variables
+    "model_bases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    _digest(),
+    ForeignKeyConstraint(["name", "version"], ["model_versions.name", "model_versions.version"]),
 )
 
 model_signatures = Table(  # append-only
@@ -195,5 +207,5 @@ audit = Table(  # append-only
 
 
 def now() -> str:
-    """This moment, as the tables keep it; text order is time order."""
+    """Return this moment, as the tables keep it; text order is time order."""
     return datetime.now(UTC).isoformat(timespec="microseconds")

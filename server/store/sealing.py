@@ -1,4 +1,4 @@
-"""How blobs are named and kept: in the clear, or encrypted under keys that a vault wraps.
+"""Codings of blobs: how these are named and kept, in the clear or encrypted under keys that a vault wraps.
 
 In the clear a blob's name is its SHA-256. That would tell whoever sees an encrypted store which contents are equal to
 one they guess, so there it is an HMAC under a key of the store's own, which the vault wraps as it wraps every blob's.
@@ -22,44 +22,44 @@ from .database import Database
 from .schema import blob_keys, blobs, now, runs, store_key
 
 KEY_BYTES = 32
-NAMING = b"umbel store naming key"  # the purpose its key is wrapped for; a blob's is its name
+NAMING = b"umbel store naming key"  # purpose that the naming key is wrapped for; a blob's key is wrapped for its name
 CONTEXT = b"umbel blob "
 BATCH = 5000  # keys that are replaced at a time
 
 
 class Coding(Protocol):
-    """Between what a store is given and what it holds."""
+    """Translation between what a store is given and what it holds."""
 
     @property
     def key_id(self) -> str | None:
-        """Of the vault; None for a store in the clear."""
+        """Id of the vault's key; None for a store in the clear."""
 
     def name(self, content: Buffer) -> str:
-        """The name of a content, 64 hex digits: equal for equal content."""
+        """Return the name of a content, 64 hex digits: equal for equal content."""
 
     def encode(self, name: str, content: Buffer) -> tuple[Buffer, bytes | None]:
-        """What to hold, and its wrapped key."""
+        """Return what to hold, and its wrapped key."""
 
     def decode(self, name: str, held: Buffer, wrapped: bytes | None) -> Buffer:
-        """The content. Errors: StoreError when it is not what was written under the name."""
+        """Return the content. Errors: StoreError when it is not what was written under the name."""
 
 
 @dataclass(frozen=True)
 class Clear:
-    """Kept as it is."""
+    """Coding of a store in the clear: content is kept as it is."""
 
     key_id: None = None
 
     def name(self, content: Buffer) -> str:
-        """SHA-256."""
+        """Return the content's SHA-256."""
         return hashlib.sha256(content).hexdigest()
 
     def encode(self, name: str, content: Buffer) -> tuple[Buffer, None]:
-        """The content itself."""
+        """Return the content itself."""
         return content, None
 
     def decode(self, name: str, held: Buffer, wrapped: bytes | None) -> Buffer:
-        """The content itself, verified."""
+        """Return the content itself, verified."""
         if self.name(held) != name:
             raise StoreError("it is not what was written")
         return held
@@ -67,34 +67,34 @@ class Clear:
 
 @dataclass(frozen=True)
 class Encrypted:
-    """Each blob under a fresh key, and its name authenticated with it."""
+    """Coding of an encrypted store: each blob under a fresh key, and its name authenticated with it."""
 
     vault: Vault
     naming_key: bytes = field(repr=False)
 
     @property
     def key_id(self) -> str:
-        """Of the vault."""
+        """Id of the vault's key."""
         return self.vault.key_id
 
     def name(self, content: Buffer) -> str:
-        """HMAC-SHA256 under the store's naming key."""
+        """Return the content's HMAC-SHA256 under the store's naming key."""
         return hmac.digest(self.naming_key, content, "sha256").hex()
 
     def encode(self, name: str, content: Buffer) -> tuple[Buffer, bytes]:
-        """The content sealed, and the key for it wrapped."""
+        """Seal the content, and wrap the key for it."""
         key = os.urandom(KEY_BYTES)
         return self.vault.seal(key, content, CONTEXT + name.encode()), self.vault.wrap(key, name.encode())
 
     def decode(self, name: str, held: Buffer, wrapped: bytes | None) -> Buffer:
-        """The content, verified by the cipher."""
+        """Open the content, which the cipher verifies."""
         if wrapped is None:
             raise StoreError("its key is missing")
         return self.vault.open(self.vault.unwrap(wrapped, name.encode()), held, CONTEXT + name.encode())
 
 
 def unlock(database: Database, vault: Vault | None, create: bool) -> Coding:
-    """The coding of a store; an empty one becomes encrypted where there is a vault, if create.
+    """Return the coding of a store; an empty one becomes encrypted where there is a vault, if create.
 
     Errors: StoreError for an encrypted store without its key, or with another, and for a key without use.
     """
@@ -146,7 +146,10 @@ def check_current(connection: Connection, coding: Coding) -> None:
 
 
 def rotate(database: Database, old: Vault, new: Vault) -> int:
-    """Wrap every key of a store anew, in one transaction; how many. Errors: StoreError, and nothing was changed."""
+    """Wrap every key of a store anew, in one transaction; return how many.
+
+    Errors: StoreError, and nothing was changed.
+    """
     with database.write() as connection:
         row = connection.execute(select(store_key)).one_or_none()
         if row is None:
@@ -167,7 +170,7 @@ def _names(connection: Connection) -> Iterable[list[str]]:
 
 
 def _rewrap(connection: Connection, names: list[str], old: Vault, new: Vault) -> int:
-    """The keys of some blobs, whose names are in order."""
+    """Wrap the keys of some blobs, whose names are in order, anew; return how many."""
     span = blob_keys.c.digest.between(names[0], names[-1])
     rows = connection.execute(select(blob_keys).where(span)).all()
     statement = update(blob_keys).where(blob_keys.c.digest == bindparam("name")).values(wrapped=bindparam("new"))

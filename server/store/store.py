@@ -1,4 +1,4 @@
-"""Store: runs, their rounds and checkpoints, clients' memory, the registry of models, an audit log: one database."""
+"""Store of runs, their rounds and checkpoints, clients' memory, models and an audit log: one database."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from sqlalchemy import delete, false, select, update
 
 from ...core import serial
+from ...core.directions import Directions
 from ...core.errors import ConfigError
 from ...core.printable import printable
 from ...core.spec import ModelSpec
@@ -21,13 +22,16 @@ from . import memory as memories
 from .address import parse
 from .audit import AuditLog
 from .database import Database
+from .heads import name_of, with_heads
 from .memory import StoredMemory
 from .models import ModelRegistry
+from .notes import ledgers_of
 from .runs import RunSummary, StoredRun
 from .schema import now
 from .schema import runs as runs_table
 from .sealing import Coding
 from .upgrade import prepare
+from .views import RunViews
 
 Like = ServerState | Callable[[ModelSpec], ServerState] | None
 
@@ -43,7 +47,9 @@ class Store:
     def __init__(self, database: Database, coding: Coding, signer: Signer | None):
         self._database, self._coding, self._signer = database, coding, signer
         self.models = ModelRegistry(database, coding, signer)
+        self._ledgers = ledgers_of(signer, name_of(database))
         self.audit = AuditLog(database)
+        self.views = RunViews(database)
 
     @staticmethod
     def open(
@@ -72,11 +78,11 @@ class Store:
         except BaseException:
             database.close()
             raise
-        return Store(database, coding, signing)
+        return Store(database, coding, with_heads(signing, database))
 
     @staticmethod
     def rotate(url: str, old: Vault, new: Vault) -> int:
-        """Put an encrypted store under another key: the number of objects whose keys were wrapped anew.
+        """Put an encrypted store under another key; return the number of objects whose keys were wrapped anew.
 
         One transaction; a store that is under the new key already is left as it is. Whoever has it open is refused when
         it writes next. Errors: StoreError for a store that is not encrypted, or under a third key.
@@ -87,6 +93,11 @@ class Store:
             return sealing.rotate(database, old, new)
         finally:
             database.close()
+
+    @property
+    def address(self) -> str:
+        """Address of this store as it may be shown: without a password."""
+        return str(self._database.address)
 
     def close(self) -> None:
         """Close the connections; what was committed is on disk already."""
@@ -99,7 +110,7 @@ class Store:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Store.open({str(self._database.address)!r})"
+        return f"Store.open({self.address!r})"
 
     def create_run(
         self,
@@ -110,8 +121,12 @@ class Store:
         choices: Mapping[str, str],
         spec: ModelSpec,
         initial: ServerState,
+        directions: Directions | None = None,
     ) -> str:
-        """Add a running run of the experiment `name` with the checkpoint of round 0; its id."""
+        """Add a running run of the experiment `name` with the checkpoint of round 0; return its id.
+
+        directions: those of the model's metrics; every record of the run that is read has them.
+        """
         if initial.round != 0:
             raise ConfigError(f"expected initial.round={initial.round} to be 0: no round is finished yet")
         moment, state = now(), blobs.gather(self._coding, serial.parts(tuple(initial)))
@@ -127,6 +142,7 @@ class Store:
             "done": 0,
             "created": moment,
             "updated": moment,
+            "directions": json.dumps(dict(directions or {})),
         }
         with self._database.write() as connection:
             run = runs.new_id(connection)
@@ -144,12 +160,14 @@ class Store:
         memory: Mapping[int, list[np.ndarray]],
         keep: int = 2,
         best: bool = False,
+        description: Mapping[str, str] | None = None,
     ) -> None:
         """Commit a finished round: its checkpoint, record, ledger, and the clients' memory, all or nothing.
 
         memory: the arrays of the clients whose memory changed. keep: how many of the last checkpoints stay; the one
-        committed with best stays too, until another is. Errors: StoreError unless the round follows the last one
-        committed, as when two processes continue one run; ConfigError for keep < 1.
+        committed with best stays too, until another is. description: the experiment's, where the round changed it.
+        Errors: StoreError unless the round follows the last one committed, as when two processes continue one run;
+        ConfigError for keep < 1.
         """
         if keep < 1 or record.round != state.round:
             raise ConfigError(f"expected keep={keep} ≥ 1 and record.round={record.round} = state.round={state.round}")
@@ -160,6 +178,8 @@ class Store:
         with self._database.write() as connection:
             runs.advance(connection, run, state.round, row)
             runs.spend(connection, run, state.ledger)
+            if description is not None:
+                runs.change(connection, run, description=json.dumps(dict(description)))
             checkpoints.save(connection, self._coding, run, state.round, pieces, best)
             unused = checkpoints.prune(connection, run, state.round, keep)
             unused += memories.save(connection, self._coding, run, packed)
@@ -168,14 +188,15 @@ class Store:
     def write_ledger(self, run: str, ledger: Mapping[str, int]) -> None:
         """Put privacy events on record, {event: count so far}, before what they paid for is released.
 
-        Counts never go down: a smaller one than is on record leaves it.
+        Counts never go down: a smaller one than is on record leaves it. Where a key signs, they are noted beside it.
         """
+        self._ledgers.note(run, ledger)
         with self._database.write() as connection:
             runs.change(connection, run)
             runs.spend(connection, run, ledger)
 
     def load_run(self, run: str, like: Like = None) -> StoredRun:
-        """The run with all its records and its last checkpoint.
+        """Load a run with all its records and its last checkpoint.
 
         like: a state whose named tuples the loaded one takes, or a function from the run's spec to one.
         """
@@ -196,19 +217,22 @@ class Store:
                 spec,
                 runs.records(connection, run),
                 checkpoints.load(connection, self._coding, run, last, like(spec) if callable(like) else like),
-                runs.spent(connection, run),
+                self._ledgers.raised(run, runs.spent(connection, run)),
                 row.created,
                 row.updated,
             )
 
     def checkpoint(self, run: str, round: int | str = "last", like: ServerState | None = None) -> ServerState:
-        """The state after a round: "last", "best" or a number. Errors: StoreError naming the rounds that are kept."""
+        """Load the state after a round: "last", "best" or a number.
+
+        Errors: StoreError naming the rounds that are kept.
+        """
         with self._database.read() as connection:
             run = runs.resolve(connection, run)
             return checkpoints.load(connection, self._coding, run, checkpoints.find(connection, run, round), like)
 
     def memory(self, run: str) -> StoredMemory:
-        """The clients' memory of a run, read from the database client by client."""
+        """Return the clients' memory of a run, read from the database client by client."""
         with self._database.read() as connection:
             return StoredMemory(self._database, self._coding, runs.resolve(connection, run))
 
@@ -233,12 +257,12 @@ class Store:
             runs.change(connection, run, planned=runs.check_rounds(rounds, done or 0))
 
     def runs(self) -> list[RunSummary]:
-        """Every run, newest first."""
+        """List every run, newest first."""
         with self._database.read() as connection:
             return runs.summaries(connection)
 
     def find(self, run: str) -> RunSummary:
-        """One run, by its id, the beginning of one, or "latest"."""
+        """Find one run, by its id, the beginning of one, or "latest"."""
         with self._database.read() as connection:
             run = runs.resolve(connection, run)
             return next(one for one in runs.summaries(connection) if one.run == run)
@@ -262,5 +286,5 @@ class Store:
                 connection.execute(update(runs_table).where(false()).values(updated=runs_table.c.updated))
 
     def check(self) -> list[str]:
-        """What is wrong with the store, one line each; empty when sound. Reads everything, so it takes a while."""
+        """List what is wrong with the store, one line each; empty when sound. Reads everything, so it takes a while."""
         return checking.problems(self._database, self._coding, self._signer)

@@ -1,4 +1,4 @@
-"""The schema of a database: made, recognised, brought up to date."""
+"""Schema of a database: made, recognised, brought up to date."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def migrate(connection: Connection, revision: str = "head") -> None:
 
 
 def backup(path: Path, revision: str) -> Path:
-    """A copy of the SQLite file beside it, on disk when this returns; never over an earlier copy."""
+    """Copy a SQLite file beside itself, on disk when this returns, never over an earlier copy; return the path."""
     names = (f"{path.name}.{revision}{f'-{n}' if n > 1 else ''}.backup" for n in count(1))
     target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
@@ -84,7 +84,7 @@ def _check_file(database: Database, path: Path, create: bool) -> None:
 
 
 def _foreign_tables(path: Path) -> str:
-    """Some tables of a SQLite file that is not ours; empty when it is, has none, or cannot be read as it stands."""
+    """Name some tables of a SQLite file that is not ours; "" if it is, has none, or cannot be read as it is."""
     uri = f"file:{quote(str(path.resolve()))}?mode=ro"
     with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -108,7 +108,7 @@ def _is_cut_short(path: Path) -> bool:
 
 
 def _revision(connection: Connection, database: Database, create: bool) -> str | None:
-    """The schema's revision; None for an empty database, if one may be made."""
+    """Return the schema's revision; None for an empty database, if one may be made."""
     tables = inspect(connection).get_table_names()
     if VERSION_TABLE in tables:
         revision = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()

@@ -1,4 +1,4 @@
-"""Codecs: how a client's delta travels in fewer bytes than 4 for each number."""
+"""Codecs, with which a client's delta travels in fewer bytes than 4 for each number."""
 
 from .quantised import Quantised
 from .random_k import RandomK

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ...core.bases import Codec
 from ...core.errors import ClientError
 from ...core.random import Key
 from ...core.types import Vector
@@ -19,7 +20,7 @@ from .payloads import check_finite, check_length, check_vector, require_flag
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantised(Codec):
     """Each number as one of 2s + 1 equidistant levels, from −scale to scale, the largest number of its block.
 
     s = 127 with 8 bits, 7 with 4. Which of the two levels around a number it becomes is drawn so that the mean is the
@@ -50,15 +51,15 @@ class Quantised:
 
     @property
     def levels(self) -> int:
-        """s: of each sign, without 0."""
+        """Number s of levels of each sign, without 0."""
         return 2 ** (self.bits - 1) - 1
 
     def payload_bytes(self, size: int) -> int:
-        """Of every payload for `size` numbers."""
+        """Return the length in bytes of every payload for `size` numbers."""
         return 4 * -(-size // self.block) + -(-size * self.bits // 8)
 
     def encode(self, vector: Vector, key: Key) -> bytes:
-        """The payload; key: what rounding draws from. Errors: ClientError for a number that is not finite."""
+        """Return the payload. key: what rounding draws from. Errors: ClientError for a number that is not finite."""
         check_vector(vector)
         blocks = _blocks(vector, self.block)
         scales = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
@@ -72,7 +73,7 @@ class Quantised:
         return scales.astype("<f4", copy=False).tobytes() + (whole if self.bits == 8 else _packed(whole)).tobytes()
 
     def decode(self, payload: bytes, size: int) -> Vector:
-        """The vector. Errors: ClientError for what is no payload of `size` numbers."""
+        """Return the vector. Errors: ClientError for what is no payload of `size` numbers."""
         check_length(payload, self.payload_bytes(size), size)
         scales = np.frombuffer(payload, "<f4", -(-size // self.block))
         check_finite(scales, "a payload with scales")
@@ -87,21 +88,21 @@ class Quantised:
 
 
 def _blocks(vector: Vector, block: int) -> np.ndarray:
-    """vector in rows of `block` numbers, zeros after its end. A copy."""
+    """Copy vector into rows of `block` numbers, zeros after its end."""
     rows = np.zeros((-(-len(vector) // block), block), vector.dtype)
     rows.reshape(-1)[: len(vector)] = vector
     return rows
 
 
 def _packed(whole: np.ndarray) -> np.ndarray:
-    """Levels from −7 to 7, two in a byte; a last half byte that is not needed is 0."""
+    """Pack levels from −7 to 7, two in a byte; a last half byte that is not needed is 0."""
     halves = np.zeros(len(whole) + len(whole) % 2, np.uint8)
     halves[: len(whole)] = whole + 7
     return halves[::2] << 4 | halves[1::2]
 
 
 def _unpacked(sent: np.ndarray, size: int) -> np.ndarray:
-    """The inverse of `_packed`. Errors: ClientError where the half byte that is not needed is not 0."""
+    """Invert `_packed`. Errors: ClientError where the half byte that is not needed is not 0."""
     halves = np.empty(2 * len(sent), np.uint8)
     halves[::2], halves[1::2] = sent >> 4, sent & 15
     if halves[size:].any():

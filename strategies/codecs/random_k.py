@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...core.bases import Codec
 from ...core.random import Key
 from ...core.types import Vector
 from ...core.validation import require_real
@@ -19,7 +20,7 @@ SEED_BYTES = 16
 
 
 @dataclass(frozen=True)
-class RandomK:
+class RandomK(Codec):
     """k = ⌈fraction·d⌉ numbers at places drawn afresh for each update, times d/k: unbiased; the others arrive as 0.
 
     E‖v − C(v)‖² = (d/k − 1)·‖v‖²: with a small fraction the mean needs many clients.
@@ -39,22 +40,22 @@ class RandomK:
 
     @property
     def shrinks(self) -> bool:
-        """Unless it scales."""
+        """Whether ‖decode(encode(v))‖ ≤ ‖v‖: with error feedback alone, as nothing is scaled then."""
         return self.error_feedback
 
     def payload_bytes(self, size: int) -> int:
-        """Of every payload for `size` numbers."""
+        """Return the length in bytes of every payload for `size` numbers."""
         return SEED_BYTES + 4 * kept(self.fraction, size)
 
     def encode(self, vector: Vector, key: Key) -> bytes:
-        """The payload; key: of this update alone. Errors: ClientError for a number that is not finite."""
+        """Return the payload. key: key of this update alone. Errors: ClientError for a number that is not finite."""
         check_vector(vector)
         seed = key.derive("places")
         values = vector[coordinates(seed, len(vector), kept(self.fraction, len(vector)))]
         return seed.digest + values.astype("<f4", copy=False).tobytes()
 
     def decode(self, payload: bytes, size: int) -> Vector:
-        """The vector, 0 where nothing was sent. Errors: ClientError for what is no payload of `size` numbers."""
+        """Return the vector, 0 where nothing was sent. Errors: ClientError for what is no payload of `size` numbers."""
         check_length(payload, self.payload_bytes(size), size)
         count = kept(self.fraction, size)
         values = np.frombuffer(payload, "<f4", offset=SEED_BYTES)

@@ -11,23 +11,25 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ...core.bases import TRANSFORM_NEEDS, UpdateTransform
 from ...core.random import Key, derive
 from ...core.spec import ModelSpec
+from ...core.traits import Trait
 from ...core.types import ClientUpdate, State, Total
 from ...core.validation import require, require_count, require_real
 from .payloads import coordinates, kept
 
 
 class Mask(NamedTuple):
-    """Which mask is next."""
+    """State of the random mask: which mask is next."""
 
-    rounds: int  # done so far
-    size: int  # d
+    rounds: int  # number of rounds done so far
+    size: int  # length d of delta
 
 
 @dataclass(frozen=True)
-class RandomMask:
-    """A transform: of delta, k = ⌈fraction·d⌉ coordinates leave each client, the same for all of a round.
+class RandomMask(UpdateTransform):
+    """A transform by which k = ⌈fraction·d⌉ coordinates of delta leave each client, the same for all of a round.
 
     Linear, so that it works where only sums are seen: under secure aggregation, homomorphic encryption, and before the
     transform of a privacy plan, whose noise is then on k numbers. The server scales the sum by d/k, which makes it
@@ -35,30 +37,30 @@ class RandomMask:
     same, so that no cohort, however large, averages that out: lower server_lr with the fraction. What is left out is
     lost; extra travels whole.
 
-    seed: of the masks. Clients learn a round's mask from the transform's state, which counts rounds.
+    seed: seed of the masks. Clients learn a round's mask from the transform's state, which counts rounds.
     """
 
     fraction: float
     seed: int = 0
 
-    same_round_only: ClassVar[bool] = True
-    by_coordinate: ClassVar[bool] = True
+    needs: ClassVar[Trait] = TRANSFORM_NEEDS | Trait.SAME_ROUND
+    hides: ClassVar[Trait] = Trait.WHOLE_UPDATE
 
     def __post_init__(self) -> None:
         require_real("fraction", self.fraction, above=0, at_most=1)
         require_count("seed", self.seed, at_least=0)
 
     def init(self, spec: ModelSpec) -> State:
-        """The first mask."""
+        """Return the state for the first mask."""
         return Mask(0, spec.size)
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:
-        """On the client: the mask's coordinates alone. Errors: ConfigError for a delta of another length."""
+        """Send the mask's coordinates alone, on the client. Errors: ConfigError for a delta of another length."""
         require(len(update.delta) == state.size, f"expected a delta of {state.size} numbers, got {len(update.delta)}")
         return update._replace(delta=update.delta[self.mask(state)])
 
     def decode(self, state: State, total: Total, key: Key) -> tuple[State, Total]:
-        """On the server: back in place and scaled; the next round has another mask."""
+        """Put the sum back in place, scaled, on the server; the next round has another mask."""
         mask = self.mask(state)
         require(len(total.delta) == len(mask), f"expected a sum of {len(mask)} numbers, got {len(total.delta)}")
         delta = np.zeros(state.size, np.float32)
@@ -66,5 +68,5 @@ class RandomMask:
         return state._replace(rounds=state.rounds + 1), total._replace(delta=delta)
 
     def mask(self, state: State) -> np.ndarray:
-        """The round's coordinates, ascending."""
+        """Draw the round's coordinates, ascending."""
         return coordinates(derive(self.seed, "random mask", state.rounds), state.size, kept(self.fraction, state.size))

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ...core.bases import Codec
 from ...core.errors import ClientError
 from ...core.random import Key
 from ...core.types import Vector
@@ -18,8 +19,8 @@ from .payloads import check_finite, check_length, check_vector, require_flag
 
 
 @dataclass(frozen=True)
-class Sign:
-    """C(v) = (‖v‖₁/d)·sign(v), with sign(0) = 1.
+class Sign(Codec):
+    """The compression C(v) = (‖v‖₁/d)·sign(v), with sign(0) = 1.
 
     A contraction: ‖v − C(v)‖² = ‖v‖² − ‖v‖₁²/d. Biased: without error feedback it need not converge.
 
@@ -36,11 +37,11 @@ class Sign:
         require_flag("error_feedback", self.error_feedback)
 
     def payload_bytes(self, size: int) -> int:
-        """Of every payload for `size` numbers."""
+        """Return the length in bytes of every payload for `size` numbers."""
         return 4 + -(-size // 8)
 
     def encode(self, vector: Vector, key: Key) -> bytes:
-        """The payload. Errors: ClientError for a number that is not finite."""
+        """Return the payload. Errors: ClientError for a number that is not finite."""
         check_vector(vector)
         mean = float(np.abs(vector).sum(dtype=np.float64)) / max(len(vector), 1)
         scale = np.float32(mean)
@@ -49,7 +50,7 @@ class Sign:
         return scale.astype("<f4").tobytes() + np.packbits(vector >= 0).tobytes()
 
     def decode(self, payload: bytes, size: int) -> Vector:
-        """The vector. Errors: ClientError for what is no payload of `size` numbers."""
+        """Return the vector. Errors: ClientError for what is no payload of `size` numbers."""
         check_length(payload, self.payload_bytes(size), size)
         scale = np.frombuffer(payload, "<f4", 1)
         check_finite(scale, "a payload with a scale")

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ...core.bases import Codec
 from ...core.errors import ClientError
 from ...core.random import Key
 from ...core.types import Vector
@@ -18,7 +19,7 @@ from .payloads import check_finite, check_length, check_vector, kept, require_fl
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Codec):
     """The k = ⌈fraction·d⌉ numbers that are largest in absolute value, exactly; the others arrive as 0.
 
     A contraction: ‖v − C(v)‖² ≤ (1 − k/d)·‖v‖². Biased: what it leaves out has to be made up for, or is lost.
@@ -39,12 +40,12 @@ class TopK:
         require_flag("error_feedback", self.error_feedback)
 
     def payload_bytes(self, size: int) -> int:
-        """Of every payload for `size` numbers."""
+        """Return the length in bytes of every payload for `size` numbers."""
         count = kept(self.fraction, size)
         return min(4 * count, _bitmap_bytes(size)) + 4 * count
 
     def encode(self, vector: Vector, key: Key) -> bytes:
-        """The payload. Errors: ClientError for a number that is not finite."""
+        """Return the payload. Errors: ClientError for a number that is not finite."""
         check_vector(vector)
         size = len(vector)
         count = kept(self.fraction, size)
@@ -60,7 +61,7 @@ class TopK:
         return np.packbits(is_kept).tobytes() + values
 
     def decode(self, payload: bytes, size: int) -> Vector:
-        """The vector, 0 where nothing was sent. Errors: ClientError for what is no payload of `size` numbers."""
+        """Return the vector, 0 where nothing was sent. Errors: ClientError for what is no payload of `size` numbers."""
         check_length(payload, self.payload_bytes(size), size)
         count = kept(self.fraction, size)
         values = np.frombuffer(payload, "<f4", count, len(payload) - 4 * count)
@@ -70,7 +71,7 @@ class TopK:
         return vector
 
     def _indices(self, payload: bytes, size: int, count: int) -> np.ndarray:
-        """Where the numbers go: `count` places below size, ascending."""
+        """Return where the numbers go: `count` places below size, ascending."""
         if 4 * count <= _bitmap_bytes(size):
             indices = np.frombuffer(payload, "<u4", count).astype(np.int64)
             if count and (indices[-1] >= size or (np.diff(indices) <= 0).any()):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from umbel.cli import execute
+from umbel.cli.main import execute
 
 COMMAND = [sys.executable, "-m", "umbel"]
 MODEL = """

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from umbel.cli import complete_experiments, complete_settings
-from umbel.console import figures, print_grid, print_table, to_json
+from umbel.cli.console import figures, print_grid, print_table, to_json
+from umbel.cli.options import complete_experiments, complete_settings
 from umbel.core.loading import experiment_names, load_experiment
 from umbel.core.overrides import fit_to, override
 from umbel.core.types import RoundRecord
@@ -57,7 +57,8 @@ def test_quiet_is_silent(here):
     assert here("run", "tiny.py", "--set", "rounds=1", "--quiet") == (0, "", "")
 
 
-def test_sigterm_pauses_the_run_with_status_0(here):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_pauses_the_run_with_128_and_its_number(here, number):
     source = Path("tiny.py").read_text().replace("strategy=FedAvg()", "strategy=Stopping()")
     strategy = """
 import dataclasses, os, signal
@@ -65,16 +66,30 @@ from umbel import FedAvg
 @dataclasses.dataclass(frozen=True)
 class Stopping(FedAvg):
     def update(self, state, params, mean):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), NUMBER)
         return super().update(state, params, mean)
 """
-    Path("tiny.py").write_text(strategy + source)
-    handler = signal.getsignal(signal.SIGTERM)
+    Path("tiny.py").write_text(strategy.replace("NUMBER", str(int(number))) + source)
+    handler = signal.getsignal(number)
     status, _, errors = here("run", "tiny.py")
-    assert status == 0
+    assert status == 128 + number
     assert errors.splitlines()[-1].startswith("umbel: paused, asked to stop. 0 rounds are kept; resume with: umbel run")
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(number) is handler
     assert '"state": "paused"' in here("runs", "--json")[1]
+
+
+def test_any_other_command_ends_so_too(here):
+    """Also while a file is loaded; and nohup's SIGHUP stays ignored."""
+    Path("stopping.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    for words in (("compare", "stopping.py"), ("run", "stopping.py"), ("client", "digest", "stopping.py")):
+        assert here(*words) == (143, "", "umbel: asked to stop\n")
+    Path("stopping.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\n")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert here("run", "stopping.py")[0] == 2
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_experiments_are_listed_with_their_first_line(here):
@@ -108,7 +123,10 @@ def test_a_terminal_of_any_width_shows_all_of_what_commands_take(capfd, monkeypa
 def test_a_terminal_of_any_width_shows_a_grid_in_blocks_that_fit(capfd, monkeypatch, columns):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(columns))
-    table = [["fold", *"abcdef"], *([f"row{row}", *(f"{row}.{place:02}" for place in range(6))] for row in range(9))]
+    table = [
+        ["aggregator", *"abcdef"],
+        *([f"row{row}", *(f"{row}.{place:02}" for place in range(6))] for row in range(9)),
+    ]
     print_grid(table)
     shown = re.sub(r"\x1b\[\d*m", "", capfd.readouterr().out)
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= columns
@@ -150,8 +168,8 @@ def test_completion_knows_experiments_files_and_settings(here):
 
 
 def test_json_has_no_nan():
-    assert json.loads(to_json(record(test_loss=float("nan")).to_json()))["test_loss"] is None
-    assert json.loads(to_json({"final": {"seconds": float("inf")}})) == {"final": {"seconds": None}}
+    assert json.loads(to_json(record(test_loss=float("nan")).to_json()))["test_loss"] == "NaN"
+    assert json.loads(to_json({"final": {"seconds": float("inf")}})) == {"final": {"seconds": "Infinity"}}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.types import ServerState
-from umbel.privacy.keys import Key
+from umbel.privacy.keys import KeyFile
 from umbel.privacy.secagg import Roster
 from umbel.server.store import Store
 
@@ -38,7 +38,7 @@ def made(here):
     def make(**kinds):
         for name, kind in kinds.items():
             assert here("keys", "new", f"{name}.key", "--kind", kind)[0] == 0
-        return [Key.load(f"{name}.key") for name in kinds]
+        return [KeyFile.load(f"{name}.key") for name in kinds]
 
     return make
 
@@ -47,7 +47,7 @@ def made(here):
 def test_a_new_key_is_made_and_shown_without_its_secret(here, kind):
     status, output, errors = here("keys", "new", "a.key", "--kind", kind, "--owner", "Klinik ü", "--days", "30")
     assert (status, errors) == (0, "")
-    key, shown = Key.load("a.key"), facts(output)
+    key, shown = KeyFile.load("a.key"), facts(output)
     assert (shown["kind"], shown["owner"], shown["id"]) == (kind, "Klinik ü", key.id)
     assert shown.get("key") == (None if kind == "storage" else key.public.text)
     assert key.expires - key.created == 30 * 86400
@@ -60,7 +60,7 @@ def test_a_new_key_is_made_and_shown_without_its_secret(here, kind):
 
 def test_a_post_quantum_key_is_for_recipients(here):
     assert here("keys", "new", "a.key", "--kind", "recipient", "--post-quantum")[0] == 0
-    assert Key.load("a.key").algorithm == "MLKEM768-X25519"
+    assert KeyFile.load("a.key").algorithm == "MLKEM768-X25519"
     status, output, errors = here("keys", "new", "b.key", "--kind", "node", "--post-quantum")
     assert (status, output) == (2, "")
     assert "a node key is Ed25519" in errors
@@ -91,7 +91,7 @@ SIGN = "keys roster sign {} --key operator.key -o roster.bin"
 def test_a_roster_is_signed_and_verified(here, members, file):
     status, output, errors = here(*SIGN.format(file).split(), "--json")
     assert (status, errors) == (0, "")
-    operator = Key.load("operator.key").public
+    operator = KeyFile.load("operator.key").public
     roster = Roster.open(Path("roster.bin").read_bytes(), operator.raw)
     assert json.loads(output) == {"members": 3, "digest": roster.digest.hex(), "operator": operator.text}
     assert [member.node for member in roster.members] == [1, 7, 2**64 - 1]
@@ -115,7 +115,7 @@ def test_a_roster_that_was_changed_or_signed_by_another_is_refused(here, members
     content = bytearray(Path("roster.bin").read_bytes())
     content[-1] ^= 1
     Path("changed.bin").write_bytes(content)
-    pinned = Key.load("operator.key").public.text
+    pinned = KeyFile.load("operator.key").public.text
     assert here("keys", "roster", "verify", "changed.bin", "--operator", pinned)[:2] == (2, "")
     assert here("keys", "roster", "verify", "roster.bin", "--operator", pinned)[0] == 0
 
@@ -182,14 +182,14 @@ def test_rotating_leaves_the_old_key_for_the_overlap(here, made):
     (old,) = made(old="node")
     status, output, errors = here("keys", "rotate", "old.key", "new.key", "--overlap-days", "3", "--json")
     assert (status, errors) == (0, "")
-    new, shortened = Key.load("new.key"), Key.load("old.key")
+    new, shortened = KeyFile.load("new.key"), KeyFile.load("old.key")
     assert (new.kind, new.owner, new.algorithm) == (old.kind, old.owner, old.algorithm)
     assert new.id != old.id == shortened.id
     assert abs(shortened.expires - time.time() - 3 * 86400) < 60
     assert json.loads(output)["replaced_expires"] == shortened.expires
     assert not [secret for secret in secrets_of("old.key", "new.key") if secret in output]
     here("keys", "rotate", "old.key", "newer.key", "--overlap-days", "99")
-    assert Key.load("old.key").expires == shortened.expires  # an overlap does not lengthen a life
+    assert KeyFile.load("old.key").expires == shortened.expires  # an overlap does not lengthen a life
     here("keys", "rotate", "old.key", "newest.key", "--overlap-days", "0")
     assert ", expired" in here("keys", "show", "old.key")[1]
     assert "exists already" in here("keys", "rotate", "old.key", "new.key")[2]
@@ -212,20 +212,20 @@ def test_rotating_a_storage_key_puts_its_stores_under_the_new_one(here, encrypte
     assert not [secret for secret in secrets_of("storage.key", "new.key") if secret in output]
     with Store.open(encrypted, key="new.key") as store:
         assert store.load_run("latest").server_state.params[-1] == 29999
-    first = Key.load("new.key")
+    first = KeyFile.load("new.key")
     assert here(*command)[0] == 0  # interrupted after the store, repeated
-    assert Key.load("new.key") == first
+    assert KeyFile.load("new.key") == first
     status, _, errors = here("runs", "--store", encrypted)
     assert status == 2
     assert f"is encrypted under key {first.id}" in errors
 
 
 def test_a_rotation_that_fails_leaves_store_and_old_key(here, encrypted, made):
-    before = Key.load("storage.key")
+    before = KeyFile.load("storage.key")
     status, output, errors = here("keys", "rotate", "storage.key", "new.key", "--store", "sqlite:///none.db")
     assert (status, output) == (2, "")
     assert "none.db does not exist" in errors
-    assert Key.load("storage.key") == before
+    assert KeyFile.load("storage.key") == before
     with Store.open(encrypted, key="storage.key") as store:
         assert store.load_run("latest").server_state.round == 0
     assert here("keys", "rotate", "storage.key", "new.key", "--store", encrypted)[0] == 0  # the same command goes on

@@ -6,7 +6,10 @@ import resource
 import signal
 from pathlib import Path
 
-from umbel.privacy.keys import Key
+import pytest
+
+from interruptions import Killed, kill_at
+from umbel.privacy.keys import KeyFile
 from umbel.server.store import Store
 
 FIELDS = {"round", "clients", "failures", "train_loss", "test_loss", "test_accuracy", "seconds"}
@@ -27,14 +30,16 @@ def test_json_is_all_there_is_on_standard_output(whole):
     assert [line.split()[:2] for line in lines] == [["round", f"{number}/5"] for number in (1, 2, 3, 4, 5)]
 
 
-def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(finish, whole):
+def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(finish, here, monkeypatch, whole):
+    """By SIGKILL once; at later instructions it ends in this process, with nothing tidied up either."""
     resume = ("--resume", "latest")
-    for crash in ("mid-training:1", "after-aggregation:2", "before-commit:3", "after-commit:4"):
-        # Killed before its first commit, it is a run all the same.
-        options = resume if crash != "mid-training:1" else ()
-        status, _, _ = finish("run", "tiny.py", "--json", *options, UMBEL_CRASH_AT=crash)
-        assert status == -signal.SIGKILL
-    status, output, errors = finish("run", "tiny.py", "--json", *resume)
+    status, _, _ = finish("run", "tiny.py", "--json", UMBEL_CRASH_AT="mid-training:1")
+    assert status == -signal.SIGKILL  # before its first commit: it is a run all the same
+    for point, round in (("after-aggregation", 2), ("before-commit", 3), ("after-commit", 4)):
+        kill_at(monkeypatch, point, round)
+        with pytest.raises(Killed):
+            here("run", "tiny.py", "-q", *resume)
+    status, output, errors = here("run", "tiny.py", "--json", *resume)
     *rounds, last = [json.loads(line) for line in output.splitlines()]
     assert status == 0, errors
     assert [row["round"] for row in rounds] == [5]  # round 4 was committed, so it is not redone
@@ -44,12 +49,12 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(fin
         assert store.check() == []
 
 
-def test_an_encrypted_run_that_is_killed_ends_with_the_bits_of_one_in_the_clear(finish, whole):
-    Key.generate("storage", 1).save("store.key")
+def test_an_encrypted_run_that_is_killed_ends_with_the_bits_of_one_in_the_clear(finish, here, whole):
+    KeyFile.generate("storage", 1).save("store.key")
     key = ("--store-key", "store.key")
     status, _, _ = finish("run", "tiny.py", "--json", *key, UMBEL_CRASH_AT="before-commit:3")
     assert status == -signal.SIGKILL
-    status, output, errors = finish("run", "tiny.py", "--json", "--resume", "latest")
+    status, output, errors = here("run", "tiny.py", "--json", "--resume", "latest")
     assert (status, output) == (2, "")
     assert "is encrypted under key" in errors
     status, output, errors = finish("run", "tiny.py", "--json", "--resume", "latest", *key)
@@ -107,3 +112,14 @@ def test_help_starts_fast_and_reads_well(finish):
     assert min(seconds) < 0.7
     for expected in ("run", "experiments", "runs", "plot", "umbel run --resume latest"):
         assert expected in output
+
+
+def test_another_backend_of_keras_is_refused_in_one_line(finish):
+    for words in (("run", "tiny.py"), ("compare", "digits_fedavg")):
+        status, output, errors = finish(*words, KERAS_BACKEND="torch")
+        assert (status, output) == (2, "")
+        assert errors.splitlines() == [
+            "umbel: Umbel trains with Keras on TensorFlow or JAX, and KERAS_BACKEND says 'torch': set "
+            "KERAS_BACKEND=tensorflow"
+        ]
+        assert not Path("umbel.db").exists()

@@ -9,11 +9,12 @@ import pytest
 import tensorflow as tf
 
 from federations import CLASSES, FEATURES, blobs, dense, federation
-from umbel import AllClients, ClientError, IncompatibleError, Local, RunStopped, Simulation, data, derive, run
-from umbel.clients.clipped import Rule, ghost_sum, looped_sum
-from umbel.clients.contributions import Filter, Lookup, Outer, Whole, norms_are_cheaper
-from umbel.clients.ghost import can_ghost, contributions, uses_of
-from umbel.clients.per_example import Draws, draw_batches, width_for
+from umbel import AllClients, ClientError, IncompatibleError, Local, Simulation, data, derive, run
+from umbel.clients.tensorflow.clipped import FINEST, Rule, ghost_sum, looped_sum, sound_sum
+from umbel.clients.tensorflow.contributions import Filter, Lookup, Outer, Whole, norms_are_cheaper
+from umbel.clients.tensorflow.ghost import can_ghost, contributions, uses_of
+from umbel.clients.tensorflow.per_example import Draws, draw_batches, released, width_for
+from umbel.privacy.noise import NoiseStream, grid_step
 from umbel.privacy.per_example import PerExample
 
 layers, SIZE = keras.layers, 7
@@ -228,14 +229,20 @@ def test_removing_an_example_moves_the_sum_by_at_most_the_clip_norm(way, make):
         assert 0.9 * clip_norm < moved <= clip_norm  # each is clipped: to the clip norm, not to much less
 
 
-@pytest.mark.parametrize("way", [ghost_sum, looped_sum])
+@pytest.mark.parametrize("way", [ghost_sum, looped_sum, sound_sum])
+@pytest.mark.parametrize("make", [mlp, long_kernels, strided, waves])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
-def test_a_gradient_without_a_norm_is_never_taken_for_a_small_one(way, bad):
-    model = compiled(layers.Dense(1), loss=keras.losses.MeanSquaredError())
-    x, y = np.ones((SIZE, FEATURES), np.float32), np.zeros((SIZE, 1), np.float32)
-    x[3, 2] = bad
-    found = flat(way(model, (x, y), rule([True] * SIZE)))
-    assert not np.isfinite(found).all()
+def test_an_example_without_a_finite_gradient_adds_nothing_and_the_others_count(way, make, bad):
+    """As if it were not there: neither a small gradient, nor NaN in the sum, nor a failure that tells of it."""
+    model = make()
+    x, y = batch_for(model)
+    x = np.array(x)
+    x.reshape(SIZE, -1)[3] = bad
+    whole = flat(way(model, (x, y), rule([True] * SIZE, 0.5)))
+    without = flat(way(model, (x, y), rule(np.arange(SIZE) != 3, 0.5)))
+    assert np.isfinite(whole).all()
+    np.testing.assert_array_equal(whole, without)
+    assert without.any()
 
 
 class Attentive(keras.Model):
@@ -289,6 +296,17 @@ def leaky(activation):
         lambda: compiled(layers.Softmax(0), layers.Dense(CLASSES)),
         lambda: compiled(layers.Embedding(5, 3, mask_zero=True), layers.Flatten(), layers.Dense(3), shape=(4,)),
         lambda: compiled(layers.Dense(3), loss=keras.losses.SparseCategoricalCrossentropy(ignore_class=0)),
+        *(
+            lambda loss=loss: compiled(layers.Dense(3), loss=loss(axis=0))
+            for loss in (
+                keras.losses.CategoricalCrossentropy,
+                keras.losses.CosineSimilarity,
+                keras.losses.CategoricalFocalCrossentropy,
+                keras.losses.BinaryCrossentropy,
+                keras.losses.BinaryFocalCrossentropy,
+            )
+        ),
+        lambda: compiled(layers.Dense(3), loss=[keras.losses.CosineSimilarity(axis=0)]),
     ],
 )
 def test_what_could_mix_examples_never_takes_the_ghost_path(model):
@@ -360,7 +378,7 @@ def test_compiled_is_debug_whatever_the_number_of_workers(make):
 def test_how_many_steps_a_call_has_changes_nothing(monkeypatch):
     experiment = federation(local=private(steps=5), rounds=1)
     whole = run(experiment, Simulation(workers=1, compile="graph"))
-    monkeypatch.setattr("umbel.clients.per_example.NOISE_BYTES", 2 * 4 * whole.spec.size)
+    monkeypatch.setattr("umbel.clients.tensorflow.per_example.NOISE_BYTES", 2 * 4 * whole.spec.size)
     for compile in ("graph", "xla"):
         parts = run(experiment, Simulation(workers=1, compile=compile))
         np.testing.assert_allclose(whole.params, parts.params, rtol=1e-4, atol=1e-5)
@@ -373,7 +391,9 @@ def test_metrics_stay_with_the_client_and_so_does_the_loss():
 
 def still():
     """A model whose gradient is 0 everywhere: all that moves it is noise."""
-    model = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(500, use_bias=False), layers.Rescaling(0.0)])
+    model = keras.Sequential(
+        [keras.Input((FEATURES,)), layers.Dense(500, use_bias=False, kernel_initializer="zeros"), layers.Rescaling(0.0)]
+    )
     model.compile(keras.optimizers.SGD(1.0), keras.losses.MeanSquaredError())
     return model
 
@@ -392,22 +412,16 @@ def deltas(steps, batch_size, clients=1, rounds=1, noise_multiplier=2.0, clip_no
     )
     seen = []
 
-    class Keep:
-        def on_start(self, *_): ...
-        def on_round(self, *_): ...
-        def on_end(self, *_): ...
-
     simulation = Simulation(workers=1, compile="graph")
-    original = Simulation._train
+    train = simulation.train
 
-    def train(self, worker, broadcast, client, key):
-        update, kept = original(self, worker, broadcast, client, key)
-        seen.append(update.delta.copy())
-        return update, kept
+    def watched(work, summation):
+        for arrival in train(work, summation):
+            seen.append(arrival.content.delta.copy())
+            yield arrival
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Simulation, "_train", train)
-        run(experiment, simulation)
+    simulation.train = watched
+    run(experiment, simulation)
     return seen
 
 
@@ -425,6 +439,31 @@ def test_noise_has_the_scale_that_is_accounted_for_and_no_other(steps, batch_siz
     assert not is_normal(delta, scale * 3 / 2)
 
 
+def test_a_noisy_step_lies_on_a_grid_that_no_gradient_moves():
+    """Added in float32, its low bits would tell a gradient that was guessed: the attack works there, and not here."""
+    (delta,) = deltas(1, 4)
+    step = grid_step(2.0 * 0.5 / 4)
+    assert (delta / step == np.rint(delta / step)).all()
+    x = np.full(50_000, np.float32(0.003162) * (1 - 2.0**-14), np.float32)
+
+    def impossible(out):  # were it x + noise, whose sum is exact where the two nearly cancel
+        rest = out.astype(np.float64) - x
+        return bool(((np.abs(out) < np.abs(x) / 2) & (rest.astype(np.float32) != rest)).any())
+
+    def said(add):
+        noises = [NoiseStream.live().draw(len(x), 20.0) for _ in range(15)]
+        return [sum(impossible(add(vector, noise)) for noise in noises) for vector in (np.zeros_like(x), x)]
+
+    naive = said(lambda mean, noise: mean + noise)
+    assert naive[0] > 5 * naive[1] + 3
+    assert abs(np.subtract(*said(lambda mean, noise: released(mean, noise, grid_step(20.0)).numpy()))) <= 3
+
+
+def test_without_noise_a_step_is_not_rounded():
+    every = np.array([0.0, -0.0, 1.2e-38, -1e-30, 1 / 3, -3e38], np.float32)
+    np.testing.assert_array_equal(released(every, np.zeros_like(every), FINEST).numpy(), every)
+
+
 def test_an_empty_batch_makes_a_noisy_step():
     found = draw_batches(np.arange(20, dtype=np.int32), private(batch_size=1, steps=200), derive(0))
     assert (found.sizes == 0).any()
@@ -439,7 +478,7 @@ def test_no_noise_is_used_twice():
         for other in range(one):
             correlation = np.corrcoef(found[one], found[other])[0, 1]
             assert abs(correlation) < 5 / math.sqrt(found[one].size)
-    assert len(np.unique(values)) > 0.99 * len(values)
+    assert len(np.unique(values)) > 0.98 * len(values)  # on a grid, some are equal by chance
 
 
 def test_steps_of_a_round_have_noise_of_their_own():
@@ -451,16 +490,17 @@ def test_steps_of_a_round_have_noise_of_their_own():
 
 
 def test_on_real_devices_neither_batches_nor_noise_follow_from_the_seed():
-    from umbel.clients.worker import Worker
+    from umbel.clients.round import train_client
+    from umbel.clients.tensorflow.engine import TensorFlowEngine
     from umbel.core.types import NOTHING, Broadcast
 
     experiment = federation(local=private())
     rows, found = np.arange(20, dtype=np.int32), {}
     for is_live in (True, False):
-        worker = Worker(experiment, is_live=is_live)
+        worker = TensorFlowEngine(experiment, is_live=is_live)
         broadcast = Broadcast(1, worker.initial_params, NOTHING, experiment.transforms.init(worker.spec), 0.1)
         resident = experiment.population.resident()
-        found[is_live] = [worker.train(broadcast, 0, derive(0), resident, rows)[0].delta for _ in range(2)]
+        found[is_live] = [train_client(worker, broadcast, 0, derive(0), resident, rows).content.delta for _ in range(2)]
     assert np.array_equal(*found[False])
     assert not np.array_equal(*found[True])
 
@@ -486,14 +526,19 @@ def test_batches_have_one_of_few_shapes():
     assert len({width_for(largest, 32) for largest in range(1, 500)}) < 15
 
 
-def test_a_client_with_a_bad_example_fails_its_round_and_is_not_clipped():
+@pytest.mark.parametrize("compile", ["graph", "xla"])
+def test_a_client_with_a_bad_example_learns_from_its_others(compile):
     x, y = blobs(20)
+
+    def trained(x, y, learning_rate):
+        local = private(noise_multiplier=0, batch_size=None, learning_rate=learning_rate)
+        population = data.PerClient([(x, y)])
+        experiment = federation(population=population, sampler=AllClients(), local=local, rounds=1)
+        return run(experiment, Simulation(workers=1, compile=compile)).params
+
+    expected = trained(x[1:], y[1:], 0.1 * 19 / 20)  # the divisor is public, and counts the bad one
     x[0, 0] = np.nan
-    experiment = federation(
-        population=data.PerClient([(x, y)]), sampler=AllClients(), local=private(noise_multiplier=0, batch_size=None)
-    )
-    with pytest.raises(RunStopped, match="not finite"):
-        run(experiment, Simulation(workers=1, compile="graph"))
+    np.testing.assert_allclose(trained(x, y, 0.1), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_client_without_examples_sends_nothing():

@@ -1,4 +1,4 @@
-"""Laws of the core: keys, specs, folds, chains, serialisation, overrides, descriptions."""
+"""Laws of the core: keys, specs, aggregators, chains, serialisation, overrides, descriptions."""
 
 import contextlib
 import pickle
@@ -12,8 +12,8 @@ import pytest
 from federations import blobs, federation
 from umbel import Chain, ConfigError, Examples, IncompatibleError, Local, StoreError, derive, override
 from umbel.core import serial
+from umbel.core.aggregators import WeightedSum
 from umbel.core.examples import leaves, map_arrays
-from umbel.core.folds import WeightedSum
 from umbel.core.overrides import paths
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.types import ClientUpdate, Total, Weighted, add_metrics
@@ -131,14 +131,14 @@ def updates(count=5, size=100_003):
     ]
 
 
-def folded(fold, members):
-    accumulator = fold.zero(len(members[0].delta))
+def folded(aggregator, members):
+    accumulator = aggregator.zero(len(members[0].delta))
     for update in members:
-        accumulator = fold.add(accumulator, update)
+        accumulator = aggregator.add(accumulator, update)
     return accumulator
 
 
-class TestFold:
+class TestAggregators:
     def test_total_is_the_weighted_sum(self):
         members = updates()
         total = WeightedSum().total(folded(WeightedSum(), members))
@@ -147,17 +147,17 @@ class TestFold:
         assert (total.weight, total.clients, total.metrics["loss"]) == (15.0, 5, Weighted(30.0, 15.0))
 
     def test_merge_is_add_of_all(self):
-        fold, members = WeightedSum(), updates()
-        merged = fold.merge(folded(fold, members[:2]), folded(fold, members[2:]))
-        whole = folded(fold, members)
+        aggregator, members = WeightedSum(), updates()
+        merged = aggregator.merge(folded(aggregator, members[:2]), folded(aggregator, members[2:]))
+        whole = folded(aggregator, members)
         np.testing.assert_allclose(merged.delta, whole.delta, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(merged.extra, whole.extra, rtol=1e-5)
         assert merged.weight == whole.weight
 
     def test_zero_is_neutral(self):
-        fold, members = WeightedSum(), updates(2)
-        merged = fold.merge(fold.zero(len(members[0].delta)), folded(fold, members))
-        np.testing.assert_array_equal(merged.delta, folded(fold, members).delta)
+        aggregator, members = WeightedSum(), updates(2)
+        merged = aggregator.merge(aggregator.zero(len(members[0].delta)), folded(aggregator, members))
+        np.testing.assert_array_equal(merged.delta, folded(aggregator, members).delta)
 
     def test_equal_updates_have_themselves_as_mean(self):
         update = updates(1)[0]
@@ -336,16 +336,19 @@ class TestExperiment:
 
     @pytest.mark.parametrize(
         "local",
-        [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"learning_rate": float("nan")}, {"epochs": 1.0}],
+        [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"learning_rate": float("nan")}, {"epochs": True}],
     )
     def test_bad_local_settings(self, local):
         with pytest.raises(ConfigError, match=next(iter(local))):
             Local(**local)
 
     def test_robust_fold_with_hidden_updates_is_refused(self):
-        fold = SimpleNamespace(needs_individual_updates=True, zero=0, add=0, merge=0, total=0)
+        aggregator = SimpleNamespace(needs_individual_updates=True, zero=0, add=0, merge=0, total=0)
         with pytest.raises(IncompatibleError, match="needs individual updates"):
-            federation(fold=fold, aggregation=SimpleNamespace(session=0, metrics=()))
+            federation(
+                aggregator=aggregator,
+                secure_aggregation=SimpleNamespace(rehearse=lambda meeting, cohort, is_real: None, metrics=()),
+            )
 
     def test_description_names_what_changed(self):
         experiment = federation()

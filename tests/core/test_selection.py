@@ -158,9 +158,9 @@ def test_losses_are_those_that_clients_reported():
 
 
 def test_who_hides_losses_has_none_to_choose_by():
-    with pytest.raises(IncompatibleError, match="needs each client's loss, which aggregation="):
-        federation(sampler=PowerOfChoice(2, 4), aggregation=SecureSum(limit=1.0), weighting="uniform")
-    with pytest.raises(IncompatibleError, match="has no cohorts for"):
+    with pytest.raises(IncompatibleError, match="needs each client's loss, which secure_aggregation="):
+        federation(sampler=PowerOfChoice(2, 4), secure_aggregation=SecureSum(limit=1.0), weighting="uniform")
+    with pytest.raises(IncompatibleError, match=r"Oort.* needs rounds with a cohort, which strategy=FedBuff"):
         federation(sampler=Oort(2), strategy=FedBuff(2))
 
 

@@ -38,7 +38,7 @@ def test_every_client_finds_its_own_file(device):
         ({"x": np.zeros((3, 3), "f4"), "y": np.zeros(3, "i8")}, "holds 3 examples, expected 1 to 2"),
         ({"x": np.zeros((0, 3), "f4"), "y": np.zeros(0, "i8")}, "holds 0 examples"),
         ({"x": np.zeros((2, 4), "f4"), "y": np.zeros(2, "i8")}, "client 1 has"),
-        ({"x": np.zeros((2, 3), "f8"), "y": np.zeros(2, "i8")}, "client 1 has"),
+        ({"x": np.zeros((2, 3), "?"), "y": np.zeros(2, "i8")}, "client 1 has"),
         ({"x": np.zeros((2, 3), "f4")}, "holds no array 'y'"),
         ({"x": np.array([None, None]), "y": np.zeros(2, "i8")}, "Python objects"),
     ],

@@ -30,7 +30,7 @@ from umbel.data import (
     TfDataset,
     TorchDataset,
 )
-from umbel.data.shakespeare import decode, encode
+from umbel.data.sources.shakespeare import decode, encode
 
 X = np.arange(24, dtype=np.float32).reshape(6, 4)
 Y = np.array([0, 1, 2, 0, 1, 2], np.int32)
@@ -166,7 +166,8 @@ def test_table_round_trip(table, kind, file):
     examples = source.load()
     np.testing.assert_array_equal(examples.x, frame[["age", "pulse"]].to_numpy(np.float32))
     assert examples.x.dtype == np.float32
-    assert examples.y.tolist() == [1, 0, 1, 0, 0, 1]  # ill, well
+    assert examples.y.tolist() == frame["verdict"].tolist()  # a population gives them numbers
+    assert kind(folder / file, "verdict", ("age",), classes=("well", "ill")).load().y.tolist() == [0, 1, 0, 1, 1, 0]
     assert source.groups().tolist() == list("babcac")
     assert kind(folder / file, label="age", features=("pulse",)).load().x.shape == (6, 1)
 
@@ -223,8 +224,9 @@ def test_image_folder_round_trip(tmp_path):
     x, y, _ = source.load()
     assert x.shape == (3, 6, 5, 3)
     np.testing.assert_allclose(x.mean(axis=(1, 2, 3)), [0.0, 0.2, 1.0], atol=1e-6)
-    assert y.tolist() == [0, 0, 1]
+    assert y.tolist() == ["cat", "cat", "dog"]
     assert source.class_names() == ["cat", "dog"]
+    assert ImageFolder(tmp_path, size=(6, 5), classes=("dog", "cat")).load().y.tolist() == [1, 1, 0]
     assert ImageFolder(tmp_path, size=(6, 5), channels=1).load().x.shape == (3, 6, 5, 1)
     (tmp_path / "dog" / "broken.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(ConfigError, match=r"broken\.png does not read as a picture"):
@@ -250,9 +252,18 @@ def test_tf_dataset_gives_back_its_tensors():
     named = TfDataset(tf.data.Dataset.from_tensor_slices(({"a": X, "b": Y}, Y)).batch(4))
     np.testing.assert_array_equal(named.load().x["b"], Y)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(named)).load().x["a"], X)
-    # One example whose own arrays have one length cannot be told from a batch; the user can.
-    squares = tf.data.Dataset.from_tensor_slices((X, X))
-    assert TfDataset(squares, batched=False).load().x.shape == X.shape
+    # Arrays of one example may have one length, as those of a batch have: the calls that made the data set tell.
+    pairs = tf.data.Dataset.from_tensor_slices((X, X))
+    for dataset in (pairs, pairs.shuffle(6).prefetch(1), pairs.batch(4), pairs.batch(2, drop_remainder=True).cache()):
+        assert TfDataset(dataset).load().x.shape == X.shape
+    unclear = pairs.map(lambda x, y: (x, y))
+    with pytest.raises(ConfigError, match=r"could be batches or single examples: say which"):
+        TfDataset(unclear).load()
+    assert TfDataset(unclear, batched=False).load().y.shape == X.shape
+    rows = tf.data.Dataset.from_tensor_slices({"image": X, "label": Y})
+    np.testing.assert_array_equal(TfDataset(rows.batch(4)).load().y, Y)
+    with pytest.raises(ConfigError, match=r"elements of RaggedTensorSpec.*make them dense"):
+        TfDataset(tf.data.Dataset.from_tensors(tf.ragged.constant([[1, 2], [3]]))).load()
     with pytest.raises(ConfigError, match=r"never ends: give it an end with \.take"):
         TfDataset(single.repeat()).load()
     with pytest.raises(ConfigError, match="is empty"):
@@ -396,3 +407,78 @@ def test_the_real_shakespeare():
     assert len(train) == len(test) > 150
     assert 0 not in train.source.load().x  # every character is known
     assert 3 < train.sizes().sum() / test.sizes().sum() < 5
+
+
+RAMP = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "file"),
+    [
+        (RAMP, "a.png"),
+        (RAMP, "a.tif"),
+        (RAMP.astype(">u2"), "a.tif"),
+        ((RAMP / 65535).astype(np.float32), "a.tif"),
+        ((RAMP // 257).astype(np.uint8), "a.png"),
+        (RAMP > 30000, "a.png"),
+    ],
+    ids=lambda value: getattr(value, "dtype", value),
+)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_any_depth_are_scaled_from_0_to_1(tmp_path, pixels, file, channels):
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "ct").mkdir()
+    pillow.fromarray(pixels).save(tmp_path / "ct" / file)
+    x = ImageFolder(tmp_path, (4, 4), channels).load().x[0]
+    expected = RAMP > 30000 if pixels.dtype == bool else RAMP / 65535
+    for channel in range(min(channels, 3)):
+        np.testing.assert_allclose(x[..., channel], expected, atol=1 / 255)
+    assert x.shape == (4, 4, channels)
+    assert channels < 4 or (x[..., 3] == 1).all()
+
+
+def test_pictures_without_a_scale_or_with_pages_are_refused(tmp_path):
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "ct").mkdir()
+    file = tmp_path / "ct" / "a.tif"
+    source = ImageFolder(tmp_path, (4, 4))
+    for pixels, message in ((RAMP.astype(np.float32), "floats from 0 to 65535"), (RAMP.astype(np.int32), "of 32 bits")):
+        pillow.fromarray(pixels).save(file)
+        with pytest.raises(ConfigError, match=rf"a\.tif has .*{message}.* as pixels"):
+            source.load()
+    pillow.new("L", (4, 4)).save(file, save_all=True, append_images=[pillow.new("L", (4, 4))])
+    with pytest.raises(ConfigError, match=r"a\.tif holds 2 pictures: make each a file of its own"):
+        source.load()
+
+
+def test_tables_hold_numbers_or_say_which_column_does_not(tmp_path):
+    pandas = pytest.importorskip("pandas")
+
+    def load(values, label=(0, 1)):
+        pandas.DataFrame({"w": values, "label": label}).to_parquet(tmp_path / "a.parquet")
+        return ParquetTable(tmp_path / "a.parquet", "label").load()
+
+    assert load([True, False]).x.tolist() == [[1], [0]]
+    assert load([1, 2], [True, False]).y.tolist() == [1, 0]
+    assert load([1, 2], [5_000_000_000, 1]).y.tolist() == [5_000_000_000, 1]  # not what is left of it in 32 bits
+    for values in (["1", "nan"], pandas.to_datetime(["2020", "2021"]), pandas.Series(["a", "b"], dtype="category")):
+        with pytest.raises(ConfigError, match="column 'w' is not numeric, but"):
+            load(values)
+    with pytest.raises(ConfigError, match="column 'w' has values that no float32 holds, in rows 1, 2"):
+        load([np.inf, 1e300])
+
+
+def test_rows_with_a_label_are_inputs_and_labels():
+    rows = [{"image": x, "label": int(y)} for x, y in zip(X, Y, strict=True)]
+    x, y, _ = TorchDataset(rows).load()
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y, Y)
+    several = [{**row, "age": 3, "tokens": [1, 2]} for row in rows]
+    assert {name: part.shape for name, part in TorchDataset(several).load().x.items()} == {
+        "image": (6, 4),
+        "age": (6,),
+        "tokens": (6, 2),
+    }
+    assert TorchDataset([{"a": 1, "fine": 2}], label="fine").load().y.tolist() == [2]
+    with pytest.raises(ConfigError, match="rows have no 'lable': did you mean 'label'"):
+        TorchDataset(rows, label="lable").load()

@@ -42,10 +42,12 @@ def fed(tmp_path):
     return tmp_path / "fed"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running():
-    """A federation that runs: three clients, each with its own data, and west with a narrow policy. Ended afterwards,
-    nothing left."""
+    """A federation that runs: three clients, each with its own data, and west with a narrow policy.
+
+    It ends with each file: one that nobody uses any more takes a third of a processor from the tests after it.
+    """
     folder = Path(tempfile.mkdtemp(prefix="umbel-deploy-"))
     kits.make(folder / "fed", "127.0.0.1", None, CLIENTS, free_ports(1)[0])
     write_kits(folder / "fed", {"mine.py": EXPERIMENT})

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.deployment
 
 HARDENED = Path(__file__).with_name("hardened.sh")
 NAMESPACES = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "bash", str(HARDENED)]
-UMBEL = "from umbel.cli import main; main()"
+UMBEL = "from umbel.cli.main import main; main()"
 PROBE = """
 import os, pathlib
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
@@ -35,7 +35,7 @@ for folder in ("/kit/state", "/tmp"):
 SERVE = """
 import ssl, subprocess, sys, time, urllib.request
 proxy = ["nginx", "-e", "stderr", "-c", "/kit/nginx.conf", "-p", "/kit/state", "-g", "daemon off;"]
-server = [sys.executable, "-c", "from umbel.cli import main; main()", "server", "start", "/kit"]
+server = [sys.executable, "-c", "from umbel.cli.main import main; main()", "server", "start", "/kit"]
 parts = [subprocess.Popen(server), subprocess.Popen(proxy)]
 https = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile="/kit/ca.crt"))
 opener, deadline = urllib.request.build_opener(urllib.request.ProxyHandler({}), https), time.monotonic() + 120

@@ -18,6 +18,7 @@ from umbel.deploy import federation
 from umbel.deploy.kits import OperatorKit, ServerKit
 from umbel.deploy.supervisor import process_of
 from umbel.runtimes.flower.remote import RemoteFederation
+from umbel.server import RoundDone
 from umbel.server.store import Store
 
 pytestmark = pytest.mark.deployment
@@ -155,14 +156,14 @@ def test_an_update_that_is_cut_in_mid_upload_counts_once_and_whole(running, prox
     ]
     expected = [mode for round in faults for mode, _ in round]
     with RemoteFederation(kit.address, kit.authority, kit.token, len(CLIENTS)) as remote:
-        for name, content in remote.submit("one_hot.py"):
-            if name == "round":
-                records.append((content["record"]["clients"], content["failures"]))
+        for event in remote.submit("one_hot.py"):
+            if isinstance(event, RoundDone):
+                records.append((event.record.clients, event.failures))
                 proxy.expect(*(faults.pop(0) if faults else ()))
     assert sorted(proxy.cuts) == sorted(expected)  # two chunks are on their way at a time
     assert records == [(3, [])] * 4
     with Store.open(kit.store, create=False) as store:
-        _, params = store.models.get("one-hot", content["model_version"])
+        _, params = store.models.get("one-hot", event.final["model_version"])
         np.testing.assert_allclose(params, np.full(SIZE, 4.0), rtol=1e-6)  # each of four sums is 1 everywhere
         assert store.check() == []
     for database in ("umbel.db", "superlink.db"):

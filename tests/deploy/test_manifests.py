@@ -333,7 +333,7 @@ def test_probes_ask_what_the_server_answers(objects):
 def test_the_commands_are_the_command_lines(objects):
     from typer.main import get_command
 
-    from umbel.cli import app
+    from umbel.cli.main import app
 
     for pod in pods(objects):
         program, party, verb = container(pod)["command"]

@@ -150,3 +150,52 @@ def test_a_misspelt_bound_is_not_no_bound(tmp_path, text):
 def test_without_a_file_nothing_is_bounded(monkeypatch):
     monkeypatch.delenv("UMBEL_CLIENT_POLICY", raising=False)
     assert Policy.of_this_process() == Policy()
+
+
+PROMISING = """
+from umbel import FixedCohort
+from umbel.core.loading import load_experiment
+from umbel.privacy import LocalPlan, SecureSum
+import dataclasses
+plain = load_experiment("digits_fedavg")
+plan = LocalPlan(epsilon=1.0, delta=1e-6, rounds=1, population=100, clip_norm=1.0)
+experiments = {
+    "open": plain,
+    "hidden": dataclasses.replace(
+        plain, sampler=FixedCohort(10), weighting="uniform", secure_aggregation=SecureSum(1.0)
+    ),
+    "local": dataclasses.replace(plain, sampler=None, weighting=None, plan=plan),
+}
+"""
+
+
+@pytest.fixture
+def promising(policy, tmp_path):
+    (tmp_path / "experiments" / "mine.py").write_text(PROMISING)
+    return policy
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["population.source=x", "plan=none", "aggregation=none", "transforms=none", "test=none", "local.per_example=none"],
+)
+@pytest.mark.parametrize("name", ["open", "hidden", "local"])
+def test_a_server_sets_neither_files_nor_protection(promising, name, override):
+    with pytest.raises(Refused, match=f"sets '{override.partition('=')[0]}'.*experiments.overrides"):
+        promising.load(f"mine.py:{name}", [override])
+
+
+@pytest.mark.parametrize("override", ["rounds=1", "seed=7", "local.epochs=2", "local.learning_rate=0.5"])
+@pytest.mark.parametrize("name", ["open", "hidden", "local"])
+def test_a_server_sets_rounds_sizes_and_rates(promising, name, override):
+    promising.load(f"mine.py:{name}", [override])
+
+
+def test_what_a_floor_follows_from_is_not_the_servers(promising):
+    promising.load("mine.py:open", ["sampler.size=3"])
+    with pytest.raises(Refused, match=r"sampler\.size"):
+        promising.load("mine.py:hidden", ["sampler.size=3"])
+    named = replace(promising, overrides=("sampler.size",))
+    named.load("mine.py:hidden", ["sampler.size=3"])
+    with pytest.raises(Refused, match=r"population\.clients=3, and this federation has 100"):
+        replace(promising, clients=100).load("mine.py:hidden", ["population.clients=3"])

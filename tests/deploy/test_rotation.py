@@ -16,7 +16,7 @@ import pytest
 import umbel
 from deployments import CLIENTS, PARITY, children, wait_for
 from umbel import ConfigError, Simulation
-from umbel.cli import execute
+from umbel.cli.main import execute
 from umbel.core.loading import load_experiment
 from umbel.deploy import authority, federation
 from umbel.deploy.certificates import Authority, check_dates, fingerprint, host_and_port, load_all, pem, shake_hands
@@ -26,6 +26,7 @@ from umbel.deploy.supervisor import process_of
 from umbel.runtimes.flower.private_tls import FollowingContext, trusting
 from umbel.runtimes.flower.remote import RemoteFederation
 from umbel.runtimes.flower.secured import Operator
+from umbel.server import RoundDone
 
 STEPS = ("trust", "switch", "retire")
 ROUNDS = 3
@@ -237,7 +238,7 @@ def test_a_run_does_not_notice_that_the_authority_is_replaced(running, desk, cap
     logs = {party.name: len(party.log.read_text()) for party in parties}
     (old,) = load_all(running / "operator/ca.crt")
     old_only = ssl.create_default_context(cadata=pem(old).decode())
-    records, final = [], {}
+    records = []
 
     def take(name, status=0):
         found, said = execute(["deploy", "authority", name, str(desk)]), capsys.readouterr()
@@ -263,18 +264,17 @@ def test_a_run_does_not_notice_that_the_authority_is_replaced(running, desk, cap
         hand_out(desk, running, "ca.crt")
 
     with RemoteFederation(operator.address, operator.authority, operator.token, len(CLIENTS)) as remote:
-        for name, content in remote.submit("parity.py:scaffold", overrides):
-            final = content
-            if name == "round":
-                records.append(content["record"])
-            if name == "round" and len(records) == 1:
+        for event in remote.submit("parity.py:scaffold", overrides):
+            if isinstance(event, RoundDone):
+                records.append(event.record)
+            if isinstance(event, RoundDone) and len(records) == 1:
                 with held_back(running):
                     replace_it()
                     os.kill(child(process_of(running / "server/state"), "flower.secured"), signal.SIGKILL)
     expected = [(number, 3, 0) for number in range(1, ROUNDS + 1)]
-    assert [(one["round"], one["clients"], one["failures"]) for one in records] == expected
+    assert [(one.round, one.clients, one.failures) for one in records] == expected
     experiment = load_experiment(f"{running.parent}/parity.py:scaffold", overrides)
-    assert final["params_sha256"] == umbel.run(experiment, Simulation(workers=1, compile="graph")).params_sha256
+    assert event.final["params_sha256"] == umbel.run(experiment, Simulation(workers=1, compile="graph")).params_sha256
     said = [party.log.read_text()[logs[party.name] :] for party in parties]
     ended = [line for text in said for line in text.splitlines() if "started again" in line]
     assert [line.partition(" ended")[0] for line in ended] == ["superlink"], "\n".join(said)
@@ -322,4 +322,4 @@ def test_new_keys_and_a_new_token_work_between_two_runs(running):
         stranger.nodes()
     with RemoteFederation(operator.address, operator.authority, operator.token, len(CLIENTS)) as remote:
         events = list(remote.submit("mine.py"))
-    assert [content["record"]["clients"] for name, content in events if name == "round"] == [3]
+    assert [event.record.clients for event in events if isinstance(event, RoundDone)] == [3]

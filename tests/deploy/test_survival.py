@@ -13,13 +13,14 @@ from deployments import CLIENTS, PARITY, children, connection, has_begun, wait_f
 from umbel import ConfigError, Simulation, UmbelError
 from umbel.core.loading import load_experiment
 from umbel.deploy import federation, kits
+from umbel.deploy.federated import Flower
 from umbel.deploy.kits import OperatorKit, ServerKit
 from umbel.deploy.parties import register
 from umbel.deploy.supervisor import process_of
-from umbel.federated import Flower
 from umbel.runtimes.flower.processes import free_ports
 from umbel.runtimes.flower.remote import RemoteFederation
 from umbel.runtimes.flower.secured import Operator
+from umbel.server import RoundDone
 from umbel.server.store import Store
 
 pytestmark = pytest.mark.deployment
@@ -66,32 +67,33 @@ def test_a_run_survives_its_superlink(fed):
 
     began, records, later = time.monotonic(), [], []
     with RemoteFederation(*connection(fed)) as remote:
-        for name, content in remote.submit("parity.py:scaffold", overrides):
-            if name == "round":
-                records.append(content["record"])
-            if name == "round" and len(records) == 1:
+        for event in remote.submit("parity.py:scaffold", overrides):
+            if not isinstance(event, RoundDone):
+                continue
+            records.append(event.record)
+            if len(records) == 1:
                 signal_superlink(signal.SIGKILL)
-            if name == "round" and len(records) == 2:
+            if len(records) == 2:
                 later.append(threading.Thread(target=kill_when_at_work, args=(log.stat().st_size,)))
                 later[-1].start()
-            if name == "round" and len(records) == 3:
+            if len(records) == 3:
                 signal_superlink(signal.SIGSTOP)  # at once: the last round has begun
                 later.append(threading.Thread(target=let_go_on))
                 later[-1].start()
         seconds = time.monotonic() - began
         for thread in later:
             thread.join(1)
-    assert [(record["round"], record["clients"], record["failures"]) for record in records] == [
+    assert [(record.round, record.clients, record.failures) for record in records] == [
         (number, 3, 0) for number in (1, 2, 3, 4)
     ]
-    assert content["params_sha256"] == simulated(fed.parent, "scaffold", overrides)
-    assert records[3]["seconds"] > STILL_SECONDS
+    assert event.final["params_sha256"] == simulated(fed.parent, "scaffold", overrides)
+    assert records[3].seconds > STILL_SECONDS
     assert seconds < 180
 
 
 def test_over_tls_runs_at_once_are_the_simulations_bit_for_bit(fed):
-    """SCAFFOLD and FedBN, twice each, what clients keep between rounds included, which is sealed on their disks."""
-    names, histories = [(name, seed) for name in ("scaffold", "fedbn") for seed in (0, 1)], {}
+    """SCAFFOLD, and FedBN with a codec, what clients keep between rounds included, which is sealed on their disks."""
+    names, histories = [("scaffold", 0), ("fedbn", 1)], {}
     before = versions(fed)
 
     def play(name, seed):
@@ -130,9 +132,9 @@ def movable(tmp_path_factory):
 
 
 def play(folder, resume=None):
-    """Submit the run, and follow it; its last event."""
+    """Submit the run, and follow it; what it said last."""
     with RemoteFederation(*connection(folder / "fed")) as remote:
-        return list(remote.submit("parity.py:scaffold", resume=resume))[-1][1]
+        return list(remote.submit("parity.py:scaffold", resume=resume))[-1].final
 
 
 def begin(folder, resume=None):
@@ -196,16 +198,14 @@ def test_a_client_that_is_let_go_in_mid_run_is_left_out(movable):
 
         revoke = threading.Thread(target=unregister_at_work)
         with RemoteFederation(*connection(fed)) as remote:
-            for name, content in remote.submit(
-                "parity.py:fedbn", ["rounds=4", "local.epochs=100", "local.batch_size=1"]
-            ):
-                if name == "round":
-                    rounds.append((content["record"]["clients"], [one[:2] for one in content["failures"]]))
+            for event in remote.submit("parity.py:fedbn", ["rounds=4", "local.epochs=100", "local.batch_size=1"]):
+                if isinstance(event, RoundDone):
+                    rounds.append((event.record.clients, [one[:2] for one in event.failures]))
                     armed = log.stat().st_size
-                if len(rounds) == 1 and name == "round":
-                    revoke.start()
+                    if len(rounds) == 1:
+                        revoke.start()
         revoke.join(1)
         with pytest.raises(ConfigError, match="the key of south was revoked before, and is never taken again"):
             register(operator, ServerKit.load(fed / "server").node_keys, lambda text: None)
     assert rounds[0] == (3, [])
-    assert rounds[-2:] == [(2, [[1, "unreachable"]])] * 2
+    assert rounds[-2:] == [(2, [(1, "unreachable")])] * 2

@@ -8,7 +8,7 @@ import numpy as np
 
 from federations import dense, federation
 from umbel import Simulation, run
-from umbel.cli import execute
+from umbel.cli.main import execute
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
 

@@ -12,7 +12,8 @@ from umbel import Simulation, data, run
 
 ROOT = Path(__file__).parents[2]
 PITFALLS = (ROOT / "docs" / "privacy-pitfalls.md").read_text("utf-8")
-NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PITFALLS)))
+THREATS = (ROOT / "docs" / "threat-model.md").read_text("utf-8")
+NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PITFALLS + THREATS)))
 
 
 def test_every_pitfall_names_a_test_or_whom_it_is_left_to():
@@ -22,6 +23,12 @@ def test_every_pitfall_names_a_test_or_whom_it_is_left_to():
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1] in ("high", "medium", "low"), row
         assert "::test_" in cells[-1] or "*you*" in cells[-1], row
+
+
+def test_every_plan_and_aggregation_has_a_row_in_the_threat_model():
+    rows = [line for line in THREATS.splitlines() if line.startswith("| ")]
+    for name in ("PrivacyPlan", "FixedCohortPlan", "LocalPlan", "PerExamplePlan", "DistributedPlan", "SecureSum"):
+        assert any(f"`{name}`" in row.split("|")[1] for row in rows), name
 
 
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=[name for _, name in NAMED])
@@ -64,5 +71,5 @@ def test_snippets_run(snippet):
     assert np.isfinite(history.params).all()
     if experiment.plan is not None:
         assert 0 < history.final()["privacy"]["epsilon"] <= experiment.plan.epsilon
-    if experiment.aggregation is not None and experiment.aggregation.metrics:
+    if experiment.secure_aggregation is not None and experiment.secure_aggregation.metrics:
         assert history.column("train_saturated").max() == 0

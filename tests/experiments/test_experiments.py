@@ -12,7 +12,7 @@ import pytest
 import umbel
 from optional import needs_tenseal
 from umbel import Simulation, run
-from umbel.core.loading import experiment_names, load_experiment
+from umbel.core.loading import experiment_names, load_experiment, load_experiments
 
 FOLDER = Path(umbel.__file__).parent / "experiments"
 mnist = pytest.mark.skipif(
@@ -57,6 +57,16 @@ def test_the_default_reaches_93_percent_within_60_rounds():
     assert history.column("test_accuracy")[-10:].min() > 0.9
 
 
+@pytest.mark.slow
+def test_adapters_learn_what_the_body_never_saw_also_in_private():
+    for experiment, accuracy in zip(load_experiments("digits_lora").values(), (0.85, 0.8), strict=True):
+        history = run(experiment, Simulation(workers=1, compile="graph"))
+        assert history.column("test_accuracy")[-1] > accuracy
+        assert history.rounds[-1].trainable_bytes == 4 * 1349 == history.params.nbytes
+        assert history.base.nbytes == 4 * 2 * (64 * 64 + 64)
+    assert 7.5 < history.privacy["epsilon"] <= 8.0
+
+
 @mnist
 @pytest.mark.parametrize("model", ["2nn", "cnn"])
 def test_mnist_is_shared_as_published(model):
@@ -83,7 +93,7 @@ def test_importing_private_experiments_loads_nothing_that_they_need_later():
 def test_hidden_sums_saturate_nothing_and_the_protocol_changes_no_bit(name, tmp_path):
     ends = []
     for mode in ("arithmetic", "protocol"):
-        words = [name, "--set", "rounds=2", "--clients", "6", "--compile", "graph", "--aggregation", mode, "--json"]
+        words = [name, "--set", "rounds=1", "--clients", "6", "--compile", "graph", "--aggregation", mode, "--json"]
         command = [Path(sys.executable).with_name("umbel"), "run", *words, "--store", f"sqlite:///{tmp_path}/runs.db"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         *rounds, last = [json.loads(line) for line in done.stdout.splitlines()]

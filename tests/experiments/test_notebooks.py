@@ -1,5 +1,9 @@
-"""The notebooks run from top to bottom, and show what they say."""
+"""The notebooks run from top to bottom, show what they say, and are saved as they look.
 
+With UMBEL_SAVE_NOTEBOOKS=1 what was run is saved.
+"""
+
+import os
 import re
 from pathlib import Path
 
@@ -13,14 +17,29 @@ FOLDER = Path(umbel.__file__).parent / "experiments" / "notebooks"
 MODES = ("arithmetic", "protocol")
 
 
-def executed(name, folder):
-    """The notebook's pictures, and all of its text."""
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+def shown_by(notebook):
+    """A notebook's pictures, and all of its text."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     texts = [output.data["text/plain"] if "data" in output else output.get("text", "") for output in outputs]
     return pictures, "".join(texts)
+
+
+def executed(name, folder):
+    """What the notebook shows once it is run; as many pictures as it was saved with."""
+    path = FOLDER / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    saved, _ = shown_by(notebook)
+    resources = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources=resources, record_timing=False, coalesce_streams=True
+    ).execute()
+    pictures, text = shown_by(notebook)
+    if os.environ.get("UMBEL_SAVE_NOTEBOOKS"):
+        nbformat.write(notebook, path)
+    else:
+        assert len(saved) == len(pictures)
+    return pictures, text
 
 
 def test_the_quickstart_runs(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import log_ndtr
 
 from umbel import ConfigError
-from umbel.privacy import accounting
+from umbel.privacy import accounting, search
 from umbel.privacy.accounting import (
     FixedCohortGaussian,
     Gaussian,
@@ -18,6 +18,7 @@ from umbel.privacy.accounting import (
     calibrate,
     compose,
     parse_event,
+    smallest_within,
 )
 
 
@@ -282,12 +283,33 @@ def test_calibrated_noise_keeps_the_budget_and_less_does_not(budget, delta, roun
     noise = calibrate(budget, delta, rounds, rate)
     assert round(noise, 3) == noise
     assert epsilon(Gaussian(noise, rate), rounds, delta).pld <= budget
-    assert epsilon(Gaussian(round(noise - accounting.PRECISION, 3), rate), rounds, delta).pld > budget
+    assert epsilon(Gaussian(round(noise - search.PRECISION, 3), rate), rounds, delta).pld > budget
+
+
+@pytest.mark.parametrize("power", [0.01, 0.3, 1.0, 2.0, 8.0])
+@pytest.mark.parametrize("budget", [1e-3, 0.7, 33.0, 1e4])
+@pytest.mark.parametrize("jump", [0.0, 0.5])
+def test_a_search_for_noise_asks_a_few_times_and_keeps_the_budget(power, budget, jump):
+    """One question takes seconds where rounds are many; a calibration once took 135."""
+    asked = []
+
+    def cost(units):
+        asked.append(units)
+        rest = 1e3 * (units / 1000) ** -power
+        return rest + jump * budget * (units < 5000)
+
+    try:
+        found = smallest_within(cost, budget, start=1000)
+    except ConfigError:
+        assert cost(10**9) > budget
+        return
+    assert len(asked) <= 24  # RDP, which is cheap, starts it near by
+    assert cost(found) <= budget
 
 
 def test_calibration_of_one_gaussian_meets_the_closed_form():
     noise = calibrate(2.0, 1e-5, 1, 1.0)
-    assert analytic(noise, 1e-5) <= 2.0 < analytic(noise - 2 * accounting.PRECISION, 1e-5)
+    assert analytic(noise, 1e-5) <= 2.0 < analytic(noise - 2 * search.PRECISION, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +325,7 @@ def test_calibration_of_one_gaussian_meets_the_closed_form():
 @pytest.mark.parametrize("start", [10, 1000, 100_000])
 def test_the_search_finds_the_smallest_that_is_within(shape, start):
     asked = []
-    found = accounting.smallest_within(lambda k: asked.append(k) or shape(k), 0.5, start)
+    found = search.smallest_within(lambda k: asked.append(k) or shape(k), 0.5, start)
     assert shape(found) <= 0.5 < shape(found - 1)
     assert len(asked) == len(set(asked)) < 60
 

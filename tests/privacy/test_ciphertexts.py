@@ -7,7 +7,7 @@ import pytest
 
 from optional import needs_tenseal
 from umbel.core.errors import ClientError, ConfigError
-from umbel.privacy.homomorphic import HEAD, ClientContext, ServerContext
+from umbel.privacy.contexts import HEAD, ClientContext, ServerContext
 from umbel.privacy.schemes import BFV, CKKS, batching_prime
 
 LARGE = BFV(plain_modulus=batching_prime(8192, 2**50), values_per_slot=2, degree=8192, modulus_bits=(60, 60, 60))

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from umbel.core.errors import ConfigError
-from umbel.privacy import envelopes, frames
-from umbel.privacy.envelopes import Binding, EnvelopeRefused, ReplayGuard, seal, unseal
-from umbel.privacy.keys import ED25519, HYBRID, X25519, Key
+from umbel.privacy.keys import ED25519, HYBRID, X25519, KeyFile, envelopes, frames
+from umbel.privacy.keys.envelopes import Binding, EnvelopeRefused, ReplayGuard, seal, unseal
 from umbel.privacy.secagg import Member, Roster
 
-NODE, OTHER = (Key("node", ED25519, 0, 2**40, "", bytes([seed]) * 32) for seed in (1, 2))
+NODE, OTHER = (KeyFile("node", ED25519, 0, 2**40, "", bytes([seed]) * 32) for seed in (1, 2))
 RECIPIENTS = {
-    X25519: Key("recipient", X25519, 0, 2**40, "", b"\3" * 32),
-    HYBRID: Key("recipient", HYBRID, 0, 2**40, "", b"\3" * 96),
+    X25519: KeyFile("recipient", X25519, 0, 2**40, "", b"\3" * 32),
+    HYBRID: KeyFile("recipient", HYBRID, 0, 2**40, "", b"\3" * 96),
 }
 ROSTER = Roster((Member(7, NODE.public.raw, "a", 2**39), Member(8, OTHER.public.raw, "b", 2**39)))
 BINDING = Binding("20261121-k3f9a2", 5, 7, "attempt 1")
@@ -152,7 +151,7 @@ def test_an_empty_vector_is_a_body_too(recipient):
 
 
 def test_another_recipient_cannot_open_it():
-    other = Key("recipient", X25519, 0, 2**40, "", b"\4" * 32)
+    other = KeyFile("recipient", X25519, 0, 2**40, "", b"\4" * 32)
     assert refusal(sealed(RECIPIENTS[X25519]), other) == "wrong_recipient"
     assert refusal(sealed(RECIPIENTS[X25519]), RECIPIENTS[HYBRID]) == "wrong_recipient"
     assert refusal(sealed(RECIPIENTS[HYBRID]), RECIPIENTS[X25519]) == "wrong_recipient"
@@ -196,14 +195,14 @@ def test_a_body_that_is_too_large_is_refused_before_any_work(recipient):
 
 
 def test_a_wrong_or_expired_key_of_ones_own_is_an_error_of_ones_own():
-    expired = Key("node", ED25519, 0, 1, "", bytes(32))
+    expired = KeyFile("node", ED25519, 0, 1, "", bytes(32))
     recipient = RECIPIENTS[X25519]
     for refused, part in [
         (lambda: sealed(recipient, sender=expired), "expired on 1970-01-01"),
         (lambda: sealed(recipient, sender=recipient), "a key of kind node is needed"),
         (lambda: seal(b"", NODE.public, NODE, BINDING), "an Ed25519 key signs"),
         (lambda: opened(sealed(recipient), NODE), "a key of kind recipient is needed"),
-        (lambda: opened(sealed(recipient), Key("recipient", X25519, 0, 1, "", bytes(32))), "expired on 1970"),
+        (lambda: opened(sealed(recipient), KeyFile("recipient", X25519, 0, 1, "", bytes(32))), "expired on 1970"),
         (lambda: sealed(recipient, binding=BINDING._replace(round=-1)), "round=-1"),
         (lambda: sealed(recipient, binding=BINDING._replace(node=2**64)), "node=18446744073709551616"),
         (lambda: sealed(recipient, binding=BINDING._replace(run="ü" * 128)), "run of at most 255 bytes, got 256"),

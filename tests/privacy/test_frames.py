@@ -7,8 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from umbel.core.errors import ConfigError
-from umbel.privacy import frames
-from umbel.privacy.frames import FRAME_BYTES, TAG_BYTES, SealBroken, seal, seal_stream, unseal, unseal_stream
+from umbel.privacy.keys import frames
+from umbel.privacy.keys.frames import FRAME_BYTES, TAG_BYTES, SealBroken, seal, seal_stream, unseal, unseal_stream
 
 KEY = bytes(range(32))
 SIZES = [0, 1, FRAME_BYTES - 1, FRAME_BYTES, FRAME_BYTES + 1, 3 * FRAME_BYTES]

@@ -7,14 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from sums import Rehearsal
 
 from federations import federation
 from optional import needs_tenseal
 from umbel import Simulation, run
-from umbel.core.errors import ClientError, ConfigError, RunStopped
-from umbel.core.random import derive
-from umbel.core.types import ClientUpdate, Failure, Shape, Weighted
-from umbel.privacy.homomorphic import HEAD, SUM, ClientContext, EncryptedSum, Homomorphic, ServerContext
+from umbel.core.errors import ConfigError, RunStopped
+from umbel.core.random import Key, derive
+from umbel.core.sums import Meeting
+from umbel.core.types import NOTHING, ClientUpdate, Shape, Weighted
+from umbel.privacy.contexts import HEAD, SUM, ClientContext, EncryptedSum, ServerContext
+from umbel.privacy.homomorphic import Homomorphic
 from umbel.privacy.schemes import BFV
 
 SHAPE = Shape(5000, 3)
@@ -33,14 +36,14 @@ def updates(count: int, weight: float = 1.0, shape: Shape = SHAPE) -> list[Clien
     ]
 
 
-def play(settings: Homomorphic, sent: list[ClientUpdate], is_real: bool, order=None, cohort=None):
-    """A session; order: the clients whose contributions arrive, as they arrive."""
-    key = derive(0, "round", 1)
-    cohort = cohort or range(len(sent))
-    session = settings.session(SHAPE, cohort, 1, key, is_real)
+def play(settings: Homomorphic, sent: list[ClientUpdate], is_real: bool, order=None):
+    """A round's sum; order: the clients that answer, as they do."""
+    rehearsal, key = Rehearsal(settings, SHAPE, range(len(sent)), is_real), derive(0, "round", 1)
     for client in order if order is not None else range(len(sent)):
-        session.add(client, session.contribute(client, sent[client], key.derive("client", client)))
-    return session.total(), session.bytes_up
+        rehearsal.add(client, rehearsal.contribute(client, sent[client], key.derive("client", client)))
+    uploads = sum(map(len, rehearsal.sent[0].values()))
+    total = rehearsal.total()
+    return total, rehearsal.server.stands_for(uploads)
 
 
 def assert_equal(one, other) -> None:
@@ -85,54 +88,54 @@ def test_the_order_of_arrival_changes_no_bit_and_dropouts_leave_the_sum_of_the_r
 @needs_tenseal
 def test_contributions_may_be_made_on_several_threads():
     settings, sent, key = Homomorphic(1.0), updates(8), derive(0, "round", 1)
-    session = settings.session(SHAPE, range(8), 1, key, True)
+    rehearsal = Rehearsal(settings, SHAPE, range(8), True)
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda c: session.contribute(c, sent[c], key.derive("client", c)), range(8)))
+        made = list(pool.map(lambda c: rehearsal.contribute(c, sent[c], key.derive("client", c)), range(8)))
     for client, contribution in enumerate(made):
-        session.add(client, contribution)
-    assert_equal(session.total(), play(settings, sent, False)[0])
+        rehearsal.add(client, contribution)
+    assert_equal(rehearsal.total(), play(settings, sent, False)[0])
 
 
 @needs_tenseal
 @pytest.mark.parametrize("is_real", [True, False])
-def test_a_session_refuses_what_would_reveal_or_falsify(is_real):
+def test_a_sum_refuses_what_would_reveal_or_falsify(is_real):
     settings, sent, key = Homomorphic(1.0, clients=5), updates(5), derive(0)
-    session = settings.session(SHAPE, range(5), 1, key, is_real)
-    made = session.contribute(0, sent[0], key)
-    session.add(0, made)
+    rehearsal = Rehearsal(settings, SHAPE, range(5), is_real)
+    made = rehearsal.contribute(0, sent[0], key)
+    rehearsal.add(0, made)
     for stranger in (0, 7):
-        with pytest.raises(ClientError, match=f"client {stranger}: .*second contribution"):
-            session.add(stranger, made)
-    session.add(1, session.contribute(1, sent[1], key))
-    with pytest.raises(RunStopped, match="2 clients are in the sum; at least 3"):
-        session.total()
+        rehearsal.add(stranger, made)
+    assert [failure.client for failure in rehearsal.failures] == [0, 7]
+    rehearsal.add(1, rehearsal.contribute(1, sent[1], key))
+    with pytest.raises(RunStopped, match=r"2 clients .*at least 3"):
+        rehearsal.total()
     with pytest.raises(ConfigError, match="weighting='uniform'"):
-        session.contribute(2, sent[2]._replace(weight=17.0), key)
+        rehearsal.contribute(2, sent[2]._replace(weight=17.0), key)
     with pytest.raises(ConfigError, match=r"round 1: a cohort of 6; Homomorphic\(clients=5\)"):
-        settings.session(SHAPE, range(6), 1, key, is_real)
+        Rehearsal(settings, SHAPE, range(6), is_real)
     with pytest.raises(RunStopped, match="round 1: a cohort of 2; at least 3"):
-        settings.session(SHAPE, range(2), 1, key, is_real)
+        Rehearsal(settings, SHAPE, range(2), is_real)
 
 
 @needs_tenseal
 @pytest.mark.parametrize("is_real", [True, False])
-def test_an_update_that_is_not_finite_costs_its_client_only(is_real):
+def test_an_update_that_is_not_finite_weighs_nothing(is_real):
     settings, sent, key = Homomorphic(1.0), updates(4), derive(0, "round", 1)
     sent[3] = sent[3]._replace(delta=np.full(SHAPE.delta, np.nan, np.float32))
-    session = settings.session(SHAPE, range(4), 1, key, is_real)
-    made = [session.contribute(client, one, key.derive("client", client)) for client, one in enumerate(sent)]
-    assert isinstance(made[3], Failure)
-    assert (made[3].client, made[3].reason) == (3, "non_finite")
-    for client in range(3):
-        session.add(client, made[client])
-    assert_equal(session.total(), play(settings, updates(3), False)[0])
+    rehearsal = Rehearsal(settings, SHAPE, range(4), is_real)
+    for client, one in enumerate(sent):
+        rehearsal.add(client, rehearsal.contribute(client, one, key.derive("client", client)))
+    assert not rehearsal.failures
+    total = rehearsal.total()
+    assert total.clients == 4
+    assert_equal(total._replace(clients=3), play(settings, updates(3), False)[0])
 
 
 @needs_tenseal
 def test_an_experiment_learns_the_same_with_its_updates_hidden():
     aggregation, arithmetic = Homomorphic(1.0, max_weight=103), Simulation(1, "graph")
     open_to_all = federation(weighting="examples")
-    hidden = dataclasses.replace(open_to_all, aggregation=aggregation)
+    hidden = dataclasses.replace(open_to_all, secure_aggregation=aggregation)
     plain, alone = run(open_to_all, arithmetic), run(hidden, arithmetic)
     real = run(hidden, Simulation(2, "graph", aggregation="protocol"))
     assert np.array_equal(real.params, alone.params)
@@ -145,12 +148,12 @@ def test_an_experiment_learns_the_same_with_its_updates_hidden():
 @needs_tenseal
 def test_a_contribution_that_is_no_ciphertext_names_its_client_and_leaves_the_sum_alone():
     settings, sent, key = Homomorphic(1.0, clients=5), updates(4), derive(0, "round", 1)
-    session = settings.session(SHAPE, range(4), 1, key, True)
+    rehearsal = Rehearsal(settings, SHAPE, range(4), True)
     for client in range(3):
-        session.add(client, session.contribute(client, sent[client], key.derive("client", client)))
-    with pytest.raises(ClientError, match="client 3: expected an encrypted update"):
-        session.add(3, session.contribute(3, sent[3], key)[:-1])
-    assert_equal(session.total(), play(settings, sent, False, order=range(3))[0])
+        rehearsal.add(client, rehearsal.contribute(client, sent[client], key.derive("client", client)))
+    rehearsal.add(3, rehearsal.contribute(3, sent[3], key)[:-1])
+    assert [failure[:2] for failure in rehearsal.failures] == [(3, "ciphertext")]
+    assert_equal(rehearsal.total(), play(settings, sent, False, order=range(3))[0])
 
 
 @pytest.mark.parametrize(
@@ -183,3 +186,36 @@ def test_importing_it_does_not_import_tenseal():
     code = "import sys, umbel.privacy.homomorphic as h; h.Homomorphic(1.0); print('tenseal' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@needs_tenseal
+def test_a_client_encrypts_and_decrypts_once_a_round_whatever_is_started_again(tmp_path):
+    """A server that kills a client's process, or says the round again, gets no second sum of it."""
+    sums = Homomorphic(limit=1.0, metrics=(), clients=8)
+    sums.provision(tmp_path / "server", {client: tmp_path / str(client) for client in range(3)})
+    update, meeting = (
+        ClientUpdate(np.ones(4, np.float32) / 2, NOTHING, 1.0, {}),
+        Meeting("r", 2, 3, Shape(4, 0), bytes(32)),
+    )
+
+    def begun(client, meeting=meeting):
+        return sums.client(meeting, client, tmp_path / str(client), tmp_path / str(client))
+
+    server = sums.server(meeting, range(3), tmp_path / "server")
+    clients = {client: begun(client) for client in range(3)}
+    for client, message in server.advance().items():
+        assert clients[client].check(message) is None
+        assert clients[client].provide(update, Key.fresh()) is None
+        assert server.receive(client, clients[client].answer(message)) is None
+    offer = sums.server(meeting, range(3), tmp_path / "server").advance()[0]
+    again, asked = begun(0), server.advance()
+    assert again.check(offer).reason == "replayed_session"
+    assert again.provide(update, Key.fresh()) is None
+    assert again.answer(offer).reason == "replayed_session"
+    assert again.answer(asked[0]).reason == "out_of_order"  # neither does it decrypt
+    for client, message in asked.items():
+        assert server.receive(client, clients[client].answer(message)) is None
+        assert clients[client].answer(message).reason == "out_of_order"
+    np.testing.assert_allclose(server.total().delta, 1.5, atol=3 * sums.step)
+    assert begun(0, meeting._replace(round=1)).check(offer).reason == "replayed_session"  # nor an older round
+    assert begun(0, meeting._replace(round=3)).check(offer) is None

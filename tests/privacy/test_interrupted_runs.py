@@ -22,6 +22,7 @@ from umbel import AdaptiveClip, ConfigError, KeepBest, PrivacyPlan, RunStopped, 
 from umbel.core.errors import BudgetSpent
 from umbel.privacy import DistributedPlan, FixedCohortPlan, LocalPlan, accounting, grid_limit
 from umbel.privacy.central import CentralGaussian
+from umbel.server.feedback import sampled
 from umbel.server.store import Store
 
 NUMBERS = {"epsilon": 500.0, "delta": 1e-3, "rounds": 3, "population": 8, "noise_multiplier": 1.0}
@@ -35,10 +36,10 @@ PRIVATE = {
     "local": {"plan": LocalPlan(**NUMBERS, clip_norm=0.5)},
     "distributed": {
         "plan": DistributedPlan(**NUMBERS, clip_norm=0.5, cohort=6, survivors_floor=4, limit=LIMIT),
-        "aggregation": SecureSum(LIMIT, metrics=(), minimum_clients=4),
+        "secure_aggregation": SecureSum(LIMIT, metrics=(), minimum_clients=4),
     },
 }
-SUMMED = {"aggregation": SecureSum(1.0), "weighting": "uniform"}
+SUMMED = {"secure_aggregation": SecureSum(1.0), "weighting": "uniform"}
 
 
 def private(name, **changes):
@@ -166,12 +167,30 @@ def test_real_devices_pay_for_both_attempts_and_draw_fresh_noise(
 
 def test_noise_of_real_devices_is_fresh_without_a_plan_too(devices):
     """A chain's noise must not follow from a published seed only because nobody keeps a ledger of it."""
-    chain = private("central").transforms
+    chain = private("central").resolved.transforms
     experiment = dataclasses.replace(BASE, transforms=chain, weighting="uniform", rounds=1)
     live = Live(devices)
     assert run(experiment, live).params_sha256 != run(experiment, live).params_sha256
     plain = dataclasses.replace(BASE, rounds=1)
     assert run(plain, live).params_sha256 == play(plain).params_sha256  # and nothing else of a run is random
+
+
+def test_cohorts_of_real_devices_do_not_follow_from_the_seed(monkeypatch, devices):
+    """Nor are they drawn again alike: a plan's price takes it for secret who takes part."""
+    drawn = []
+
+    def spy(*words):
+        drawn.append(tuple(sampled(*words)))
+        return drawn[-1]
+
+    monkeypatch.setattr("umbel.server.rounds.sampled", spy)
+    experiment = private("central")
+    for _ in range(2):
+        play(experiment)
+    assert drawn[:3] == drawn[3:]
+    for _ in range(2):
+        run(experiment, Live(devices))
+    assert len({tuple(drawn[start : start + 3]) for start in (3, 6, 9)}) == 3
 
 
 def test_a_run_does_not_change_between_simulated_and_real_devices(url, monkeypatch, devices):

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from umbel.core.errors import ConfigError
-from umbel.privacy import keys
-from umbel.privacy.keys import AES256, ED25519, HYBRID, KINDS, Key, PublicKey, load_public
+from umbel.privacy.keys import AES256, ED25519, HYBRID, KINDS, KeyFile, PublicKey, load_public
+from umbel.privacy.keys import files as keys
 
 ALL = [(kind, algorithm) for kind, algorithms in KINDS.items() for algorithm in algorithms]
 
@@ -18,7 +18,7 @@ ALL = [(kind, algorithm) for kind, algorithms in KINDS.items() for algorithm in 
 @pytest.fixture(params=ALL, ids=" ".join)
 def key(request):
     kind, algorithm = request.param
-    return Key.generate(kind, 30, owner="Klinik ü", algorithm=algorithm)
+    return KeyFile.generate(kind, 30, owner="Klinik ü", algorithm=algorithm)
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ def path(tmp_path):
 
 def test_a_key_comes_back_from_its_file(key, path):
     key.save(path)
-    assert Key.load(path) == key
+    assert KeyFile.load(path) == key
     assert key.expires - key.created == 30 * 86400
 
 
 def test_rfc_8037_gives_this_key_this_public_half_and_this_thumbprint():
     secret = keys.decode("nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A")
-    key = Key("node", ED25519, 0, 1, "", secret)
+    key = KeyFile("node", ED25519, 0, 1, "", secret)
     assert key.public.text == "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
     assert key.id == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
     # RFC 8032, 7.1, test 1: the same key, the empty message.
@@ -63,53 +63,53 @@ def test_a_file_is_never_overwritten_nor_a_link_followed(key, path, tmp_path):
 
 
 def test_replacing_leaves_one_file_of_its_owners_alone(path, tmp_path):
-    key = Key.generate("node", 30)
+    key = KeyFile.generate("node", 30)
     key.save(path)
     later = dataclasses.replace(key, expires=key.expires - 1)
     later.save(path, replace=True)
-    assert Key.load(path) == later
+    assert KeyFile.load(path) == later
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("mode", [0o601, 0o602, 0o604, 0o610, 0o620, 0o640, 0o644, 0o660, 0o666, 0o777])
 def test_a_file_that_others_can_reach_is_refused(path, mode):
-    Key.generate("node", 30).save(path)
+    KeyFile.generate("node", 30).save(path)
     path.chmod(mode)
     with pytest.raises(ConfigError, match=f"open to others than its owner .mode {mode:04o}.*chmod 600"):
-        Key.load(path)
+        KeyFile.load(path)
     path.chmod(0o400)
-    Key.load(path)
+    KeyFile.load(path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_another_users_file_is_refused(path):
-    Key.generate("node", 30).save(path)
+    KeyFile.generate("node", 30).save(path)
     os.chown(path, 65534, 65534)
     with pytest.raises(ConfigError, match="belongs to user 65534"):
-        Key.load(path)
+        KeyFile.load(path)
 
 
 def test_the_owner_is_that_of_the_file_and_not_any(path, monkeypatch):
-    Key.generate("node", 30).save(path)
+    KeyFile.generate("node", 30).save(path)
     os.chown(path, os.geteuid(), -1)
     real = os.fstat
     changed = lambda descriptor: os.stat_result([*real(descriptor)[:4], 4242, *real(descriptor)[5:]])  # noqa: E731
     monkeypatch.setattr(keys.os, "fstat", changed)
     with pytest.raises(ConfigError, match="belongs to user 4242"):
-        Key.load(path)
+        KeyFile.load(path)
 
 
 @pytest.mark.parametrize("made", ["mkdir", "mkfifo"])
 def test_what_is_no_file_is_refused_without_waiting(path, made):
     getattr(os, made)(path, 0o600)
     with pytest.raises(ConfigError, match=r"cannot be read|not a regular file"):
-        Key.load(path)
+        KeyFile.load(path)
 
 
 def test_what_is_not_there_names_the_remedy(path):
     with pytest.raises(ConfigError, match="No such file or directory; make one: umbel keys new"):
-        Key.load(path)
+        KeyFile.load(path)
 
 
 def test_an_expired_key_or_one_of_another_kind_is_refused(key):
@@ -142,13 +142,13 @@ def test_every_change_of_a_file_is_refused_and_no_message_shows_a_secret(key, pa
             continue  # a storage key has neither
         path.write_text(json.dumps(members | change))
         with pytest.raises(ConfigError) as caught:
-            Key.load(path)
+            KeyFile.load(path)
         assert not [secret for secret in secrets if secret in str(caught.value)]
         assert caught.value.__suppress_context__ or caught.value.__cause__ is None
     for text in ("", "[]", "{", "null", "[" * 60000, '{"d": "' + "A" * 70000 + '"}', '{"kty": "OKP"}'):
         path.write_text(text)
         with pytest.raises(ConfigError):
-            Key.load(path)
+            KeyFile.load(path)
 
 
 def test_no_secret_in_what_may_be_shown(key, path):
@@ -160,7 +160,7 @@ def test_no_secret_in_what_may_be_shown(key, path):
 
 
 def test_an_id_tells_keys_apart(key):
-    again = Key.generate(key.kind, 30, algorithm=key.algorithm)
+    again = KeyFile.generate(key.kind, 30, algorithm=key.algorithm)
     assert again.id != key.id
     assert dataclasses.replace(key, expires=1, owner="another").id == key.id
 
@@ -173,13 +173,13 @@ def test_what_cannot_be_made_is_refused():
         (("node", 1e9), "days=1000000000"),
     ]:
         with pytest.raises(ConfigError, match=part):
-            Key.generate(*arguments)
+            KeyFile.generate(*arguments)
     with pytest.raises(ConfigError, match="a node key is Ed25519, not 'X25519'"):
-        Key.generate("node", 1, algorithm="X25519")
+        KeyFile.generate("node", 1, algorithm="X25519")
 
 
 def test_keys_do_only_what_they_are_for():
-    node, recipient, storage = (Key.generate(kind, 1) for kind in ("node", "recipient", "storage"))
+    node, recipient, storage = (KeyFile.generate(kind, 1) for kind in ("node", "recipient", "storage"))
     for refused in (
         lambda: recipient.signing,
         lambda: node.opening,
@@ -194,7 +194,7 @@ def test_keys_do_only_what_they_are_for():
 @pytest.mark.parametrize("algorithm", [ED25519, "X25519", HYBRID])
 def test_public_keys_are_given_as_text_or_in_a_file(path, algorithm):
     kind = "node" if algorithm == ED25519 else "recipient"
-    key = Key.generate(kind, 1, algorithm=algorithm)
+    key = KeyFile.generate(kind, 1, algorithm=algorithm)
     path.write_text(json.dumps(key.public_jwk()))
     assert load_public(str(path), algorithm) == load_public(key.public.text, algorithm) == key.public
     for wrong in ("", "abc", key.public.text[:-1], key.public.text + "A", key.public.text + "=", "*" * 43, "no/such"):
@@ -213,7 +213,7 @@ def test_base64url_has_one_form():
 
 
 def test_times_are_seconds_of_now():
-    key = Key.generate("node", 0.5)
+    key = KeyFile.generate("node", 0.5)
     assert abs(key.created - time.time()) < 60
     assert key.expires == key.created + 43200
     assert PublicKey(ED25519, key.public.raw) == key.public

@@ -15,20 +15,25 @@ import pytest
 from federations import federation
 from optional import HAS_TENSEAL
 from umbel import Chain, Homomorphic, PrivacyPlan, SecureSum, Simulation, run
-from umbel.clients.worker import Worker
-from umbel.privacy import LocalPlan, noise, secure_sum
+from umbel.privacy import LocalPlan, noise
 from umbel.privacy.budget import step_of
-from umbel.privacy.homomorphic import ClientContext
+from umbel.privacy.contexts import ClientContext
+from umbel.privacy.encoder import Encoder
+from umbel.privacy.remote import SecureClient
+from umbel.runtimes import simulation as simulating
 from umbel.server.store import Store
 
 BASE = federation()
 NUMBERS = {"epsilon": 500.0, "delta": 1e-3, "rounds": 3, "population": 8, "clip_norm": 0.5, "noise_multiplier": 1.0}
 SUMS = {"secure sum": SecureSum(4.0, metrics=()), "homomorphic": Homomorphic(0.5, metrics=())}
 PLANS = {
-    name: {"aggregation": sums, "plan": PrivacyPlan(**NUMBERS, sampling_rate=0.7, rounding=step_of(sums))}
-    for name, sums in SUMS.items()
+    "secure sum": {
+        "plan": PrivacyPlan(**NUMBERS, sampling_rate=0.7, rounding=step_of(SUMS["secure sum"]), secret_cohort=False)
+    },
+    "homomorphic": {"plan": LocalPlan(**NUMBERS)},
 }
-PLANS |= {"local": {"plan": LocalPlan(**NUMBERS)}, "sum alone": {"aggregation": SecureSum(4.0)}}
+PLANS = {name: fields | {"secure_aggregation": SUMS[name]} for name, fields in PLANS.items()}
+PLANS |= {"local": {"plan": LocalPlan(**NUMBERS)}, "sum alone": {"secure_aggregation": SecureSum(4.0)}}
 WINDOW = 24  # bytes of a planted value that are looked for
 
 
@@ -60,20 +65,21 @@ class Planted:
 
     def __init__(self, monkeypatch):
         self.secrets = [BASE.population.examples(client).x[0] for client in range(8)]
-        train, begin, encode = Worker.train, secure_sum.ProtocolSession.__init__, secure_sum.encoded_or_failure
+        train, answer, encode = simulating.train_client, SecureClient.answer, Encoder.encode
         keystream, make = noise.keystream_of, ClientContext.create
 
-        def spy_train(worker, *arguments):
-            update, kept = train(worker, *arguments)
-            self.secrets.append(update.delta)
-            return update, kept
+        def spy_train(*arguments):
+            played = train(*arguments)
+            self.secrets.append(played.content.delta)
+            return played
 
-        def spy_begin(session, *arguments):
-            begin(session, *arguments)
-            for client in session._clients.values():
+        def spy_answer(half, message):
+            reply, client = answer(half, message), half._client
+            if client._mask_key is not None:
                 keys = client._mask_key.private_bytes_raw(), client._share_key.private_bytes_raw(), bytes(client._seed)
                 shares = [share.to_bytes(33, "big") for pair in client._held.values() for share in pair]
                 self.secrets += [*keys, client._identity.private_bytes_raw(), *shares]
+            return reply
 
         def spy_encode(*arguments):
             values = encode(*arguments)
@@ -89,9 +95,9 @@ class Planted:
             self.secrets.append(made._secret[-2000:])
             return made
 
-        monkeypatch.setattr(Worker, "train", spy_train)
-        monkeypatch.setattr(secure_sum.ProtocolSession, "__init__", spy_begin)
-        monkeypatch.setattr(secure_sum, "encoded_or_failure", spy_encode)
+        monkeypatch.setattr(simulating, "train_client", spy_train)
+        monkeypatch.setattr(SecureClient, "answer", spy_answer)
+        monkeypatch.setattr(Encoder, "encode", spy_encode)
         monkeypatch.setattr(noise, "keystream_of", spy_keystream)
         monkeypatch.setattr(ClientContext, "create", staticmethod(spy_make))
 

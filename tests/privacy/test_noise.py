@@ -8,7 +8,7 @@ import pytest
 from umbel import ConfigError
 from umbel.core.random import derive
 from umbel.privacy import noise as noise_module
-from umbel.privacy.noise import PAIRS, NoiseStream
+from umbel.privacy.noise import PAIRS, NoiseStream, grid_step
 
 BLOCK = 2 * PAIRS
 SIZE = 6 * BLOCK + 7  # more than 10⁵, and no whole number of blocks
@@ -179,7 +179,9 @@ def test_every_length_is_filled(stream, size):
 def test_adding_is_the_vector_plus_the_draw():
     vector = np.linspace(-5, 5, 1001, dtype=np.float32)
     before = vector.copy()
-    np.testing.assert_array_equal(simulated().add_to(vector, 2.0), vector + simulated().draw(1001, 2.0))
+    exact = vector.astype(np.float64) + simulated().draw(1001, 2.0)
+    np.testing.assert_array_equal(simulated().add_to(vector, 2.0), on_grid(exact, 2.0))
+    np.testing.assert_array_equal(simulated().add_to(vector.astype(np.float64), 2.0), on_grid(exact, 2.0))
     np.testing.assert_array_equal(vector, before)
     np.testing.assert_allclose(simulated().draw(1001, 2.0), 2 * simulated().draw(1001), rtol=1e-6)
 
@@ -209,3 +211,36 @@ def test_bad_sizes():
     for size in (-1, 1.5, True):
         with pytest.raises(ConfigError, match="size"):
             NoiseStream.live().draw(size)
+
+
+def on_grid(values, scale):
+    step = grid_step(scale)
+    return (np.rint(values / step) * step).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.7, 1.0, 73.0])
+def test_what_is_released_lies_on_a_grid_that_no_coordinate_moves(scale):
+    step = grid_step(scale)
+    assert 2.0**-20 * scale <= step <= 2.0**-19 * scale
+    assert math.log2(step).is_integer()
+    guessed = np.full(70_000, scale * (1 / 300 + 2.0**-40), np.float32)
+    for vector in (np.zeros_like(guessed), guessed):
+        out = NoiseStream.live().add_to(vector, scale)
+        np.testing.assert_array_equal(out, on_grid(out.astype(np.float64), scale))
+
+
+def test_low_bits_do_not_tell_the_vector_that_was_guessed():
+    """Added in float32, a sum is exact where noise and coordinate nearly cancel: some sums could not be x + noise."""
+    x = np.full(100_000, np.float32(0.003162) * (1 - 2.0**-14), np.float32)
+
+    def impossible(out):
+        rest = out.astype(np.float64) - x
+        near = np.abs(out) < np.abs(x) / 2
+        return bool((near & (rest.astype(np.float32) != rest)).any())
+
+    def said(add):
+        return [sum(impossible(add(vector)) for _ in range(15)) for vector in (np.zeros_like(x), x)]
+
+    naive = said(lambda vector: vector + NoiseStream.live().draw(len(vector), 20.0))
+    assert naive[0] > 10 * naive[1] + 5  # the attack works where noise is added in float32
+    assert abs(np.subtract(*said(lambda vector: NoiseStream.live().add_to(vector, 20.0)))) <= 3

@@ -32,8 +32,8 @@ def experiment(chosen, **changes):
 def test_the_plan_brings_its_noise_to_the_clients():
     chosen = plan(noise_multiplier=2.0)
     built = experiment(chosen)
-    assert built.local.per_example == PerExample(1.0, 2.0, 6) == chosen.per_example
-    assert built.local.steps(15) == built.local.steps(40) == 6
+    assert built.resolved.local.per_example == PerExample(1.0, 2.0, 6) == chosen.per_example
+    assert built.resolved.local.steps_of(15) == built.resolved.local.steps_of(40) == 6
 
 
 def test_noise_and_price_are_of_the_same_numbers():
@@ -72,7 +72,7 @@ def test_a_run_reports_what_it_spent_and_no_training_metrics():
 
 def test_a_run_stops_before_the_round_that_would_exceed_the_budget():
     chosen = plan()
-    with pytest.raises(RunStopped, match="per example is spent, and another round"):
+    with pytest.raises(RunStopped, match="per example, and another"):
         run(experiment(chosen, rounds=4), Simulation(workers=1, compile="graph"))
 
 
@@ -96,7 +96,7 @@ def test_a_round_without_clients_changes_nothing():
 
 def test_replacing_the_plan_replaces_its_noise():
     built = override(experiment(plan(noise_multiplier=2.0)), ["plan.noise_multiplier=3.0"])
-    assert built.local.per_example == PerExample(1.0, 3.0, 6)
+    assert built.resolved.local.per_example == PerExample(1.0, 3.0, 6)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_replacing_the_plan_replaces_its_noise():
         ({"population": clients(14, 22, 40, 31)}, "smallest_client=15 ≤ 14"),
         ({"population": clients(15, 22, 40)}, "plan.population=4"),
         ({"weighting": "examples"}, "'uniform'"),
-        ({"validation": clients(5, 5, 5, 5)}, "validation reports"),
+        ({"validation": clients(5, 5, 5, 5)}, "validation needs metrics of single clients"),
     ],
 )
 def test_experiments_that_would_cost_more_are_refused(changes, words):
@@ -136,7 +136,7 @@ def test_a_plan_is_calibrated_when_needed_and_not_before():
     built = experiment(plan(epsilon=1e-9, delta=1e-12))  # no noise keeps it, which only calibration finds
     assert ("dp_accounting" in sys.modules) == before
     with pytest.raises(ConfigError, match="no noise multiplier"):
-        float(built.local.per_example.noise_multiplier)
+        float(built.resolved.local.per_example.noise_multiplier)
 
 
 def test_metrics_are_dropped_and_an_empty_total_has_a_mean():

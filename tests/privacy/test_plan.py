@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from sums import Rehearsal
 
 from federations import blobs, federation
 from umbel import Chain, Clip, ConfigError, data
@@ -22,6 +23,7 @@ from umbel.privacy import (
     accounting,
     grid_limit,
 )
+from umbel.privacy.budget import step_of
 from umbel.privacy.homomorphic import Homomorphic
 from umbel.privacy.secure_sum import SecureSum
 
@@ -53,7 +55,7 @@ def planned(plan, **changes):
             "sampler": plan.sampler,
             "transforms": Chain(plan.transform),
             "weighting": "uniform",
-            "aggregation": aggregation_of(plan),
+            "secure_aggregation": aggregation_of(plan),
         }
         | changes
     )
@@ -139,7 +141,7 @@ def test_an_experiment_that_keeps_the_promise_is_accepted(plan):
         ({"weighting": "examples"}, "uniform"),
         (
             {"validation": data.Partitioned(data.Arrays(*blobs()), by=data.LogNormal(sigma=0.5), clients=8)},
-            "validation reports",
+            "validation needs metrics of single clients",
         ),
         (
             {"population": data.Partitioned(data.Arrays(*blobs()), by=data.LogNormal(sigma=0.5), clients=9)},
@@ -174,24 +176,46 @@ def test_what_aggregation_does_to_a_sum_is_allowed_for():
     plan = PLANS["poisson"]
     plain = SecureSum(limit=2.0, metrics=())
     with pytest.raises(IncompatibleError, match="metrics"):
-        planned(plan, aggregation=SecureSum(limit=2.0))
+        planned(plan, secure_aggregation=SecureSum(limit=2.0))
     with pytest.raises(ConfigError, match=r"rounding=0\.0 of the plan"):
-        planned(plan, aggregation=plain)
+        planned(plan, secure_aggregation=plain)
     step = plain.encoding(3).step
-    allowing = dataclasses.replace(plan, rounding=step)
-    assert planned(allowing, aggregation=plain).transforms.transforms[-1].rounding == step
+    allowing = dataclasses.replace(plan, rounding=step, secret_cohort=False)
+    assert planned(allowing, secure_aggregation=plain).transforms.transforms[-1].rounding == step
     adaptive = PrivacyPlan(**NUMBERS | {"clip_norm": AdaptiveClip()}, sampling_rate=0.5, rounding=step)
-    planned(adaptive, aggregation=plain)
+    adaptive = dataclasses.replace(adaptive, secret_cohort=False)
+    planned(adaptive, secure_aggregation=plain)
     with pytest.raises(ConfigError, match=r"limit=0\.25 of SecureSum ≥ 0\.5"):
-        planned(adaptive, aggregation=SecureSum(limit=0.25, metrics=()))
+        planned(adaptive, secure_aggregation=SecureSum(limit=0.25, metrics=()))
 
 
-def test_the_coarser_grid_of_homomorphic_sums_is_allowed_for_too():
+@pytest.mark.parametrize("name", ["poisson", "fixed"])
+def test_a_roll_that_clients_are_told_amplifies_nothing(name):
+    """Clients of a secure sum know who else is in it, and the plan's promise is towards clients."""
+    hidden = SecureSum(limit=2.0, metrics=())
+    told = dataclasses.replace(PLANS[name], rounding=step_of(hidden))
+    with pytest.raises(IncompatibleError, match=r"tells each client of a round who else is in it.*secret_cohort=False"):
+        planned(told, secure_aggregation=hidden)
+    priced = dataclasses.replace(told, secret_cohort=False)
+    planned(priced, secure_aggregation=hidden)
+    everybody = {"sampling_rate": 1.0} if name == "poisson" else {"cohort": 8}
+    assert priced.calibrated_noise == dataclasses.replace(told, **everybody).calibrated_noise > told.calibrated_noise
+    assert priced.sampler == told.sampler
+    assert priced.transform.expected_cohort == told.transform.expected_cohort
+    ledger = told.charge({})
+    noise = told.calibrated_noise
+    with_told_noise = dataclasses.replace(priced, noise_multiplier=noise)
+    assert with_told_noise.spent(with_told_noise.charge({})) > told.spent(ledger)
+    planned(dataclasses.replace(told, **everybody), secure_aggregation=hidden)  # counts on nothing
+
+
+@pytest.mark.parametrize("name", ["poisson", "fixed"])
+def test_clients_that_decrypt_a_sum_before_its_noise_are_refused(name):
+    """The promise is to whoever sees the models, clients too: three of them would see a sum without noise."""
     sums = Homomorphic(limit=2.0, metrics=())
-    plan = dataclasses.replace(PLANS["poisson"], rounding=SecureSum(limit=2.0).encoding(3).step)
-    with pytest.raises(ConfigError, match="Homomorphic rounds each number"):
-        planned(plan, aggregation=sums)
-    planned(dataclasses.replace(plan, rounding=2.0 / sums.parameters.levels), aggregation=sums)
+    allowing = dataclasses.replace(PLANS[name], rounding=2.0 / sums.parameters.levels)
+    with pytest.raises(IncompatibleError, match="some clients decrypt a round's sum before the plan's noise"):
+        planned(allowing, secure_aggregation=sums)
 
 
 def test_an_aggregation_that_does_not_say_how_it_rounds_is_refused():
@@ -199,11 +223,11 @@ def test_an_aggregation_that_does_not_say_how_it_rounds_is_refused():
         metrics = ()
         limit = 1.0
 
-        def session(self):
+        def rehearse(self, meeting, cohort, is_real):
             """Never begun."""
 
     with pytest.raises(IncompatibleError, match="Silent does not say how far it rounds"):
-        planned(PLANS["poisson"], aggregation=Silent())
+        planned(PLANS["poisson"], secure_aggregation=Silent())
 
 
 def test_shares_of_noise_need_secure_aggregation_on_their_grid():
@@ -216,18 +240,18 @@ def test_shares_of_noise_need_secure_aggregation_on_their_grid():
         (SecureSum(limit=LIMIT, minimum_clients=4), "metrics"),
     ):
         with pytest.raises(ConfigError, match=part):
-            planned(plan, aggregation=aggregation)
+            planned(plan, secure_aggregation=aggregation)
 
 
 def test_secure_sums_of_noisy_shares_are_exact():
     plan, size, expected = PLANS["distributed"], 400, np.zeros(400)
-    session = aggregation_of(plan).session(Shape(size, 0), range(6), 1, derive(0), False)
+    rehearsal = Rehearsal(aggregation_of(plan), Shape(size, 0), range(6))
     for client in range(6):
         update = ClientUpdate(np.full(size, 0.01 * client, np.float32), NOTHING, 1.0, {})
         sent = plan.transform.encode((), update, derive(client))
         expected += sent.delta
-        session.add(client, session.contribute(client, sent, derive(9, client)))
-    np.testing.assert_array_equal(session.total().delta, expected.astype(np.float32))
+        rehearsal.add(client, rehearsal.contribute(client, sent, derive(9, client)))
+    np.testing.assert_array_equal(rehearsal.total().delta, expected.astype(np.float32))
 
 
 @every_plan

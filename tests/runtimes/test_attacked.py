@@ -1,4 +1,4 @@
-"""Attackers between clients and fold: only they lie, and nothing else changes."""
+"""Attackers between clients and aggregator: only they lie, and nothing else changes."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from federations import blobs, dense, federation
-from umbel import AllClients, ConfigError, IncompatibleError, Simulation, TopK, data, run
+from umbel import (
+    IFCA,
+    Agnostic,
+    AllClients,
+    ConfigError,
+    FedBuff,
+    IncompatibleError,
+    Simulation,
+    SplitFed,
+    TopK,
+    data,
+    run,
+)
 from umbel.core.examples import Examples
 from umbel.privacy.plan import FixedCohortPlan
 from umbel.privacy.secure_sum import SecureSum
@@ -74,7 +86,9 @@ def test_all_turned_round_turn_the_step_round():
 def test_attackers_take_part_in_secure_aggregation():
     """It hides their lie like everybody's truth: the sum of what was sent is what comes out."""
     setting = {"sampler": AllClients(), "rounds": 1, "weighting": "uniform"}
-    hidden = run(federation(aggregation=SecureSum(limit=2.0), **setting), Attacked(graph(), SignFlip(), (0, 1, 2)))
+    hidden = run(
+        federation(secure_aggregation=SecureSum(limit=2.0), **setting), Attacked(graph(), SignFlip(), (0, 1, 2))
+    )
     seen = run(federation(**setting), Attacked(graph(), SignFlip(), (0, 1, 2)))
     np.testing.assert_allclose(hidden.params, seen.params, atol=1e-4)
 
@@ -86,6 +100,21 @@ def test_attackers_take_part_in_a_private_run():
     true, false = (run(private, runtime) for runtime in (graph(), Attacked(graph(), Honest(), (0, 1))))
     assert false.params_sha256 == true.params_sha256
     assert [one.epsilon for one in false.rounds] == [one.epsilon for one in true.rounds]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"codec": TopK(0.3)}, {"reweighting": Agnostic(0.2)}, {"strategy": IFCA(2)}],
+    ids=lambda one: next(iter(one)),
+)
+def test_attackers_take_part_in_whatever_clients_do(changes):
+    """What they forge travels like every update, and is reweighted like it; each is in the cluster that it says."""
+    true, false = (
+        run(federation(**changes), Attacked(graph(2), attack, (0, 3, 5))) for attack in (Honest(), SignFlip())
+    )
+    assert true.params_sha256 == run(federation(**changes), graph()).params_sha256
+    assert false.params_sha256 != true.params_sha256
+    assert [record.bytes_up for record in false.rounds] == [record.bytes_up for record in true.rounds]
 
 
 def test_a_run_is_resumed_under_the_same_attack(tmp_path):
@@ -104,8 +133,9 @@ def test_refusals():
     with pytest.raises(ConfigError, match="forge"):
         Attacked(graph(), dense, (0,))
 
-    with pytest.raises(IncompatibleError, match=r"attackers stand where .*TopK.*SignFlip"):
-        run(federation(codec=TopK(0.5)), Attacked(graph(), SignFlip(), (0,)))
+    for strategy in (FedBuff(2), SplitFed("dense")):
+        with pytest.raises(IncompatibleError, match=r"attackers answer to .* has other rounds"):
+            run(federation(strategy=strategy), Attacked(graph(), SignFlip(), (0,)))
 
     class Devices:
         is_live = True

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from rounds import begin, collect
 
 from federations import Nowhere, dropped_and_normalised, federation
 from simulations import play
@@ -16,7 +17,7 @@ from umbel.privacy.clipping import Clip
 from umbel.privacy.plan import LocalPlan, PrivacyPlan
 from umbel.privacy.secure_sum import SecureSum
 from umbel.server.store import Store
-from umbel.strategies import ALL_FOLDS, FedAsync, FedBuff, FedDyn, FedNova, Scaffold
+from umbel.strategies import ALL_AGGREGATORS, FedAsync, FedBuff, FedDyn, FedNova, Scaffold
 from umbel.strategies.codecs import ALL_CODECS, Quantised, RandomK, RandomMask, Sign, TopK
 
 SIZE = (6 * 8 + 8) + (8 * 3 + 3)
@@ -79,21 +80,23 @@ def test_bytes_are_as_an_experiment_says():
     for changes in ({}, {"codec": Sign()}, {"strategy": FedNova(), "codec": Sign()}, {"transforms": RandomMask(0.2)}):
         experiment = small(**changes)
         simulation = Simulation(workers=1)
-        spec = simulation.open(experiment, Nowhere())
+        spec = begin(simulation, experiment)
         state = experiment.transforms.init(spec)
         broadcast = Broadcast(1, simulation.initial_params(), NOTHING, state, 0.1)
-        assert simulation.collect(broadcast, [0, 1, 2], derive(0)).bytes_up == 3 * experiment.upload_bytes(broadcast)
+        found = collect(simulation, broadcast, [0, 1, 2], derive(0))
+        assert found.bytes_up == 3 * experiment.resolved.upload_bytes(broadcast)
         simulation.close()
 
 
 def test_what_leaves_a_client_is_the_payload():
     """Also where a client works on a real device: nothing of delta but what the codec says."""
-    from umbel.clients.worker import Worker
+    from umbel.clients.round import train_client
+    from umbel.clients.tensorflow.engine import TensorFlowEngine
 
     experiment = small(codec=Sign())
-    worker = Worker(experiment, is_live=True)
+    worker = TensorFlowEngine(experiment, is_live=True)
     broadcast = Broadcast(1, worker.initial_params, NOTHING, (), 0.1)
-    update, kept = worker.train(broadcast, 0, derive(0), experiment.population.resident(), np.arange(20))
+    update, kept, _ = train_client(worker, broadcast, 0, derive(0), experiment.population.resident(), np.arange(20))
     assert isinstance(update, CodedUpdate)
     assert (type(update.payload), len(update.payload)) == (bytes, Sign().payload_bytes(SIZE))
     assert [len(array) for array in kept] == [0, SIZE]
@@ -197,18 +200,18 @@ def test_a_failed_client_keeps_what_it_had():
             self.kept[client] = arrays
 
     memory, simulation = Remembers(), Simulation(workers=1)
-    simulation.open(small(codec=Sign()), memory)
+    begin(simulation, small(codec=Sign()), memory)
     broadcast = Broadcast(1, simulation.initial_params(), NOTHING, (), 0.1)
-    simulation.collect(broadcast, [2], derive(0))
+    collect(simulation, broadcast, [2], derive(0))
     before = memory.kept[2]
-    result = simulation.collect(broadcast._replace(learning_rate=float("inf")), [2], derive(1))
+    result = collect(simulation, broadcast._replace(learning_rate=float("inf")), [2], derive(1))
     assert [failure.reason for failure in result.failures] == ["non_finite"]
     assert memory.kept[2] is before
 
 
 def test_folds_see_what_arrives():
-    fold = next(fold for fold in ALL_FOLDS if type(fold).__name__ == "Median")
-    assert np.isfinite(play(small(codec=TopK(0.3), fold=fold)).params).all()
+    aggregator = next(aggregator for aggregator in ALL_AGGREGATORS if type(aggregator).__name__ == "Median")
+    assert np.isfinite(play(small(codec=TopK(0.3), aggregator=aggregator)).params).all()
 
 
 def test_it_goes_with_everything_inside():
@@ -217,7 +220,7 @@ def test_it_goes_with_everything_inside():
 
 
 def secure(**changes) -> Experiment:
-    return small(aggregation=SecureSum(limit=4.0, max_weight=64, metrics=()), weighting="uniform", **changes)
+    return small(secure_aggregation=SecureSum(limit=4.0, max_weight=64, metrics=()), weighting="uniform", **changes)
 
 
 def test_a_mask_works_where_only_sums_are_seen():
@@ -267,14 +270,16 @@ def test_a_codec_that_shrinks_keeps_a_central_plan(codec):
 @pytest.mark.parametrize("codec", [TopK(0.1), RandomK(0.1, error_feedback=True), Sign()], ids=repr)
 @pytest.mark.parametrize("build", [private, lambda **own: small(transforms=Chain(Chain(Clip(1.0))), **own)])
 def test_error_feedback_breaks_a_clip_norm(codec, build):
-    with pytest.raises(IncompatibleError, match=r"after it was clipped, beyond the bound .*error_feedback=False"):
+    with pytest.raises(
+        IncompatibleError, match=r"which codec=.* may lengthen after they were clipped: .*error_feedback=False"
+    ):
         build(codec=codec)
 
 
 @pytest.mark.parametrize("codec", [RandomK(0.1), Quantised(8), Quantised(4)], ids=repr)
 @pytest.mark.parametrize("build", [private, lambda **own: small(transforms=Clip(1.0), **own)])
 def test_what_lengthens_breaks_a_clip_norm(codec, build):
-    with pytest.raises(IncompatibleError, match=r"may lengthen an update after it was clipped"):
+    with pytest.raises(IncompatibleError, match=r"which codec=.* may lengthen after they were clipped"):
         build(codec=codec)
 
 
@@ -286,13 +291,16 @@ def test_after_the_clients_own_noise_nothing_is_left_to_break(codec):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"aggregation": SecureSum(limit=4.0, max_weight=64)}, r"sums what it cannot decode; .*RandomMask"),
-        ({"strategy": FedBuff(buffer=2)}, r"Sign.* is for synchronous rounds; FedBuff"),
-        ({"strategy": FedAsync()}, r"Sign.* is for synchronous rounds; FedAsync"),
+        (
+            {"secure_aggregation": SecureSum(limit=4.0, max_weight=64)},
+            r"needs updates that can be summed .*Sign.*RandomMask",
+        ),
+        ({"strategy": FedBuff(buffer=2)}, r"Sign.* needs rounds with a cohort, which strategy=FedBuff"),
+        ({"strategy": FedAsync()}, r"Sign.* needs rounds with a cohort, which strategy=FedAsync"),
         ({"codec": "top_k"}, r"expected codec='top_k' to have decode, payload_bytes\(\)"),
         (
             {"codec": None, "strategy": FedBuff(buffer=2), "transforms": Chain(RandomMask(0.1))},
-            r"different rounds.*Mask",
+            r"Mask.* other rounds",
         ),
     ],
 )
@@ -304,7 +312,7 @@ def test_what_does_not_go_together_is_refused(changes, message):
 def test_a_mask_that_fits_another_model_is_refused():
     transform = RandomMask(0.1)
     simulation = Simulation(workers=1)
-    spec = simulation.open(small(transforms=transform), Nowhere())
+    spec = begin(simulation, small(transforms=transform))
     state = transform.init(spec)._replace(size=5)
     with pytest.raises(ConfigError, match=f"expected a delta of 5 numbers, got {SIZE}"):
-        simulation.collect(Broadcast(1, simulation.initial_params(), NOTHING, state, 0.1), [0], derive(0))
+        collect(simulation, Broadcast(1, simulation.initial_params(), NOTHING, state, 0.1), [0], derive(0))

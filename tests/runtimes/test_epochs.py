@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from rounds import begin, collect
 
 from federations import dropped_and_normalised, federation
 from quadratics import RATE, Quadratics, close
@@ -37,17 +38,16 @@ def test_the_same_number_for_all_changes_no_bit(epochs, changes):
 
 def test_each_client_trains_as_one_of_its_number_of_epochs():
     """Shuffling and Dropout included, bit for bit."""
-    from federations import Nowhere
 
-    def collect(epochs, client):
+    def trained(epochs, client):
         experiment = small(epochs, model=dropped_and_normalised)
         runtime = simulation(experiment)
-        runtime.open(experiment, Nowhere())
+        begin(runtime, experiment)
         broadcast = Broadcast(1, runtime.initial_params(), NOTHING, (), 0.1)
-        return runtime.collect(broadcast, [client], derive(0)).total
+        return collect(runtime, broadcast, [client], derive(0)).total
 
     for client in (1, 2, 3):
-        mixed, plain = collect(EACH, client), collect(EACH[client], client)
+        mixed, plain = trained(EACH, client), trained(EACH[client], client)
         np.testing.assert_array_equal(mixed.delta, plain.delta)
         assert mixed.metrics == plain.metrics
 
@@ -96,7 +96,7 @@ def test_the_clock_counts_them():
 
 def test_an_asynchronous_client_has_the_epochs_of_the_round_it_began_in():
     experiment = small(Epochs(1, 9), devices=Devices(examples_per_second=10.0), strategy=FedBuff(buffer=2))
-    clock = VirtualClock.of(experiment, Simulation(1), ())
+    clock = VirtualClock.of(experiment.resolved, Simulation(1), ())
     broadcast = Broadcast(3, np.zeros(83, np.float32), NOTHING, experiment.transforms.init(None), 0.1)
     expected = POPULATION.sizes() * experiment.local.epochs_of(np.arange(8), 3, experiment.seed) / 10
     np.testing.assert_allclose(clock.expected(broadcast), expected)
@@ -127,7 +127,7 @@ def test_they_are_settings_like_any_other():
     assert small(EACH).digest == small(np.array(EACH)).digest != small(EACH[::-1]).digest
     assert small(EACH).local == small(tuple(EACH)).local
     assert (experiment.local.most_epochs, experiment.local.mean_epochs) == (4, 2.5)
-    assert (small(EACH).local.most_epochs, small(EACH).local.steps(12, 2)) == (4, 6)
+    assert (small(EACH).local.most_epochs, small(EACH).local.steps_of(12, 2)) == (4, 6)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_they_are_settings_like_any_other():
     [
         (lambda: Epochs(0, 3), r"low=0"),
         (lambda: Epochs(4, 3), r"high=3 to be an integer ≥ 4"),
-        (lambda: ListedEpochs([1, 0, 2]), r"client \[1\]: expected an integer ≥ 1, got epochs=\[0\]"),
-        (lambda: ListedEpochs([1.5, 2]), r"client \[0\]: .* got epochs=\[1.5\]"),
+        (lambda: ListedEpochs([1, 0, 2]), r"client \[1\]: expected a number > 0, got epochs=\[0\]"),
+        (lambda: ListedEpochs([1.5, np.nan]), r"client \[1\]: .* got epochs=\[nan\]"),
         (lambda: Local(epochs=[]), r"one number per client"),
         (lambda: Local(epochs="many"), r"epochs='many'"),
         (lambda: run(small([1, 2, 3]), Simulation(1)), r"expected 8 numbers in local.epochs, one per client, got 3"),

@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from rounds import begin, collect
 
-from federations import Nowhere, adam, blobs, dense, dropped_and_normalised, federation, normalised
+from federations import adam, blobs, dense, dropped_and_normalised, federation, normalised
 from umbel import AllClients, ConfigError, FixedCohort, Local, RunStopped, Simulation, cross_validate, data, derive, run
 from umbel.core.examples import Examples
 from umbel.core.types import NOTHING, Broadcast
@@ -85,7 +86,7 @@ def test_streaming_equals_resident(compile):
 
 def opened(experiment, **settings):
     simulation = Simulation(**({"workers": 1} | settings))
-    simulation.open(experiment, Nowhere())
+    begin(simulation, experiment)
     broadcast = Broadcast(1, simulation.initial_params(), NOTHING, (), 0.1)
     return simulation, broadcast
 
@@ -94,9 +95,9 @@ def test_nothing_of_one_client_reaches_the_next():
     """Optimizer, metrics, seeds and statistics start afresh: a client's update does not depend on who went before."""
     simulation, broadcast = opened(federation(model=dropped_and_normalised))
     key = derive(0, "test")
-    alone = simulation.collect(broadcast, [3], key).total
-    simulation.collect(broadcast, [0, 1, 2], key)
-    again = simulation.collect(broadcast, [3], key).total
+    alone = collect(simulation, broadcast, [3], key).total
+    collect(simulation, broadcast, [0, 1, 2], key)
+    again = collect(simulation, broadcast, [3], key).total
     np.testing.assert_array_equal(alone.delta, again.delta)
     assert alone.metrics == again.metrics
 
@@ -104,8 +105,8 @@ def test_nothing_of_one_client_reaches_the_next():
 def test_the_total_is_the_sum_of_its_clients_in_any_order():
     simulation, broadcast = opened(federation(), workers=2)
     key = derive(0, "test")
-    parts = [simulation.collect(broadcast, [client], key).total for client in range(5)]
-    whole = simulation.collect(broadcast, [4, 2, 0, 1, 3], key).total
+    parts = [collect(simulation, broadcast, [client], key).total for client in range(5)]
+    whole = collect(simulation, broadcast, [4, 2, 0, 1, 3], key).total
     np.testing.assert_allclose(whole.delta, sum(part.delta for part in parts), rtol=1e-4, atol=1e-5)
     assert whole.weight == sum(part.weight for part in parts)
     assert whole.metrics["loss"].count == pytest.approx(sum(part.metrics["loss"].count for part in parts))
@@ -114,13 +115,13 @@ def test_the_total_is_the_sum_of_its_clients_in_any_order():
 def test_learning_rate_zero_steps_nowhere():
     """With a vanishing rate the delta vanishes: delta is local − global, nothing else."""
     simulation, broadcast = opened(federation())
-    total = simulation.collect(broadcast._replace(learning_rate=0.0), [0, 1], derive(0)).total
+    total = collect(simulation, broadcast._replace(learning_rate=0.0), [0, 1], derive(0)).total
     np.testing.assert_array_equal(total.delta, 0)
 
 
 def test_uniform_weighting_counts_clients():
     simulation, broadcast = opened(federation(weighting="uniform"))
-    assert simulation.collect(broadcast, [0, 5, 7], derive(0)).total.weight == 3
+    assert collect(simulation, broadcast, [0, 5, 7], derive(0)).total.weight == 3
 
 
 def poisoned(clients: int) -> data.PerClient:
@@ -233,7 +234,7 @@ def misshapen():
         ({"model": lambda: 3}, r"to return a Keras model, got int"),
         ({"personal": ("head",)}, r"personal='head' matches no variable; the model has: .*dense/kernel"),
         (
-            {"population": data.PerClient([(blobs(9)[0], np.full(9, 7, np.int32))])},
+            {"population": data.PerClient([(blobs(9)[0], np.full(9, 7, np.int32))] * 4)},
             r"label 7 is out of range: .* 3 outputs",
         ),
         ({"population": data.Partitioned(data.Arrays(*blobs(5)), clients=9)}, r"clients=9"),
@@ -278,3 +279,43 @@ def test_parts_of_different_divisions_are_refused():
     _, held_out = data.split_clients(population, seed=1)
     with pytest.raises(ConfigError, match="different divisions"):
         federation(population=train, validation=held_out)
+
+
+UNITS = 4
+
+
+def of_so_many_units():
+    import keras
+
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(UNITS), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_a_builder_that_reads_another_value_builds_another_model(monkeypatch):
+    simulation, experiment = Simulation(workers=1), federation(model=of_so_many_units, rounds=1, test=None)
+    first = run(experiment, simulation)
+    monkeypatch.setitem(globals(), "UNITS", 5)
+    assert len(run(experiment, simulation).params) == len(first.params) + 6 + 1 + 3
+
+
+def test_data_changed_in_place_are_other_data_and_what_is_not_named_is_let_go():
+    x, y = blobs(48)
+    simulation = Simulation(workers=1)
+
+    def play(inputs):
+        population = data.Partitioned(data.Arrays(inputs, y), clients=8)
+        return run(federation(population=population, test=(inputs, y), rounds=1), simulation).rounds[0].metrics
+
+    play(x)
+    x *= 2
+    assert play(x) == play(x.copy())
+    assert len(simulation._tensors) == 2  # training and test, of the last run alone
+
+
+def test_a_large_data_set_is_not_held_twice(monkeypatch):
+    plain = run(federation(rounds=1), Simulation(1, "graph"))
+    monkeypatch.setattr("umbel.runtimes.simulation.LARGE_BYTES", 0)
+    simulation = Simulation(1, "graph")
+    assert run(federation(rounds=1), simulation).params_sha256 == plain.params_sha256
+    assert not simulation._tensors

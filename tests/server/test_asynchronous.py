@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from federations import Nowhere, dropped_and_normalised, federation
+from interruptions import Killed, Live, kill_at
 from simulations import play
 from umbel import (
     AllClients,
@@ -29,10 +30,9 @@ from umbel.core import serial
 from umbel.core.devices import Around, Deadline, Devices, Diurnal
 from umbel.core.types import NOTHING, ClientUpdate, Mean, ServerState
 from umbel.data import Generated
-from umbel.runtimes.attacked import Attacked
 from umbel.server.asynchronous import AsynchronousState, first_state, play_asynchronously
+from umbel.server.rounds import RoundSetup
 from umbel.server.store import Store
-from umbel.strategies.attacks import SignFlip
 from umbel.strategies.fedadam import FedAdam
 from umbel.strategies.fedasync import FedAsync
 from umbel.strategies.fedbuff import FedBuff
@@ -227,6 +227,9 @@ class StopAfter:
         if record.round == self.round:
             raise Stop
 
+    def on_end(self, history):
+        raise AssertionError("the run was to be stopped before its end")
+
 
 @pytest.mark.parametrize(
     "strategy", [FedBuff(3, FedAdam(0.05)), FedBuff(3, max_staleness=1), FedAsync(), SemiSynchronous(0.5)]
@@ -253,14 +256,17 @@ play(uneven(), 2, store={url!r})
 """
 
 
-@pytest.mark.parametrize("point", ["mid-training:3", "before-commit:4"])
-def test_killed_at_any_instruction_it_resumes_to_the_same_bits(tmp_path, point):
+def test_killed_at_any_instruction_it_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    """By SIGKILL first; then, resumed, at another instruction, with nothing tidied up."""
     url, here = f"sqlite:///{tmp_path / 'runs.db'}", Path(__file__).parent
     code = KILLED.format(tests=str(here.parent), here=str(here), url=url)
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "UMBEL_CRASH_AT": point}, check=False)
-    assert done.returncode == -9
+    environment = {**os.environ, "UMBEL_CRASH_AT": "mid-training:3"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -9
+    kill_at(monkeypatch, "before-commit", 4)
+    with pytest.raises(Killed):
+        play(uneven(), 2, store=url, resume="latest")
     with Store.open(url) as store:
-        assert 0 < store.load_run("latest").records[-1].round < 4
+        assert store.load_run("latest").records[-1].round == 3
     resumed = play(uneven(), 2, store=url, resume="latest")
     assert resumed.params_sha256 == play(uneven(), 2).params_sha256
 
@@ -268,12 +274,13 @@ def test_killed_at_any_instruction_it_resumes_to_the_same_bits(tmp_path, point):
 def test_what_is_kept_is_bounded_by_who_is_at_work():
     experiment = uneven(rounds=12, strategy=FedBuff(1, max_staleness=2))
     simulation, history = Simulation(workers=1), []
-    spec = simulation.open(experiment, Nowhere())
+    opened = simulation.open(experiment, Nowhere())
+    table = RoundSetup(experiment.resolved, simulation, opened, Nowhere())
     params = simulation.initial_params()
-    state = ServerState(0, params, first_state(experiment, params), experiment.transforms.init(spec), {})
+    state = ServerState(0, params, first_state(table.experiment, params), experiment.transforms.init(opened.spec), {})
     failures = []
     for _ in range(experiment.rounds):
-        state, record, failed = play_asynchronously(experiment, simulation, state, history)
+        state, record, failed = play_asynchronously(table, state, history)
         failures += failed
         history.append(record)
         kept = state.strategy
@@ -319,13 +326,13 @@ def test_at_night_the_server_waits():
 def test_what_has_no_cohorts_refuses_what_is_about_them():
     with pytest.raises(IncompatibleError, match="deadline"):
         federation(strategy=FedBuff(), devices=Devices(), deadline=Deadline(1.0))
-    with pytest.raises(IncompatibleError, match="mixes models"):
+    with pytest.raises(IncompatibleError, match="turns into mixed models"):
         federation(strategy=FedAsync(), transforms=Chain(Clip(1.0)))
     play(federation(strategy=FedBuff(4), transforms=Chain(Clip(1.0)), rounds=1))
     with pytest.raises(IncompatibleError, match="more than a server's half"):
         FedBuff(server=FedBuff())
-    with pytest.raises(ConfigError, match="needs a runtime with asynchronous rounds"):
-        run(federation(strategy=FedBuff()), Attacked(Simulation(workers=1), SignFlip(), [0]))
+    with pytest.raises(ConfigError, match="on the virtual clock, Simulation's"):
+        run(federation(strategy=FedBuff()), Live(Simulation(workers=1)))
 
 
 @pytest.mark.parametrize("make", [lambda: FedBuff(0), lambda: FedAsync(0.0), lambda: FedAsync(1.5), lambda: Hinge(-1)])

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from federations import federation
 from umbel import (
     AllClients,
     ConfigError,
@@ -14,6 +15,7 @@ from umbel import (
     ExponentialDecay,
     FixedCohort,
     KeepBest,
+    Local,
     PoissonCohort,
     ReduceOnPlateau,
     RunStopped,
@@ -23,12 +25,16 @@ from umbel import (
     WeightedCohort,
     derive,
 )
+from umbel.core.directions import NO_DIRECTIONS, Measures
 from umbel.core.types import RoundRecord
+from umbel.server.watched import check_watched, watching
 
 
-def records(*values, metric="test_loss"):
+def records(*values, metric="test_loss", directions=NO_DIRECTIONS):
     return [
-        RoundRecord(position + 1, 1, 0, {} if value is None else {metric: value}, 0.0, None, None, None, None)
+        RoundRecord(
+            position + 1, 1, 0, {} if value is None else {metric: value}, 0.0, None, None, None, None, directions
+        )
         for position, value in enumerate(values)
     ]
 
@@ -129,3 +135,47 @@ def test_stop_at_and_keep_best():
     assert KeepBest("test_accuracy").best_round(accuracies) == 2
     assert KeepBest("test_loss").best_round(accuracies) is None
     assert KeepBest().best_round(records(float("nan"), 2.0)) == 2
+
+
+VALUES = (1.0, 0.5, 0.6, float("nan"), 0.7, 0.4, 0.45, 0.5)
+
+
+@pytest.mark.parametrize("directions", [{"error": "min"}, {"error": None}, {}], ids=str)
+def test_what_falls_and_its_negative_that_rises_are_decided_alike(directions):
+    """By the direction that the records know, or by the mode that is given."""
+    mode = None if directions.get("error") else "min"
+    opposite = {name: "max" if direction else None for name, direction in directions.items()}
+    falling = records(*VALUES, metric="test_error", directions=directions)
+    rising = records(*(-value for value in VALUES), metric="test_error", directions=opposite)
+    for make in (
+        lambda mode: EarlyStopping("test_error", patience=3, restore_best=True, mode=mode),
+        lambda mode: KeepBest("test_error", mode=mode),
+    ):
+        one, other = make(mode), make(mode and "max")
+        for count in range(1, len(VALUES) + 1):
+            assert (one.decide(falling[:count]) is None) == (other.decide(rising[:count]) is None)
+            assert one.best_round(falling[:count]) == other.best_round(rising[:count])
+    assert KeepBest("test_error", mode=mode).best_round(falling) == 6
+    plateau = ReduceOnPlateau(1.0, metric="test_error", patience=2, mode=mode)
+    mirrored = ReduceOnPlateau(1.0, metric="test_error", patience=2, mode=mode and "max")
+    assert plateau.at(9, falling) == mirrored.at(9, rising) < 1.0
+    stops = [StopAt("test_error", 0.45, mode=mode).decide(falling[:count]) for count in range(1, 9)]
+    assert [bool(stop) for stop in stops] == [False] * 5 + [True, True, False]
+    assert StopAt("test_error", -0.45, mode=mode and "max").decide(rising[:6]) == "test_error reached -0.4000"
+
+
+def test_an_unknown_direction_is_asked_for():
+    unknown = records(1.0, metric="test_psnr")
+    for callback in (EarlyStopping("test_psnr"), StopAt("test_psnr", 2.0)):
+        with pytest.raises(ConfigError, match=r"'test_psnr' is to fall or to rise.* say mode="):
+            callback.decide(unknown)
+    with pytest.raises(ConfigError, match="to be 'min', 'max' or None"):
+        StopAt("test_psnr", 2.0, mode="up")
+
+
+def test_parts_inside_others_are_seen_to_watch():
+    warm = WarmUp(3, WarmUp(2, ReduceOnPlateau(0.1, metric="test_psnr")))
+    recipe = federation(local=Local(learning_rate=warm), callbacks=(KeepBest(),)).resolved
+    assert list(watching(recipe)) == [(KeepBest(), "test_loss"), (warm, "test_psnr")]
+    with pytest.raises(ConfigError, match=r"ReduceOnPlateau.* say mode="):
+        check_watched(recipe, Measures({"loss": "min", "psnr": None}, is_complete=True), is_live=False)

@@ -15,12 +15,15 @@ from umbel import (
     FedAvg,
     KeepBest,
     Local,
+    PoissonCohort,
     ReduceOnPlateau,
     RunStopped,
     Simulation,
     StopAt,
     StoreError,
+    WarmUp,
     cross_validate,
+    data,
     run,
 )
 from umbel.core.types import NOTHING
@@ -101,6 +104,14 @@ def test_resumed_run_equals_uninterrupted_run(url, round, uninterrupted):
     assert resumed.run == watcher.run
 
 
+def test_the_simulation_that_was_interrupted_resumes_the_run(url):
+    """Eagerly it trains the model itself, at other rates since: it is the same model all the same."""
+    watcher, simulation = InterruptAfter(4), Simulation(debug=True)
+    with pytest.raises(Interrupted):
+        run(stateful(), simulation, store=url, watchers=[watcher])
+    assert len(run(stateful(), simulation, store=url, resume=watcher.run).rounds) == 5
+
+
 def test_a_store_changes_nothing(url, uninterrupted):
     history = run(stateful(), Simulation(workers=2), store=url)
     assert history.params_sha256 == uninterrupted.params_sha256
@@ -139,17 +150,52 @@ def test_resumed_with_nothing_left_to_do_a_run_makes_no_other_version(url):
         assert [model.run for model in store.models.list("small")] == [begun.run] * 2
 
 
+def own_metric():
+    import keras
+
+    class Margin(keras.metrics.Mean):
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            return super().update_state(keras.ops.max(y_pred, -1), sample_weight)
+
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=[Margin(name="margin"), "sparse_categorical_crossentropy"])
+    return model
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"callbacks": (StopAt("test_acuracy", 0.9),)},
-        {"callbacks": (EarlyStopping(),), "test": None, "validation": federation().population},
-        {"local": Local(learning_rate=ReduceOnPlateau(0.1, metric="loss"))},
+        ({"callbacks": (StopAt("test_acuracy", 0.9),)}, "did you mean 'test_accuracy'"),
+        ({"callbacks": (EarlyStopping(),), "test": None, "validation": federation().population}, "is not measured"),
+        ({"callbacks": (KeepBest("train_f1"),)}, "is not measured"),
+        ({"local": Local(learning_rate=ReduceOnPlateau(0.1, metric="loss"))}, r"is not measured: .*Known: "),
+        ({"local": Local(learning_rate=WarmUp(2, ReduceOnPlateau(0.1, "virtual_seconds")))}, "is not measured"),
+        ({"callbacks": (KeepBest("test_margin"),), "model": own_metric}, 'say mode="min" or mode="max"'),
     ],
 )
-def test_waiting_for_what_is_not_measured_is_said_after_a_round(changes):
-    with pytest.raises(ConfigError, match=r"which is not measured: .*Known: "):
-        run(federation(**changes), Simulation(workers=1))
+def test_waiting_for_what_is_not_measured_or_not_known_to_rise_is_said_before_a_run_begins(url, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run(federation(**changes), Simulation(workers=1), store=url)
+    with Store.open(url) as store:
+        assert store.runs() == []
+
+
+def test_directions_are_kept_with_the_run(url):
+    callbacks = (KeepBest("test_margin", mode="max"), StopAt("validation_sparse_categorical_crossentropy_p10", 0.0))
+    experiment = federation(model=own_metric, callbacks=callbacks, validation=federation().population)
+    history = run(experiment, Simulation(workers=1), store=url)
+    assert history.directions == {"loss": "min", "margin": None, "sparse_categorical_crossentropy": "min"}
+    with Store.open(url) as store:
+        stored = store.load_run(history.run)
+    assert stored.records == list(history.rounds)
+    assert history.rounds_to(np.inf, "test_sparse_categorical_crossentropy") == 1
+    assert history.rounds_to(np.inf, "test_margin", mode="max") is None
+    with pytest.raises(ConfigError, match=r"a target of 0\.5 needs to know whether 'test_margin' is to fall"):
+        history.rounds_to(0.5, "test_margin")
+    best = int(np.argmax(history.column("test_margin"))) + 1
+    until = dataclasses.replace(experiment, rounds=best, callbacks=())
+    assert history.params_sha256 == run(until, Simulation(workers=1)).params_sha256
 
 
 @pytest.mark.parametrize(
@@ -177,7 +223,7 @@ def test_unknown_run_and_missing_store(url):
 
 def test_a_stopped_run_says_why_and_keeps_its_rounds(url):
     with pytest.raises(RunStopped, match="expected at least 6"):
-        run(federation(min_clients=6), Simulation(workers=1), store=url)
+        run(federation(sampler=PoissonCohort(0.3), min_clients=6), Simulation(workers=1), store=url)
     with Store.open(url) as store:
         (summary,) = store.runs()
         stored = store.load_run(summary.run)
@@ -207,9 +253,9 @@ def test_callbacks_end_a_run_early():
     assert len(history.rounds) == 2
 
 
-@pytest.mark.parametrize("runtime", ["simulation", Simulation, None])
+@pytest.mark.parametrize("runtime", ["simulation", Simulation])
 def test_what_is_no_runtime_is_refused(runtime):
-    with pytest.raises(ConfigError, match=r"such as Simulation\(\)"):
+    with pytest.raises(ConfigError, match=r"Simulation\("):
         run(federation(), runtime)
 
 
@@ -250,3 +296,23 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     written = {event.step: event.tensor_proto.float_val[0] for event in events.Tensors("test/accuracy")}
     assert written == pytest.approx({record.round: record.metrics["test_accuracy"] for record in history.rounds})
     assert len(events.Tensors("run/seconds")) == 3
+
+
+def test_a_run_is_not_resumed_when_the_classes_in_its_files_changed(tmp_path):
+    """The number of each class follows from all classes that files hold: another one would shift those after it."""
+    x, names = np.ones((2, 6), np.float32), ("dog", "owl")
+
+    def experiment(rounds):
+        clients = [data.NpzFile(tmp_path / "a.npz"), data.NpzFile(tmp_path / "b.npz")]
+        return federation(population=data.PerClient(clients), sampler=AllClients(), test=None, rounds=rounds)
+
+    for file in "ab":
+        np.savez(tmp_path / f"{file}.npz", x=x, y=np.array(names))
+    simulation = Simulation(workers=1)
+    with Store.open(f"sqlite:///{tmp_path}/umbel.db") as store:
+        began = run(experiment(1), simulation, store=store)
+        np.savez(tmp_path / "b.npz", x=x, y=np.array(["ant", "owl"]))
+        with pytest.raises(
+            ConfigError, match=r'classes was \["dog", "owl"\], is now \["ant", "dog", "owl"\]; restore t'
+        ):
+            run(experiment(2), simulation, store=store, resume=began.run)

@@ -2,12 +2,13 @@
 
 import io
 
+import numpy as np
 import pytest
 
 from federations import federation
-from umbel import ConfigError
+from umbel import ConfigError, Simulation, run
 from umbel.core.types import Failure, RoundRecord
-from umbel.server import Progress
+from umbel.server import History, Progress
 
 
 def shown(rounds, failing=(), **settings):
@@ -29,6 +30,34 @@ def test_a_line_per_round():
 
 def test_every_other_round_and_the_last():
     assert [line.split()[1] for line in shown(5, every=2)] == ["2/5", "4/5", "5/5"]
+
+
+def test_a_line_in_so_many_seconds_and_the_last():
+    assert [line.split()[1] for line in shown(5, seconds=3600)] == ["1/5", "5/5"]
+
+
+def test_a_run_that_ends_early_shows_the_round_it_ended_with():
+    stream = io.StringIO()
+    progress = Progress(stream, every=5)
+    records = [RoundRecord(number, 1, 0, {"test_accuracy": 0.9}, 0.5, None, None, None, None) for number in (1, 2)]
+    progress.on_start(federation(rounds=9), None, None, ())
+    for record in records:
+        progress.on_round(record, ())
+    progress.on_end(History("small", tuple(records), np.zeros(1), None, stopped_early="test_accuracy reached 0.9"))
+    assert stream.getvalue().splitlines()[1:] == [
+        "round 2/9  test accuracy 0.9000  1 client  0.50 s",
+        "ended early: test_accuracy reached 0.9",
+    ]
+
+
+def test_a_run_shows_itself_unless_it_has_other_watchers(capsys):
+    """On standard error: what a program prints itself can be read by another."""
+    experiment, simulation = federation(rounds=2), Simulation(workers=1, compile="graph")
+    run(experiment, simulation)
+    output, errors = capsys.readouterr()
+    assert (output, [line.split()[0] for line in errors.splitlines()]) == ("", ["small,", "round", "round"])
+    run(experiment, simulation, watchers=())
+    assert capsys.readouterr() == ("", "")
 
 
 def test_who_is_left_out_is_shown_in_any_round_and_not_without_end():

@@ -13,7 +13,7 @@ from flwr.server.strategy import aggregate as flower_folds
 from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 
-from umbel.core.folds import WeightedSum
+from umbel.core.aggregators import WeightedSum
 from umbel.core.types import NOTHING, ClientUpdate
 from umbel.strategies import (
     Bulyan,
@@ -53,10 +53,10 @@ def ours(strategy):
     params, found = start(), []
     state = strategy.init(params)
     for round in range(1, ROUNDS + 1):
-        fold = WeightedSum()
-        total = fold.zero(SIZE)
+        aggregator = WeightedSum()
+        total = aggregator.zero(SIZE)
         for delta, weight in zip(deltas(round), WEIGHTS, strict=True):
-            total = fold.add(total, ClientUpdate(delta, NOTHING, weight, {}))
+            total = aggregator.add(total, ClientUpdate(delta, NOTHING, weight, {}))
         state, params = strategy.update(state, params, total.mean())
         found.append(params)
     return found
@@ -121,14 +121,14 @@ def test_fedadam_undoes_the_bias_and_flowers_does_not():
     assert short < 0.75
 
 
-class TestFolds:
-    """On deltas: Flower folds models, which differ from them by the same params for everybody."""
+class TestAggregators:
+    """On deltas: Flower aggregators models, which differ from them by the same params for everybody."""
 
-    def centre(self, fold, rows):
-        accumulator = fold.zero(rows.shape[1])
+    def centre(self, aggregator, rows):
+        accumulator = aggregator.zero(rows.shape[1])
         for row in rows:
-            accumulator = fold.add(accumulator, ClientUpdate(row, NOTHING, 1.0, {}))
-        return fold.total(accumulator).mean().delta
+            accumulator = aggregator.add(accumulator, ClientUpdate(row, NOTHING, 1.0, {}))
+        return aggregator.total(accumulator).mean().delta
 
     def results(self, rows):
         """Two layers: Flower's models are lists of arrays."""

@@ -1,11 +1,11 @@
-"""What attackers send is what their papers say, and folds do what theirs say about it."""
+"""What attackers send is what their papers say, and aggregators do what theirs say about it."""
 
 import numpy as np
 import pytest
 
 from federations import blobs, federation
 from umbel import AllClients, ConfigError, Local, Simulation, data, derive, run
-from umbel.core.folds import WeightedSum
+from umbel.core.aggregators import WeightedSum
 from umbel.core.types import ClientUpdate, Weighted
 from umbel.data.attacks import Backdoor, LabelFlip
 from umbel.runtimes.attacked import Attacked
@@ -66,10 +66,10 @@ class TestFormulas:
         """Where the honest deltas cancel out: then the mean is the attackers' own."""
         own, one = updates(2), updates(1, seed=1)[0]
         honest = [one, one._replace(delta=-one.delta)]
-        fold = WeightedSum()
-        total = fold.zero(SIZE)
+        aggregator = WeightedSum()
+        total = aggregator.zero(SIZE)
         for update in [*Scaling().forge(own, honest, KEY), *honest]:
-            total = fold.add(total, update)
+            total = aggregator.add(total, update)
         expected = np.average([update.delta for update in own], axis=0, weights=[update.weight for update in own])
         np.testing.assert_allclose(total.mean().delta, expected, rtol=1e-4, atol=1e-5)
 
@@ -127,7 +127,7 @@ POPULATION = data.Partitioned(data.Arrays(*blobs(1000)), by=data.Iid(), clients=
 TRIGGERED = Backdoor(POPULATION, BAD, target=0, pixels=(0, 1), value=4.0)
 FLIPPED = LabelFlip(POPULATION, BAD, classes=3)
 TEST = blobs(500, seed=5)
-FOLDS = (
+AGGREGATORS = (
     Median(),
     TrimmedMean(0.2),
     Krum(3),
@@ -153,11 +153,11 @@ def simulation():
     with_models.close()
 
 
-def trained(simulation, fold, population=POPULATION, attack=None):
+def trained(simulation, aggregator, population=POPULATION, attack=None):
     """The history of four rounds with everybody in them."""
     local = Local(epochs=2, batch_size=10, learning_rate=0.1)
     experiment = federation(
-        fold=fold,
+        aggregator=aggregator,
         population=population,
         sampler=AllClients(),
         local=local,
@@ -183,13 +183,13 @@ class TestOneClientInFiveAttacks:
     def test_fedavg_breaks(self, simulation, unharmed, name):
         assert accuracy(trained(simulation, WeightedSum(), *ATTACKS[name])) < unharmed - 0.15
 
-    @pytest.mark.parametrize("fold", FOLDS, ids=lambda fold: type(fold).__name__)
-    def test_a_robust_fold_holds(self, simulation, unharmed, name, fold):
-        assert accuracy(trained(simulation, fold, *ATTACKS[name])) > unharmed - 0.07
+    @pytest.mark.parametrize("aggregator", AGGREGATORS, ids=lambda aggregator: type(aggregator).__name__)
+    def test_a_robust_fold_holds(self, simulation, unharmed, name, aggregator):
+        assert accuracy(trained(simulation, aggregator, *ATTACKS[name])) > unharmed - 0.07
 
 
-def backdoor_success(simulation, fold, attack):
-    params = trained(simulation, fold, TRIGGERED, attack).params
+def backdoor_success(simulation, aggregator, attack):
+    params = trained(simulation, aggregator, TRIGGERED, attack).params
     return simulation.evaluate(params, TRIGGERED.success_test(TEST))["accuracy"].mean()
 
 
@@ -199,6 +199,6 @@ def test_model_replacement_plants_a_backdoor_in_fedavg(simulation, unharmed):
     assert accuracy(trained(simulation, WeightedSum(), TRIGGERED, Scaling())) > unharmed - 0.07
 
 
-@pytest.mark.parametrize("fold", FOLDS, ids=lambda fold: type(fold).__name__)
-def test_robust_folds_keep_it_out(simulation, fold):
-    assert backdoor_success(simulation, fold, Scaling()) < 0.05
+@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=lambda aggregator: type(aggregator).__name__)
+def test_robust_folds_keep_it_out(simulation, aggregator):
+    assert backdoor_success(simulation, aggregator, Scaling()) < 0.05

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from umbel import ConfigError, derive
-from umbel.clients.worker import coded
+from umbel.clients.round import coded
+from umbel.core.aggregators import WeightedSum, decoded, opened
 from umbel.core.errors import ClientError
-from umbel.core.folds import InTheOpen, WeightedSum, decoded
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.types import NOTHING, ClientUpdate, Total, Weighted
 from umbel.strategies import codecs as package
@@ -289,10 +289,8 @@ def test_a_sum_that_overflows_is_refused():
 def test_bytes_are_counted_and_extra_arrives_as_it_is():
     codec, extra = Sign(), np.array([1.5, 2.25], np.float32)
     update, _ = coded(codec, ClientUpdate(vector(), extra, 3.0, {"loss": Weighted(1.0, 2.0)}), None, derive(0))
-    session = InTheOpen(WeightedSum(), SIZE, codec)
-    session.add(0, session.contribute(0, update, derive(1)))
-    assert session.bytes_up == 4 + 126 + 8 == update.nbytes
-    total = session.total()
+    assert update.nbytes == 4 + 126 + 8
+    total = WeightedSum().add(WeightedSum().zero(SIZE), opened(update, codec, SIZE))
     np.testing.assert_array_equal(total.extra, extra * 3)
     np.testing.assert_array_equal(total.delta, sent(codec, vector()) * 3)
     assert (total.weight, total.metrics) == (3.0, {"loss": Weighted(1.0, 2.0)})
@@ -301,7 +299,7 @@ def test_bytes_are_counted_and_extra_arrives_as_it_is():
 def test_a_payload_without_a_codec_is_refused():
     update, _ = coded(Sign(), ClientUpdate(vector(), NOTHING, 1.0, {}), None, derive(0))
     with pytest.raises(ClientError, match="no codec"):
-        InTheOpen(WeightedSum(), SIZE).add(0, update)
+        opened(update, None, SIZE)
 
 
 class TestForgedPayloads:

@@ -71,5 +71,5 @@ def test_refusals():
             FedProx(bad)
         with pytest.raises(ConfigError, match="mu="):
             Proximal(bad)
-    with pytest.raises(IncompatibleError, match="brings a rule"):
+    with pytest.raises(IncompatibleError, match="a rule for clients of its own, which strategy=FedProx"):
         federation(strategy=FedProx(0.1), rule=Proximal(0.1))

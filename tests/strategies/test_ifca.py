@@ -27,8 +27,8 @@ from umbel import (
     data,
     run,
 )
+from umbel.core.aggregators import WeightedSum
 from umbel.core.clusters import cluster_of, first_best, membership
-from umbel.core.folds import WeightedSum
 from umbel.core.types import NOTHING, ClientUpdate, Weighted
 from umbel.strategies import IFCA, Median, NormBound, PerCluster
 from umbel.strategies.ifca import Clusters
@@ -130,7 +130,7 @@ def test_each_model_is_tested_and_params_are_the_leaders():
     simulation = Simulation(1, "graph")
     tried = federation(strategy=IFCA(3))
     history = run(tried, simulation)
-    last, test = history.rounds[-1].metrics, tried.test_examples()
+    last, test = history.rounds[-1].metrics, tried.resolved.test_examples()
     for number, model in enumerate(history.models):
         assert last[f"test_cluster_{number}_loss"] == simulation.evaluate(model, test)["loss"].mean()
     leaders = [number for number, model in enumerate(history.models) if np.array_equal(model, history.params)]
@@ -187,12 +187,12 @@ def test_a_robust_fold_is_robust_in_each_cluster():
     population = two_kinds()
     alike = data.PerClient([tuple(population.examples(int(kind == 1)))[:2] for kind in KINDS])
     plain, median = (
-        run(experiment(population=alike, rounds=2, fold=fold), Simulation(1, "graph"))
-        for fold in (WeightedSum(), Median())
+        run(experiment(population=alike, rounds=2, aggregator=aggregator), Simulation(1, "graph"))
+        for aggregator in (WeightedSum(), Median())
     )
     np.testing.assert_allclose(median.models, plain.models, rtol=1e-5)
     simulation = Simulation(1, "graph")
-    held = run(experiment(population=alike, rounds=1, fold=NormBound(1e-6)), simulation)
+    held = run(experiment(population=alike, rounds=1, aggregator=NormBound(1e-6)), simulation)
     start = IFCA(2, spread=0.9).init(simulation.initial_params())
     np.testing.assert_allclose(held.models, start.models, atol=2e-6)
 
@@ -210,28 +210,31 @@ def update(value, chosen=None, weight=1.0):
 
 
 def test_sums_merge_like_one():
-    fold = PerCluster(WeightedSum(), 2)
+    aggregator = PerCluster(WeightedSum(), 2)
     updates = [update(1, 0, 2.0), update(2, 1), update(3, 0), update(4, 1, 5.0)]
 
     def folded(some):
-        accumulator = fold.zero(3)
+        accumulator = aggregator.zero(3)
         for one in some:
-            accumulator = fold.add(accumulator, one)
+            accumulator = aggregator.add(accumulator, one)
         return accumulator
 
-    whole, parts = fold.total(folded(updates)), fold.total(fold.merge(folded(updates[:1]), folded(updates[1:])))
+    whole, parts = (
+        aggregator.total(folded(updates)),
+        aggregator.total(aggregator.merge(folded(updates[:1]), folded(updates[1:]))),
+    )
     np.testing.assert_array_equal(whole.extra, parts.extra)
     np.testing.assert_array_equal(whole.extra, [3, 6, *[5] * 3, *[22] * 3])
     np.testing.assert_array_equal(whole.delta, [27] * 3)
     assert (whole.weight, whole.clients) == (parts.weight, parts.clients) == (9.0, 4)
-    assert fold.total(fold.zero(3)).clients == 0
+    assert aggregator.total(aggregator.zero(3)).clients == 0
 
 
 def test_a_cluster_without_clients_keeps_its_model():
     strategy, params = IFCA(2), np.ones(3, np.float32)
     state = strategy.init(params)
-    fold = strategy.fold(WeightedSum())
-    mean = fold.total(fold.add(fold.zero(3), update(1.0, 1))).mean()
+    aggregator = strategy.aggregator(WeightedSum())
+    mean = aggregator.total(aggregator.add(aggregator.zero(3), update(1.0, 1))).mean()
     after, leader = strategy.update(state, params, mean)
     np.testing.assert_array_equal(after.models[0], state.models[0])
     np.testing.assert_allclose(after.models[1], state.models[1] + 1)
@@ -280,14 +283,17 @@ def test_refusals():
         with pytest.raises(ConfigError, match=next(iter(bad))):
             IFCA(**bad)
     for changes, message in (
-        ({"aggregation": SecureSum(limit=1.0)}, "hide which cluster"),
-        ({"transforms": Chain(Clip(1.0))}, "undone on one sum"),
-        ({"local": Local(per_example=PerExample(clip_norm=1.0, noise_multiplier=1.0))}, "does not cover which cluster"),
+        ({"secure_aggregation": SecureSum(limit=1.0)}, "needs individual updates, which secure_aggregation=SecureSum"),
+        ({"transforms": Chain(Clip(1.0))}, "one sum of all updates"),
+        (
+            {"local": Local(per_example=PerExample(clip_norm=1.0, noise_multiplier=1.0))},
+            "nothing else of their",
+        ),
     ):
         with pytest.raises(IncompatibleError, match=message):
             federation(strategy=IFCA(2), **changes)
     train, others = next(data.kfold_clients(federation().population, 4))
-    with pytest.raises(IncompatibleError, match="hold none"):
+    with pytest.raises(IncompatibleError, match="clients with training examples, which validation"):
         federation(population=train, validation=others, strategy=IFCA(2), sampler=AllClients())
     with pytest.raises(ConfigError, match="needs the model's test_step to report a loss"):
         run(federation(model=silent, strategy=IFCA(2)), Simulation(1, "graph"))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sums import total_of
 
 from federations import dense, federation
 from normalised import far_apart, normalised, statistics_of
@@ -19,13 +20,14 @@ from umbel import (
     TopK,
     derive,
 )
+from umbel.core.aggregators import WeightedSum
 from umbel.core.chain import flattened
-from umbel.core.folds import InTheOpen, WeightedSum
 from umbel.core.spec import ModelSpec, VariableSpec
-from umbel.core.types import NOTHING, ClientUpdate, Shape
+from umbel.core.tree import Tree
+from umbel.core.types import NOTHING, ClientUpdate
 from umbel.privacy import LocalPlan
 from umbel.strategies import IFCA, Bulyan, Krum, Median, PooledVariance, RandomMask, TrimmedMean
-from umbel.strategies.folds.norm_bound import NormBound
+from umbel.strategies.aggregators.norm_bound import NormBound
 
 SIZE = 4
 SPEC = ModelSpec(
@@ -55,14 +57,22 @@ def vector_of(layers):
     return vector
 
 
-def pooled(session, clients, base, weights, transform=PooledVariance()):  # noqa: B008  frozen, without state
-    """The new params after a round that is summed by session."""
+def pooled(add_up, clients, base, weights, transform=PooledVariance()):  # noqa: B008  frozen, without state
+    """The new params after a round. add_up: makes a Total of updates."""
     state = transform.init(SPEC)
-    for number, (own, weight) in enumerate(zip(clients, weights, strict=True)):
-        update = transform.encode(state, ClientUpdate(own - base, NOTHING, float(weight), {}), derive(0, number))
-        session.add(number, session.contribute(number, update, derive(1, number)))
-    _, total = transform.decode(state, session.total(), derive(2))
+    updates = [
+        transform.encode(state, ClientUpdate(own - base, NOTHING, float(weight), {}), derive(0, number))
+        for number, (own, weight) in enumerate(zip(clients, weights, strict=True))
+    ]
+    _, total = transform.decode(state, add_up(updates), derive(2))
     return base + total.mean().delta
+
+
+def in_the_open(updates):
+    tree = Tree(WeightedSum(), SPEC.size)
+    for update in updates:
+        tree.add(update)
+    return tree.total()
 
 
 def assert_pooled(params, examples, tolerance):
@@ -83,7 +93,7 @@ def start(centre=0.0):
 def test_the_weighted_mean_is_the_union(centre):
     """From params anywhere near: a mean of 10,000 deviations would leave nothing of v + m² in float32."""
     examples, clients = measured(centre=centre)
-    params = pooled(InTheOpen(WeightedSum(), SPEC.size), clients, start(centre), EXAMPLES)
+    params = pooled(in_the_open, clients, start(centre), EXAMPLES)
     assert_pooled(params, examples, 2e-3 if centre else 1e-5)
     np.testing.assert_allclose(params[:3], 0.25, rtol=1e-6)
 
@@ -92,15 +102,18 @@ def test_a_secure_sum_gives_the_same_to_its_rounding():
     sizes = (20,) * 5
     examples, clients = measured(sizes)
     aggregation = SecureSum(limit=20.0, metrics=())
-    session = aggregation.session(Shape(SPEC.size, 0), range(5), 1, derive(3), is_real=True)
-    assert_pooled(pooled(session, clients, start(), [1] * 5), examples, 5 * aggregation.encoding(5).step)
+
+    def add_up(updates):
+        return total_of(aggregation, range(5), updates, derive(3), is_real=True)[0]
+
+    assert_pooled(pooled(add_up, clients, start(), [1] * 5), examples, 5 * aggregation.encoding(5).step)
 
 
 def test_clipped_updates_are_mixed_with_the_statistics_before():
     """An update scaled by c is that of a client with a share of c, the rest being the model as it was: never < 0."""
     _, clients = measured()
     base, transform = start(), Chain(PooledVariance(), Clip(0.5))
-    params = pooled(InTheOpen(WeightedSum(), SPEC.size), clients[2:3], base, [1.0], transform)
+    params = pooled(in_the_open, clients[2:3], base, [1.0], transform)
     for mean, variance in PLACES:
         way = clients[2][mean] - base[mean]
         share = (params[mean] - base[mean]) / way
@@ -124,16 +137,19 @@ def test_runs_have_the_statistics_of_all_examples():
 FIRST = {"transforms": PooledVariance()}
 PLAN = LocalPlan(epsilon=8.0, delta=1e-4, rounds=1, population=8, clip_norm=1.0, noise_multiplier=3.0)
 REFUSED = {
-    "median": (FIRST | {"fold": Median()}, "each number on its own"),
-    "trimmed mean": (FIRST | {"fold": TrimmedMean(0.1)}, "each number on its own"),
-    "bulyan": (FIRST | {"fold": Bulyan(0)}, "each number on its own"),
-    "codec": (FIRST | {"codec": TopK(0.5, error_feedback=False)}, "loses a part"),
-    "mask": ({"transforms": Chain(PooledVariance(), RandomMask(0.5))}, "each number on its own"),
-    "per layer": ({"transforms": Chain(PooledVariance(), Chain(ClipPerLayer(1.0)))}, "each number on its own"),
+    "median": (FIRST | {"aggregator": Median()}, "whole .* number by number"),
+    "trimmed mean": (FIRST | {"aggregator": TrimmedMean(0.1)}, "whole .* number by number"),
+    "bulyan": (FIRST | {"aggregator": Bulyan(0)}, "whole .* number by number"),
+    "codec": (FIRST | {"codec": TopK(0.5, error_feedback=False)}, "whole updates, .*TopK.* loses in part"),
+    "mask": ({"transforms": Chain(PooledVariance(), RandomMask(0.5))}, "whole .* number by number"),
+    "per layer": (
+        {"transforms": Chain(PooledVariance(), Chain(ClipPerLayer(1.0)))},
+        "whole .* number by number",
+    ),
     "after clipping": ({"transforms": Chain(Clip(1.0), PooledVariance())}, "put it first"),
     "twice": ({"transforms": Chain(PooledVariance(), PooledVariance())}, "and once"),
-    "asynchronous": (FIRST | {"strategy": FedBuff(2)}, "from different rounds"),
-    "clusters": (FIRST | {"strategy": IFCA(2)}, "takes others"),
+    "asynchronous": (FIRST | {"strategy": FedBuff(2)}, "which strategy=FedBuff.* other rounds"),
+    "clusters": (FIRST | {"strategy": IFCA(2)}, "one sum of all updates, which strategy=IFCA"),
 }
 
 
@@ -146,9 +162,9 @@ def test_refused_where_it_would_not_hold(changes, why):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"fold": Krum(0)},
-        {"fold": NormBound(1.0)},
-        {"aggregation": SecureSum(limit=1.0), "weighting": "uniform"},
+        {"aggregator": Krum(0)},
+        {"aggregator": NormBound(1.0)},
+        {"secure_aggregation": SecureSum(limit=1.0), "weighting": "uniform"},
         {"plan": PLAN, "sampler": AllClients(), "weighting": "uniform"},
     ],
     ids=lambda changes: next(iter(changes)),

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from rounds import begin, collect
 
 from federations import CLASSES, FEATURES, Nowhere, adam, blobs, dense, dropped_and_normalised, federation
 from simulations import play, simulation
@@ -27,7 +28,8 @@ from umbel import (
     run,
 )
 from umbel.clients.optimizers import DeltaSGD
-from umbel.clients.worker import Worker
+from umbel.clients.round import train_client
+from umbel.clients.tensorflow.engine import TensorFlowEngine
 from umbel.core.types import NOTHING, Broadcast
 from umbel.privacy import LocalPlan
 from umbel.strategies import Agnostic, SplitFed
@@ -110,7 +112,7 @@ def test_version_2_trains_one_server_half_in_turn():
     """As whole models would, if each began with the last one's second half."""
     experiment = small(SplitFed("dense", 2), model=dropped_and_normalised, rounds=1, test=None)
     history = play(experiment)
-    plain = Worker(small(FedAvg(), model=dropped_and_normalised))
+    plain = TensorFlowEngine(small(FedAvg(), model=dropped_and_normalised))
     params, resident, key = plain.initial_params, POPULATION.resident(), derive(experiment.seed, "round", 1)
     cohort = experiment.sampler.sample(range(8), POPULATION.sizes, key.derive("cohort"))
     turns = experiment.strategy.turns(cohort, key.derive("turns"))
@@ -119,7 +121,8 @@ def test_version_2_trains_one_server_half_in_turn():
     for client in turns:
         begins = np.concatenate([params[:CLIENT], present[CLIENT:]])
         broadcast = Broadcast(1, begins, NOTHING, (), 0.1)
-        update, _ = plain.train(broadcast, client, key.derive("client", client), resident, POPULATION.indices(client))
+        rows = POPULATION.indices(client)
+        update = train_client(plain, broadcast, client, key.derive("client", client), resident, rows).content
         present[CLIENT:] += update.delta[CLIENT:]
         sums, weights = sums + update.weight * update.delta[:CLIENT], weights + update.weight
     np.testing.assert_allclose(history.params[CLIENT:], present[CLIENT:], rtol=1e-5, atol=1e-6)
@@ -196,7 +199,7 @@ def mixed():
 
 
 def test_the_halves_share_nothing_and_leave_nothing_out():
-    worker = Worker(small(SplitFed("dense"), model=dropped_and_normalised))
+    worker = TensorFlowEngine(small(SplitFed("dense"), model=dropped_and_normalised))
     client, server = (
         {weight.path for weight in half.model.weights} for half in (worker.halves.client, worker.halves.server)
     )
@@ -218,9 +221,9 @@ def test_a_client_that_fails_leaves_nothing_on_the_server():
 
     experiment = small(InOrder("dense", 2), population=data.PerClient(parts), rounds=1, test=None)
     runtime = simulation(experiment)
-    runtime.open(experiment, Nowhere())
+    begin(runtime, experiment)
     broadcast, key = Broadcast(1, runtime.initial_params(), NOTHING, (), 0.1), derive(0)
-    found, expected = (runtime.collect(broadcast, cohort, key) for cohort in ([0, 2, 4], [0, 4]))
+    found, expected = (collect(runtime, broadcast, cohort, key) for cohort in ([0, 2, 4], [0, 4]))
     assert [failure.client for failure in found.failures] == [2]
     np.testing.assert_array_equal(found.total.delta, expected.total.delta)
 
@@ -302,18 +305,21 @@ LOCAL = LocalPlan(epsilon=50.0, delta=1e-3, rounds=3, population=8, clip_norm=0.
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"plan": LOCAL, "sampler": None}, r"activations and labels in every step, which plan=LocalPlan"),
-        ({"local": dataclasses.replace(federation().local, per_example=PerExample(1.0, 1.0))}, r"local.per_example="),
-        ({"aggregation": SecureSum(limit=4.0, max_weight=64)}, r"shows the server each client's activations"),
-        ({"transforms": Chain(Clip(1.0))}, r"transforms=.*is for whole models"),
-        ({"codec": Sign()}, r"codec=Sign.* is for whole models"),
-        ({"rule": Proximal(0.1)}, r"rule=Proximal"),
-        ({"reweighting": Agnostic(0.1)}, r"Agnostic.*SplitFed.* trains in halves"),
-        ({"devices": Devices()}, r"reckons with one broadcast"),
+        ({"plan": LOCAL, "sampler": None}, r"plan=LocalPlan.* needs .*nothing else of their examples"),
+        (
+            {"local": dataclasses.replace(federation().local, per_example=PerExample(1.0, 1.0))},
+            r"local.per_example=.* needs .*nothing else",
+        ),
+        ({"secure_aggregation": SecureSum(limit=4.0, max_weight=64)}, r"SecureSum.* needs .*nothing else"),
+        ({"transforms": Chain(Clip(1.0))}, r"transforms=Clip.* needs clients that hold a whole model"),
+        ({"codec": Sign()}, r"codec=Sign.* needs clients that hold a whole model"),
+        ({"rule": Proximal(0.1)}, r"rule=Proximal.* needs clients that hold a whole model"),
+        ({"reweighting": Agnostic(0.1)}, r"reweighting=Agnostic.* needs clients that hold a whole model"),
+        ({"devices": Devices()}, r"devices=Devices.* needs one broadcast and one update a round"),
     ],
 )
 def test_what_does_not_go_with_it(changes, message):
-    with pytest.raises(IncompatibleError, match=message):
+    with pytest.raises(IncompatibleError, match=message + r".*, which strategy=SplitFed"):
         small(SplitFed("dense"), **changes)
 
 

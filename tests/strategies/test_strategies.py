@@ -5,9 +5,9 @@ import pytest
 
 from umbel import ConfigError, FedAvg
 from umbel.core import serial
+from umbel.core.aggregators import WeightedSum
 from umbel.core.clusters import membership
-from umbel.core.experiment import extra_size
-from umbel.core.folds import WeightedSum
+from umbel.core.recipe import extra_size
 from umbel.core.types import NOTHING, ClientUpdate, Mean, Total
 from umbel.strategies import ALL_STRATEGIES
 
@@ -16,11 +16,14 @@ DELTA = np.random.default_rng(1).normal(size=50).astype(np.float32)
 
 
 def mean_for(strategy, delta=DELTA):
-    """A round's mean, with the extra that the strategy's clients send, if it has a half of theirs, or a fold."""
+    """A round's mean, with the extra that the strategy's clients send, if it has a half of theirs, or an aggregator."""
     size = extra_size(strategy, len(delta))
-    if hasattr(strategy, "fold"):
-        fold, update = strategy.fold(WeightedSum()), ClientUpdate(delta, NOTHING, 2.0, membership(0, strategy.clusters))
-        return fold.total(fold.add(fold.zero(len(delta)), update)).mean()
+    if hasattr(strategy, "aggregator"):
+        aggregator, update = (
+            strategy.aggregator(WeightedSum()),
+            ClientUpdate(delta, NOTHING, 2.0, membership(0, strategy.clusters)),
+        )
+        return aggregator.total(aggregator.add(aggregator.zero(len(delta)), update)).mean()
     return Mean(delta, np.ones(size, np.float32), {})
 
 
@@ -49,7 +52,7 @@ class TestContract:
         assert serial.dumps(serial.loads(serial.dumps(state), like=state)) == serial.dumps(state)
 
     def test_repr_rebuilds_it(self, make):
-        assert eval(repr(make()), {make.__name__: make}) == make()
+        assert eval(repr(make()), {one.__name__: one for one in (FedAvg, make)}) == make()
 
 
 def test_fedavg_is_the_weighted_mean_of_the_models():

@@ -1,4 +1,4 @@
-"""What Alembic runs: the migrations, inside the transaction of the connection it was handed."""
+"""Script that Alembic runs: the migrations, inside the transaction of the connection it was handed."""
 
 from alembic import context
 

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from umbel.core.errors import ClientError, ConfigError
+from umbel.privacy import Homomorphic, SecureSum
+from umbel.privacy.distributed import DistributedSkellam
 from umbel.privacy.secagg import FixedPoint
 
 SEED = bytes(range(32))
@@ -16,6 +18,29 @@ ENCODINGS = [
 
 def vector(size=50_000, scale=0.2):
     return np.random.default_rng(1).normal(0, scale, size).astype(np.float32)
+
+
+@pytest.mark.parametrize("limit", [1e-310, 1e-40, 1e31, 1e300, float("inf"), 0.0])
+def test_a_limit_whose_grid_float32_cannot_hold_is_refused(limit):
+    """1e-310 encoded a vector of zeros as saturated numbers, in silence."""
+    for build in (
+        lambda: FixedPoint(limit, clients=3),
+        lambda: SecureSum(limit=limit),
+        lambda: SecureSum(limit=1.0, metric_limit=limit),
+        lambda: Homomorphic(limit=limit),
+        lambda: DistributedSkellam(1.0, 1.0, 3, limit),
+    ):
+        with pytest.raises(ConfigError, match="limit="):
+            build()
+
+
+def test_a_sum_that_is_no_float32_is_refused():
+    with pytest.raises(ConfigError, match=r"limit=1e\+30 times clients=100 of max_weight=10000000"):
+        FixedPoint(1e30, clients=100, max_weight=10**7, ring_bits=64)
+    largest = FixedPoint(1e30, clients=4096)
+    encoded = largest.encode(np.array([1e30, -3e38, 0.0], np.float32), 1, SEED)
+    decoded = largest.decode((encoded.values.astype(np.uint64) * 4096 % 2**32).astype("<u4"), 4096).vector
+    assert np.isfinite(decoded.astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=repr)

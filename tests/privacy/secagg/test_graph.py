@@ -1,9 +1,12 @@
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import hypergeom
 
 from umbel.core.errors import ConfigError
 from umbel.privacy.secagg import Graph, Topology
+from umbel.privacy.secagg.graph import COMPLETE_UP_TO, CORRECTNESS_BITS, CORRUPT, DROPPING, SECURITY_BITS
 
 SEED = bytes(32)
 
@@ -18,7 +21,7 @@ def test_small_cohorts_are_complete(clients):
 
 @pytest.mark.parametrize(
     ("clients", "degree", "threshold"),
-    [(65, 16, 11), (100, 16, 11), (101, 52, 37), (1_000, 52, 37), (1_001, 62, 44), (10_000, 62, 44)],
+    [(65, 16, 12), (100, 16, 12), (101, 44, 33), (300, 44, 33), (1_000, 56, 41), (1_001, 68, 50), (10_000, 68, 50)],
 )
 def test_large_cohorts_are_harary_graphs(clients, degree, threshold):
     topology = Topology.of(clients)
@@ -48,15 +51,50 @@ def test_two_sets_of_answers_never_give_both_secrets(clients):
 
 
 @pytest.mark.parametrize(
-    "weaker", [(100, 16, 10), (100, 14, 11), (100, 17, 11), (100, 16, 18), (100, 22, 11), (64, 16, 43), (64, 63, 42)]
+    "weaker",
+    [
+        *((100, 16, 11), (100, 14, 12), (100, 17, 12), (100, 16, 18), (100, 24, 12), (64, 16, 43), (64, 63, 42)),
+        (100, 18, 12),  # two neighbours more, and with five of them corrupt both secrets of a client come to light
+        (100, 99, 51),  # everyone with everyone, and two of them corrupt
+    ],
 )
 def test_weaker_graphs_are_told(weaker):
     assert not Topology(*weaker).is_at_least(Topology.of(weaker[0]))
 
 
 def test_stronger_graphs_are_accepted():
-    assert Topology(100, 18, 12).is_at_least(Topology.of(100))
+    assert Topology(100, 16, 13).is_at_least(Topology.of(100))
     assert Topology(100, 99, 67).is_at_least(Topology.of(100))
+
+
+def test_every_cohort_size_withstands_what_the_module_says():
+    """All three tails, for every size that has a graph; and just below the bound where they are tightest."""
+    clients = np.arange(COMPLETE_UP_TO + 1, 10_001)
+    degree, threshold = np.array([(Topology.of(n).degree, Topology.of(n).threshold) for n in clients]).T
+    corrupt, dropping = np.floor(CORRUPT * clients), np.floor(DROPPING * clients)
+    others = clients - 1
+
+    def more_than(bad, drawn, of):
+        """P(more than `bad` of `of` bad clients are among `drawn` others)."""
+        return hypergeom.sf(bad, others, of, drawn)
+
+    both_secrets = clients * more_than(2 * threshold - degree - 2, degree, corrupt)
+    stretch = threshold - 1 - degree // 2  # that many corrupt of k/2 in a row, twice
+    one_stretch = clients * more_than(stretch - 1, degree // 2, corrupt)
+    two_parts = np.where(2 * stretch <= corrupt, one_stretch**2 / 2, 0)
+    assert (both_secrets + two_parts).max() <= 2.0 ** (1 - SECURITY_BITS)
+    assert max(both_secrets.max(), two_parts.max()) <= 2.0**-SECURITY_BITS
+    lost = clients * more_than(degree + 1 - threshold, degree, dropping)  # a survivor's seed
+    lost += dropping * more_than(degree - threshold, degree, np.maximum(dropping - 1, 0))  # the key of one that dropped
+    assert lost.max() <= 2.0**-CORRECTNESS_BITS
+    assert both_secrets.max() > 2.0**-60, "a test that computes nothing would pass as well"
+
+
+def test_five_of_a_hundred_read_nobody():
+    """The table's first edition had t = 11, with which five corrupt neighbours read a client's update."""
+    assert Topology(100, 16, 11).corrupt_neighbours == 4
+    assert Topology.of(100).corrupt_neighbours == 6
+    assert [Topology.of(n).corrupt_neighbours for n in (3, 10, 64)] == [0, 3, 21]
 
 
 @pytest.mark.parametrize("clients", [0, 1, 2, 10_001])

@@ -23,10 +23,12 @@ from umbel.privacy.secagg.messages import (
     Roll,
     Share,
     decode_list,
+    decode_reveal,
     encode_list,
     encode_survivors,
     peek,
 )
+from umbel.privacy.secagg.session import commitment
 
 
 def changed_list(kind, change):
@@ -362,6 +364,10 @@ def test_each_client_reveals_one_secret_of_each_and_the_right_one(parties):
     cohort.play(cohort.server(), to=note, drop={Stage.MASK: [dropped]})
     for node, held in dealt.items():
         reply = cohort.replies[Stage.UNMASK, node]
-        revealed = decode_list(Kind.REVEAL, reply, peek(reply)[1])
-        expected = [Share(peer, pair[0] if peer == dropped else pair[1]) for peer, pair in sorted(held.items())]
-        assert revealed == expected
+        revealed, pairs = decode_reveal(reply, peek(reply)[1])
+        assert [pair.node for pair in pairs] == [dropped] * (dropped in held)  # and no mask of who survived
+        expected = {peer: Share(peer, pair[0] if peer == dropped else pair[1]) for peer, pair in held.items()}
+        own = revealed.pop([share.node for share in revealed].index(node))  # its own seed, whole
+        advert = cohort.clients[node]._session.adverts[node]
+        assert commitment(cohort.clients[node]._offer.digest, node, own.value.to_bytes(32, "big")) == advert.commitment
+        assert revealed == [expected[peer] for peer in sorted(held) if peer != node]

@@ -89,8 +89,8 @@ def test_a_count_that_promises_too_much_is_refused_without_reading_on():
 
 def test_messages_of_another_version_or_session():
     data = encode_list(Kind.REVEAL, BOUND, [])
-    with pytest.raises(MalformedMessage, match="version 2"):
-        peek(data[:4] + b"\2" + data[5:])
+    with pytest.raises(MalformedMessage, match="version 1; this side speaks 2"):
+        peek(data[:4] + b"\1" + data[5:])
     with pytest.raises(MalformedMessage, match="another session"):
         decode_list(Kind.REVEAL, data, bytes(32))
 

@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 
 from umbel.core.errors import ConfigError
-from umbel.privacy.secagg import BelowThreshold, FixedPoint, MalformedMessage, SecAggAbort, Stage, add, simulate
+from umbel.privacy.keys.errors import Misbehaviour
+from umbel.privacy.secagg import (
+    BelowThreshold,
+    FixedPoint,
+    MalformedMessage,
+    RoundLog,
+    SecAggAbort,
+    Stage,
+    add,
+    simulate,
+)
+from umbel.privacy.secagg.client import RUNS
 
 STAGES = (Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONSISTENCY, Stage.UNMASK)
 IN_THE_SUM = (Stage.CONSISTENCY, Stage.UNMASK)  # who drops out only then has sent its vector
-GOLDEN = "4b5f550314e2e5a61bb8e24d05bfc510ccf9e4039780c534d1b73e992659b53c"
+GOLDEN = "d3f3f9f437574ced5aec5eaa9db1a1a4184112507c0f045fec099293a445172e"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -188,3 +199,19 @@ def test_values_of_another_shape_are_refused(parties, values):
     cohort.values[cohort.nodes[0]] = values
     with pytest.raises(ConfigError, match="expected"):
         cohort.enter()
+
+
+def test_a_node_remembers_so_many_runs_and_the_one_that_it_is_in():
+    """Names of runs are the server's, who could fill a client's disk with them."""
+    log = RoundLog()
+    for number in range(3 * RUNS):
+        log.admit(f"run {number}", 1, 0)
+        log.release(f"run {number}", 1)
+        if number % 100 == 0:
+            log.admit("mine", number, 0)
+            log.release("mine", number)
+    assert len(log.answered) == RUNS
+    assert len(log.unmasked) == RUNS
+    for run, round in (("mine", 100), (f"run {3 * RUNS - 1}", 1)):
+        with pytest.raises(Misbehaviour, match="offered before"):
+            log.check(run, round, 0)

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import rounds
 from flwr.app import ArrayRecord
+from rounds import begin
 
 from federations import Nowhere
 from grids import ProcessGrid
@@ -62,9 +64,9 @@ def test_what_a_codec_left_out_is_on_the_clients_disk_and_travels_nowhere(place,
     path = place / "top_k.py"
     grid = ProcessGrid(path, 8)
     runtime = FlowerRuntime(grid)
-    runtime.open(load_experiment(str(path)), Nowhere())
+    begin(runtime, load_experiment(str(path)), Nowhere())
     result = collect(runtime, [0, 1, 2])
-    (run,) = [one.name for one in home.iterdir()]
+    (run,) = [one.name for one in home.iterdir() if one.is_dir()]  # beside the accounts of what was released
     for client in range(3):
         nothing, residual = Disk(home).read(run, client, 1)
         assert (len(nothing), residual.shape) == (0, (SIZE,))
@@ -74,7 +76,7 @@ def test_what_a_codec_left_out_is_on_the_clients_disk_and_travels_nowhere(place,
 
 
 def collect(runtime, cohort):
-    return runtime.collect(Broadcast(1, runtime.initial_params(), NOTHING, (), 0.1), cohort, derive(1))
+    return rounds.collect(runtime, Broadcast(1, runtime.initial_params(), NOTHING, (), 0.1), cohort, derive(1))
 
 
 def payload(change):
@@ -120,7 +122,7 @@ def test_a_payload_that_nobody_encoded_is_a_failure_and_the_rest_is_summed(place
     totals = []
     for tamper in ({2: change}, {}):
         runtime = FlowerRuntime(ProcessGrid(path, 8, tamper=tamper), timeout_seconds=20)
-        runtime.open(load_experiment(str(path)), Nowhere())
+        begin(runtime, load_experiment(str(path)), Nowhere())
         result = collect(runtime, [0, 1, 2, 3] if tamper else [0, 1, 3])
         totals.append(result.total)
         assert [(one.client, one.reason) for one in result.failures] == ([(2, reason)] if tamper else [])
@@ -140,5 +142,5 @@ def test_a_plain_experiment_takes_no_payload(place, tmp_path):
         return content
 
     runtime = FlowerRuntime(ProcessGrid(path, 8, tamper={2: coded}), timeout_seconds=20)
-    runtime.open(load_experiment(str(path)), Nowhere())
+    begin(runtime, load_experiment(str(path)), Nowhere())
     assert [(one.client, one.reason) for one in collect(runtime, [0, 2]).failures] == [(2, "schema")]

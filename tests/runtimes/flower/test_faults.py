@@ -10,8 +10,8 @@ import pytest
 from deployments import has_begun, wait_for
 from umbel import Simulation, UmbelError, run
 from umbel.core.loading import load_experiment
-from umbel.core.types import RoundRecord
 from umbel.runtimes.flower.local import LocalFederation
+from umbel.server import RoundDone, Started
 
 pytestmark = pytest.mark.deployment
 
@@ -116,24 +116,24 @@ def when_at_work(federation, client, victim, number):
 
 
 def records_of(events):
-    return [RoundRecord(**content["record"]) for name, content in events if name == "round"]
+    return [event.record for event in events if isinstance(event, RoundDone)]
 
 
 def test_a_killed_worker_and_a_killed_node_change_nothing(place, federation, simulated):
     """A worker dies at work: its successor says so, and the client is asked again. Its SuperNode dies: it comes back as
     another node. Nobody is left out of a round, and the weights are those of a run without faults."""
     events, worker, node = [], process(federation, "worker 1"), process(federation, "SuperNode 2")
-    for name, content in federation.submit(str(place / "remembering.py")):
-        events.append((name, content))
-        if name == "round" and content["record"]["round"] == 1:
+    for event in federation.submit(str(place / "remembering.py")):
+        events.append(event)
+        if isinstance(event, RoundDone) and event.record.round == 1:
             watcher = when_at_work(federation, 1, worker, signal.SIGKILL)
-        if name == "round" and content["record"]["round"] == 3:
+        if isinstance(event, RoundDone) and event.record.round == 3:
             assert not watcher.is_alive()
             os.kill(node, signal.SIGKILL)
     assert process(federation, "worker 1") != worker
     assert process(federation, "SuperNode 2") != node
     assert [(record.clients, record.failures) for record in records_of(events)] == [(CLIENTS, 0)] * ROUNDS
-    assert events[-1][1]["params_sha256"] == simulated.params_sha256
+    assert events[-1].final["params_sha256"] == simulated.params_sha256
 
 
 def test_a_worker_killed_while_it_hands_in_its_reply_changes_nothing(place, federation, simulated):
@@ -145,7 +145,7 @@ def test_a_worker_killed_while_it_hands_in_its_reply_changes_nothing(place, fede
     assert (place / "died").exists()
     assert sum(process(federation, name) != was for name, was in zip(names, before, strict=True)) == 1
     assert [(record.clients, record.failures) for record in records_of(events)] == [(CLIENTS, 0)] * ROUNDS
-    assert events[-1][1]["params_sha256"] == simulated.params_sha256
+    assert events[-1].final["params_sha256"] == simulated.params_sha256
 
 
 def test_who_is_late_is_left_out_and_comes_back(place, federation):
@@ -155,10 +155,10 @@ def test_who_is_late_is_left_out_and_comes_back(place, federation):
     watcher = when_at_work(federation, 0, stopped, signal.SIGSTOP)
     records, failures = [], []
     try:
-        for name, content in federation.submit(str(place / "remembering.py"), overrides, timeout_seconds=12):
-            if name == "round":
-                records.append(RoundRecord(**content["record"]))
-                failures.append([(client, reason) for client, reason, _ in content["failures"]])
+        for event in federation.submit(str(place / "remembering.py"), overrides, timeout_seconds=12):
+            if isinstance(event, RoundDone):
+                records.append(event.record)
+                failures.append([(client, reason) for client, reason, _ in event.failures])
                 os.kill(stopped, signal.SIGCONT)
     finally:
         os.kill(stopped, signal.SIGCONT)
@@ -177,14 +177,14 @@ def test_a_run_is_resumed_after_everything_was_killed(place, federation, simulat
     def play_until_killed():
         nonlocal stored
         with federate(place) as doomed:
-            for name, content in doomed.submit(str(place / "remembering.py")):
-                stored = content["run"] if name == "start" else stored
-                if name == "round" and content["record"]["round"] == 1:
+            for event in doomed.submit(str(place / "remembering.py")):
+                stored = event.run if isinstance(event, Started) else stored
+                if isinstance(event, RoundDone) and event.record.round == 1:
                     when_at_work(doomed, 2, process(doomed, "SuperLink"), signal.SIGKILL)
 
     with pytest.raises(UmbelError, match=r"SuperLink|run"):
         play_until_killed()
     events = list(federation.submit(str(place / "remembering.py"), resume=stored))
-    assert 1 <= len(events[0][1]["records"]) < ROUNDS
-    assert events[-1][1]["params_sha256"] == simulated.params_sha256
-    assert events[-1][1]["rounds"] == ROUNDS
+    assert 1 <= len(events[0].records) < ROUNDS
+    assert events[-1].final["params_sha256"] == simulated.params_sha256
+    assert events[-1].final["rounds"] == ROUNDS

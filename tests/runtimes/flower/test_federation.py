@@ -7,9 +7,10 @@ import pytest
 
 from umbel import ConfigError, RunStopped, Simulation, UmbelError, run
 from umbel.core.loading import load_experiment
-from umbel.core.types import RoundRecord
+from umbel.runtimes.flower.events import packed_error, unpacked
 from umbel.runtimes.flower.local import LocalFederation, fit_to
 from umbel.runtimes.flower.processes import Processes
+from umbel.server import Finished, RoundDone, Started
 
 pytestmark = pytest.mark.deployment
 
@@ -89,9 +90,9 @@ def test_flower_equals_simulation(federation, path, fitted):
     """Over processes and HTTP, the weights are the simulation's bit for bit, and so is every metric."""
     simulated = run(load_experiment(str(path), fitted), Simulation(workers=2, compile="graph"))
     events = list(federation.submit(str(path), fitted))
-    assert [name for name, _ in events] == ["start", "round", "round", "final"]
-    assert events[-1][1]["params_sha256"] == simulated.params_sha256
-    records = [RoundRecord(**content["record"]) for name, content in events if name == "round"]
+    assert [type(event) for event in events] == [Started, RoundDone, RoundDone, Finished]
+    assert events[-1].final["params_sha256"] == simulated.params_sha256
+    records = [event.record for event in events if isinstance(event, RoundDone)]
     assert [record.metrics for record in records] == [record.metrics for record in simulated.rounds]
     assert [(record.clients, record.failures) for record in records] == [(CLIENTS, 0)] * 2
     vector = 4 * simulated.spec.size
@@ -100,23 +101,47 @@ def test_flower_equals_simulation(federation, path, fitted):
         assert CLIENTS * vector < record.bytes_down < CLIENTS * (vector + 4096)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        "strategy=IFCA(2)",
+        "sampler=PowerOfChoice(2, candidates=3), reweighting=Agnostic(0.2), rounds=3",
+        "sampler=Oort(2), rounds=3",
+    ],
+)
+def test_what_looks_at_losses_and_models_of_single_clients(federation, path, parts):
+    """None of it asks where clients are: samplers that learn, weights that climb, a model for each kind of client."""
+    changed = path.with_name(f"{parts.partition('=')[2].partition('(')[0].lower()}.py")
+    changed.write_text(
+        path.read_text()
+        + "from dataclasses import replace\nfrom umbel import IFCA, Agnostic, Oort, PowerOfChoice\n"
+        + f"experiment = replace(experiment, {parts})\n"
+    )
+    overrides = fit_to(load_experiment(str(changed)), CLIENTS)
+    simulated = run(load_experiment(str(changed), overrides), Simulation(workers=2, compile="graph"))
+    *rounds, final = federation.submit(str(changed), overrides)
+    assert final.final["params_sha256"] == simulated.params_sha256
+    records = [event.record for event in rounds if isinstance(event, RoundDone)]
+    assert [record.metrics for record in records] == [record.metrics for record in simulated.rounds]
+
+
 def test_a_secure_sum_on_this_machine(federation, path, fitted):
     """The parent makes up roster and identities; the rest is the protocol, between processes that share no secret."""
     hidden = path.with_name("hidden.py")
     hidden.write_text(
         path.read_text()
         + "from dataclasses import replace\nfrom umbel.privacy import SecureSum\n"
-        + "experiment = replace(experiment, weighting='uniform', aggregation=SecureSum(2.0))\n"
+        + "experiment = replace(experiment, weighting='uniform', secure_aggregation=SecureSum(2.0))\n"
     )
     simulated = run(load_experiment(str(hidden), fitted), Simulation(workers=1, compile="graph"))
     events = list(federation.submit(str(hidden), fitted))
-    records = [RoundRecord(**content["record"]) for name, content in events if name == "round"]
+    records = [event.record for event in events if isinstance(event, RoundDone)]
     assert [(record.clients, record.failures) for record in records] == [(CLIENTS, 0)] * 2
     for mine, theirs in zip(records, simulated.rounds, strict=True):
         assert mine.metrics["test_loss"] == pytest.approx(theirs.metrics["test_loss"], abs=1e-3)
         assert mine.metrics["train_loss"] == pytest.approx(theirs.metrics["train_loss"], abs=1e-3)
         assert mine.metrics["train_saturated"] == 0
-    assert events[-1][1]["privacy"] == {"aggregation": "protocol"}
+    assert events[-1].final["privacy"] == {"aggregation": "protocol"}
 
 
 def test_an_error_at_the_server_is_raised_here(federation, path, fitted):
@@ -134,7 +159,7 @@ def test_an_edited_file_is_read_anew_by_a_warm_worker(federation, path, fitted):
         events = list(federation.submit(str(path), fitted))
     finally:
         path.write_text(before)
-    assert events[-1][1]["params_sha256"] == simulated.params_sha256
+    assert events[-1].final["params_sha256"] == simulated.params_sha256
 
 
 def test_what_dies_again_and_again_is_given_up(tmp_path, monkeypatch):
@@ -175,9 +200,9 @@ def test_clients_are_fitted_to_what_is_there(path):
 
 def test_run_stopped_is_of_its_own_exit_status():
     """What the command line exits with survives the way from the ServerApp."""
-    from umbel.runtimes.flower.local import error_of
-
-    error = error_of({"kind": "RunStopped", "message": "round 3: 0 valid updates"})
-    assert type(error) is RunStopped
-    assert error.exit_status == 3
-    assert type(error_of({"kind": "ZeroDivisionError", "message": "division"})) is UmbelError
+    with pytest.raises(RunStopped, match=r"^round 3: 0 valid updates$") as caught:
+        list(unpacked([packed_error(RunStopped("round 3: 0 valid updates"))]))
+    assert caught.value.exit_status == 3
+    with pytest.raises(UmbelError, match=r"^ZeroDivisionError: division$") as caught:
+        list(unpacked([packed_error(ZeroDivisionError("division"))]))
+    assert type(caught.value) is UmbelError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from umbel import StoreError
-from umbel.privacy import frames
+from umbel.privacy.keys import frames
 from umbel.runtimes.flower.memory import HOME_VARIABLE, KEPT_RUNS, MOST_RUNS, Disk, client_home
 
 RUN, OTHER = "0123456789abcdef" * 2, "f" * 32
@@ -69,7 +69,7 @@ def test_nothing_of_a_sealed_version_can_be_read_or_moved(tmp_path):
 
 def test_a_kits_key_opens_what_it_sealed_and_no_other_does(tmp_path, monkeypatch):
     """The same text, twice, gives other bytes; another key, and a version that lay there in the clear, are refused."""
-    from umbel.privacy.keys import Key
+    from umbel.privacy.keys import KeyFile
     from umbel.runtimes.flower.identity import KIT_VARIABLE, sealer_of_this_process
 
     def disk_of(kit):
@@ -79,7 +79,7 @@ def test_a_kits_key_opens_what_it_sealed_and_no_other_does(tmp_path, monkeypatch
 
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-        Key.generate("storage", 3650).save(tmp_path / name / "storage.jwk")
+        KeyFile.generate("storage", 3650).save(tmp_path / name / "storage.jwk")
     disk = disk_of(tmp_path / "one")
     for client in (3, 4):
         disk.write(RUN, client, 1, ARRAYS)

@@ -19,7 +19,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.task_identity import TaskIdentity
 
 from umbel.runtimes.flower.private_exchange import SuperLinkMail
-from umbel.runtimes.flower.private_objects import CHUNK_BYTES, Chunk, Reader, Upload, array_record, raw_array
+from umbel.runtimes.flower.private_objects import CHUNK_BYTES, Chunk, ObjectReader, Upload, array_record, raw_array
 
 MODEL = 8 * CHUNK_BYTES
 
@@ -97,6 +97,6 @@ def test_a_model_is_sent_in_a_fraction_of_its_own_memory():
 def test_a_model_is_received_in_its_own_memory_and_a_fraction():
     record = content()
     link = Link((name, part.deflate()) for name, part in get_all_nested_objects(record).items())
-    received, peak = peak_of(lambda: Reader(link.get).read(get_object_tree(record)))
+    received, peak = peak_of(lambda: ObjectReader(link.get).read(get_object_tree(record)))
     assert bytes(received["vectors"]["delta"].data) == bytes(record["vectors"]["delta"].data)
     assert MODEL < peak < 1.5 * MODEL

@@ -22,7 +22,7 @@ limit, hidden = grid_limit(16.0), SecureSum(limit=1.0, metrics=())
 central = dict(numbers, sampling_rate=1.0, clip_norm=1.0, noise_multiplier=1.0)
 plans = {
     "central": (PrivacyPlan(**central), None),
-    "central_hidden": (PrivacyPlan(**central, rounding=step_of(hidden)), hidden),
+    "central_hidden": (PrivacyPlan(**central, rounding=step_of(hidden), secret_cohort=False), hidden),
     "local": (LocalPlan(**numbers, clip_norm=1.0, noise_multiplier=1.0), None),
     "distributed": (
         DistributedPlan(
@@ -38,7 +38,7 @@ plans = {
     ),
 }
 experiments = {
-    name: federation(name=name, plan=plan, aggregation=hidden, sampler=None, weighting=None, rounds=2)
+    name: federation(name=name, plan=plan, secure_aggregation=hidden, sampler=None, weighting=None, rounds=2)
     for name, (plan, hidden) in plans.items()
 }
 """

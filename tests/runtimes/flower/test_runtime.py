@@ -5,7 +5,9 @@ import re
 
 import numpy as np
 import pytest
+import rounds
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, MetricRecord, RecordDict
+from rounds import begin
 
 from federations import Nowhere, federation
 from grids import FIRST_NODE, ProcessGrid
@@ -32,10 +34,11 @@ def written(tmp_path):
     def write(arguments="", name="small.py"):
         path = tmp_path / name
         path.write_text(
-            "import federations\nfrom federations import federation\nfrom umbel import Local, data\n"
-            "from umbel.core.epochs import Epochs\n"
-            "from umbel.core.phases import FineTune\n"
-            "from umbel.strategies import IFCA, Agnostic, Ditto, FedAdam, FedRep, PooledVariance, Scaffold\n"
+            "import federations\n"
+            "from federations import federation\n"
+            "from umbel import *\n"
+            "from umbel import data\n"
+            "from umbel.strategies import *\n"
             f"experiment = federation({arguments})\n"
         )
         return path
@@ -49,6 +52,7 @@ PERSONAL = (
 )
 
 
+ADAPTED = "model=federations.adapted, strategy=Scaffold(), weighting='uniform'"
 SCAFFOLD = "strategy=Scaffold(), weighting='uniform'"
 
 
@@ -61,10 +65,17 @@ EPOCHS = "local=Local(epochs=Epochs(1, 3), batch_size=5, learning_rate=0.1)"
 
 
 POOLED = "model=federations.normalised, strategy=FedAdam(), transforms=PooledVariance()"
-UNIFORM = "weighting='uniform', model=federations.adam"
+UNIFORM = "weighting='uniform', model=federations.measured, " + HELD_OUT
 
 
-@pytest.mark.parametrize("arguments", ["", PERSONAL, SCAFFOLD, EPOCHS, POOLED, UNIFORM, FEDREP, DITTO])
+CLUSTERED = "strategy=IFCA(2), " + HELD_OUT
+LEARNING = "sampler=PowerOfChoice(4, candidates=6), reweighting=Agnostic(0.2)"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["", PERSONAL, ADAPTED, SCAFFOLD, EPOCHS, POOLED, UNIFORM, FEDREP, DITTO, CLUSTERED, LEARNING, "sampler=Oort(4)"],
+)
 def test_flower_equals_simulation(written, arguments):
     """Bit for bit: weights, metrics, and what clients keep at home between rounds."""
     path = written(arguments)
@@ -75,7 +86,7 @@ def test_flower_equals_simulation(written, arguments):
     assert [record.clients for record in history.rounds] == [4, 4, 4]
 
 
-@pytest.mark.parametrize("arguments", ["strategy=IFCA(2)", "reweighting=Agnostic()"])
+@pytest.mark.parametrize("arguments", ["strategy=SplitFed('dense')", "strategy=FedBuff(2)"])
 def test_what_only_a_simulation_does_is_refused(written, arguments):
     path = written(arguments)
     with pytest.raises(ConfigError, match=r"simulation|Simulation"):
@@ -100,13 +111,13 @@ def test_what_a_client_keeps_never_travels(written, home):
     path = written(PERSONAL)
     grid, noted = ProcessGrid(path, 8), Noted()
     runtime = FlowerRuntime(grid)
-    spec = runtime.open(load_experiment(str(path)), noted)
+    spec = begin(runtime, load_experiment(str(path)), noted)
     result = collect(runtime, range(8))
     assert result.total.clients == 8
     assert [(client, *map(np.ndarray.tolist, arrays)) for client, arrays in noted.of.items()] == [
         (one, [1]) for one in range(8)
     ]
-    disk, (name,) = Disk(home), [folder.name for folder in home.iterdir()]
+    disk, (name,) = Disk(home), [folder.name for folder in home.iterdir() if folder.is_dir()]
     for client in range(8):
         shapes = [array.shape for array in disk.read(name, client, 1)]
         assert shapes == [variable.shape for variable in spec.variables if variable.offset is None]
@@ -119,7 +130,9 @@ def arrays_of(content):
 
 
 def collect(runtime, cohort, round=1, transforms=()):
-    return runtime.collect(Broadcast(round, runtime.initial_params(), NOTHING, transforms, 0.1), cohort, derive(1))
+    return rounds.collect(
+        runtime, Broadcast(round, runtime.initial_params(), NOTHING, transforms, 0.1), cohort, derive(1)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +144,7 @@ def experiment_file(tmp_path_factory):
 
 def opened(path, **settings):
     runtime = FlowerRuntime(ProcessGrid(path, 8, **settings), timeout_seconds=20)
-    runtime.open(load_experiment(str(path)), Nowhere())
+    begin(runtime, load_experiment(str(path)), Nowhere())
     return runtime
 
 
@@ -270,7 +283,7 @@ def test_a_client_that_raises_is_a_failure(experiment_file, honest):
 def test_what_flower_answers_for_a_client_is_a_failure(experiment_file, honest, code, reason):
     grid = ProcessGrid(experiment_file, 8, answers={2: Error(code, "as Flower says")})
     runtime = FlowerRuntime(grid)
-    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    begin(runtime, load_experiment(str(experiment_file)), Nowhere())
     result = collect(runtime, [0, 1, 2, 3])
     assert result.failures == [(2, reason, f"Flower error {code}: as Flower says")]
     assert_same_total(result.total, honest.total)
@@ -287,10 +300,31 @@ def test_a_silent_client_is_a_failure(experiment_file, honest):
 def test_a_client_with_another_experiment_is_a_failure(written, experiment_file):
     other = written("seed=9", "other.py")
     runtime = FlowerRuntime(ProcessGrid(other, 8))
-    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    begin(runtime, load_experiment(str(experiment_file)), Nowhere())
     result = collect(runtime, [0, 5])
     assert [one[:2] for one in result.failures] == [(0, "experiment"), (5, "experiment")]
     assert load_experiment(str(other)).digest[:12] in result.failures[0].detail
+
+
+def test_a_client_whose_frozen_values_are_others_is_a_failure(written, tmp_path):
+    """They do not travel: the client's body is another than the one that the server's adapters are for."""
+    path, body = tmp_path / "frozen.py", tmp_path / "body.npy"
+    path.write_text(
+        "import numpy, federations\n"
+        "def build_model():\n"
+        "    model = federations.adapted()\n"
+        f"    model.layers[0].weights[0].assign(numpy.load({str(body)!r}))\n"
+        "    return model\n"
+        "experiment = federations.federation(model=build_model)\n"
+    )
+    np.save(body, np.ones((6, 8), np.float32))
+    runtime = FlowerRuntime(ProcessGrid(path, 8))
+    begin(runtime, load_experiment(str(path)), Nowhere())
+    np.save(body, np.zeros((6, 8), np.float32))
+    result = collect(runtime, [0, 5])
+    assert [one[:2] for one in result.failures] == [(0, "experiment"), (5, "experiment")]
+    said = result.failures[0].detail
+    assert re.search(r"1 variables\) has the hash \w{12}, in the server's \w{12}; frozen values do not travel", said)
 
 
 def test_a_round_without_a_valid_update_stops_the_run(experiment_file):
@@ -313,18 +347,18 @@ def test_bytes_are_those_of_the_messages(experiment_file):
 def test_clients_that_do_not_appear_are_named(experiment_file):
     runtime = FlowerRuntime(ProcessGrid(experiment_file, 5), join_seconds=0.3)
     with pytest.raises(RunStopped, match=re.escape("5 of 8 clients appeared in 0.3 seconds")):
-        runtime.open(load_experiment(str(experiment_file)), Nowhere())
+        begin(runtime, load_experiment(str(experiment_file)), Nowhere())
 
 
 def test_two_nodes_cannot_be_one_client(experiment_file):
     runtime = FlowerRuntime(ProcessGrid(experiment_file, 8, partition=lambda node: node // 2))
     with pytest.raises(ConfigError, match=r"nodes 100\d and 100\d both have partition-id=\d"):
-        runtime.open(load_experiment(str(experiment_file)), Nowhere())
+        begin(runtime, load_experiment(str(experiment_file)), Nowhere())
 
 
 def test_a_node_outside_the_population_is_left_out(experiment_file):
     runtime = FlowerRuntime(ProcessGrid(experiment_file, 9))
-    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    begin(runtime, load_experiment(str(experiment_file)), Nowhere())
     assert runtime.client_ids() == list(range(8))
 
 
@@ -353,7 +387,7 @@ def test_a_round_that_was_redone_counts_once(written, tmp_path, monkeypatch, arg
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("umbel.server.loop.crash_point", die)
+        patched.setattr("umbel.server.journal.crash_point", die)
         with pytest.raises(KeyboardInterrupt):
             play(store=store)
     assert play(store=store, resume="latest").params_sha256 == play().params_sha256
@@ -363,11 +397,11 @@ def test_a_client_that_lost_its_memory_says_so(written, home):
     """It neither starts anew in silence nor ends the run: what it would send is not what the others reckon with."""
     path, noted = written(SCAFFOLD), Noted()
     runtime = FlowerRuntime(ProcessGrid(path, 8))
-    runtime.open(load_experiment(str(path)), noted)
+    begin(runtime, load_experiment(str(path)), noted)
     control = np.zeros_like(runtime.initial_params())
 
     def play(round):
-        return runtime.collect(Broadcast(round, runtime.initial_params(), control, (), 0.1), [2, 5], derive(1))
+        return rounds.collect(runtime, Broadcast(round, runtime.initial_params(), control, (), 0.1), [2, 5], derive(1))
 
     assert not play(1).failures
     for version in home.glob("*/5.*"):
@@ -383,11 +417,11 @@ def test_a_round_may_end_with_the_fastest(written, home):
     path, noted = written(SCAFFOLD), Noted()
     grid = ProcessGrid(path, 8, silent={0, 3})
     runtime = FlowerRuntime(grid, over_selection=2, timeout_seconds=20)
-    runtime.open(load_experiment(str(path)), noted)
+    begin(runtime, load_experiment(str(path)), noted)
     control = np.zeros_like(runtime.initial_params())
 
     def play(round, cohort):
-        return runtime.collect(Broadcast(round, runtime.initial_params(), control, (), 0.1), cohort, derive(1))
+        return rounds.collect(runtime, Broadcast(round, runtime.initial_params(), control, (), 0.1), cohort, derive(1))
 
     result = play(1, [0, 1, 2, 3])
     assert result.total.clients == 2
@@ -404,21 +438,21 @@ def test_over_selection_and_a_privacy_plan_exclude_one_another(experiment_file):
     runtime = FlowerRuntime(ProcessGrid(experiment_file, 8), over_selection=1.3)
     plan = PrivacyPlan.calibrate(epsilon=8.0, delta=1e-3, rounds=3, population=8, sampling_rate=0.5, clip_norm=1.0)
     with pytest.raises(IncompatibleError, match="counts the fastest"):
-        runtime.open(federation(plan=plan, sampler=None, weighting=None), Nowhere())
+        begin(runtime, federation(plan=plan, sampler=None, weighting=None), Nowhere())
 
 
 def test_a_client_that_is_started_again_is_asked_again(experiment_file, honest):
     """Its process died at work; its node was started again; it came back as another node: each time, once."""
     died = ProcessGrid(experiment_file, 8, once={2: Error(8, "its process died")})
     runtime = FlowerRuntime(died, timeout_seconds=20)
-    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    begin(runtime, load_experiment(str(experiment_file)), Nowhere())
     result = collect(runtime, [0, 1, 2, 3])
     assert not result.failures
     assert len([one for one in died.sent if one.metadata.message_type == "train"]) == 5
 
     moved = ProcessGrid(experiment_file, 8, silent={2})
     runtime = FlowerRuntime(moved, timeout_seconds=20)
-    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    begin(runtime, load_experiment(str(experiment_file)), Nowhere())
     moved.contexts[FIRST_NODE + 50] = Context(
         1, FIRST_NODE + 50, {"partition-id": 2}, RecordDict(), moved.contexts[FIRST_NODE].run_config
     )
@@ -430,7 +464,7 @@ def test_a_client_that_is_started_again_is_asked_again(experiment_file, honest):
 def test_clients_are_those_that_appeared(experiment_file):
     """Fewer nodes than the population has clients, on purpose: the others are not sampled."""
     runtime = FlowerRuntime(ProcessGrid(experiment_file, 5), clients=5)
-    runtime.open(load_experiment(str(experiment_file)), Nowhere())
+    begin(runtime, load_experiment(str(experiment_file)), Nowhere())
     assert AllClients().sample(runtime.client_ids(), lambda: None, derive(0)) == [0, 1, 2, 3, 4]
 
 

@@ -11,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from umbel import ClientError
 from umbel.core.types import ClientUpdate, Weighted
 from umbel.deploy import kits
-from umbel.privacy.identities import Identity
+from umbel.privacy.keys.identities import Identity
 from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.private_exchange import Envelope
 from umbel.runtimes.flower.private_objects import wait_until

@@ -9,8 +9,9 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from umbel.core.random import derive
-from umbel.core.types import NOTHING, Broadcast, ClientUpdate, Failure, Weighted
+from umbel.core.types import NOTHING, Broadcast, ClientUpdate, Failure, MetricState, Weighted
 from umbel.runtimes.flower import wire
+from umbel.runtimes.flower.malformed import Malformed
 from umbel.runtimes.flower.private_objects import content_bytes
 
 EVERY_KIND = np.array([0.0, -0.0, 1e-45, -1e-38, 3.4e38, np.inf, -np.inf, np.nan, 1 / 3], np.float32)
@@ -57,6 +58,33 @@ def test_update_round_trips(extra):
     assert (reply.round, reply.update.weight, reply.update.metrics) == (3, 17.0, metrics)
     assert_same_bits(reply.update.delta, EVERY_KIND)
     assert_same_bits(reply.update.extra, extra)
+
+
+SUMS, ENDS = (("sum", 9),), (("max", 1), ("min", 1))
+STATES = {"auc": MetricState(np.arange(9.0), SUMS), "ends": MetricState(np.array([-np.inf, np.inf]), ENDS)}
+JOINS = {"loss": (), "auc": SUMS, "ends": ENDS}
+
+
+def test_states_of_metrics_round_trip():
+    metrics = {"loss": Weighted(1 / 3, 12.0), **STATES, "personal_auc": STATES["auc"]}
+    content = sent(RecordDict(wire.pack_metrics(metrics)))
+    assert wire.unpack_metrics(content, JOINS) == metrics
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"auc": MetricState(np.zeros(8), (("sum", 8),))}, r"'auc' of 9 float64 numbers, got float64\[8\]"),
+        ({"auc": MetricState(np.full(9, np.inf), SUMS)}, "'auc' to be finite"),
+        ({"ends": MetricState(np.array([np.nan, 0.0]), ENDS)}, "'ends' to be finite"),
+        ({"other": STATES["auc"]}, "'other' of 0 float64 numbers"),
+        ({"auc": Weighted(1.0, 1.0)}, "the state of 'auc', got a mean"),
+        ({"loss": STATES["auc"]}, "'loss' of 0 float64 numbers"),
+    ],
+)
+def test_states_that_the_server_does_not_measure_are_malformed(metrics, message):
+    with pytest.raises(Malformed, match=message):
+        wire.unpack_metrics(sent(RecordDict(wire.pack_metrics(metrics))), JOINS)
 
 
 def test_failure_round_trips():

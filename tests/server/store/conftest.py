@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 
-from umbel.privacy.keys import Key
+from umbel.privacy.keys import KeyFile
 from umbel.server.store import Store
 
 HERE = Path(__file__).parent
@@ -114,7 +114,7 @@ def store(url):
 def key_file(tmp_path_factory):
     """A storage key in its file."""
     path = tmp_path_factory.mktemp("keys") / "store.key"
-    Key.generate("storage", 30).save(path)
+    KeyFile.generate("storage", 30).save(path)
     return path
 
 

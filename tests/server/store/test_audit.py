@@ -75,11 +75,11 @@ def test_what_was_refused_leaves_none(store, scenario):
 
 
 def test_a_replaced_key_is_on_record(tmp_path, scenario, key_file):
-    from umbel.privacy.keys import Key
-    from umbel.privacy.vault import StorageVault
+    from umbel.privacy.keys import KeyFile
+    from umbel.privacy.keys.vault import StorageVault
 
     url, other = f"sqlite:///{tmp_path}/sealed.db", tmp_path / "other.key"
-    Key.generate("storage", 30).save(other)
+    KeyFile.generate("storage", 30).save(other)
     with Store.open(url, key=key_file) as store:
         scenario.begin(store)
     Store.rotate(url, StorageVault.load(str(key_file)), StorageVault.load(str(other)))

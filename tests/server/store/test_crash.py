@@ -88,6 +88,7 @@ def test_killed_at_any_moment_some_last_round_is_intact(url, scenario):
 
 # The tables that each revision added, in the order in which they can be dropped.
 ADDED = {
+    "0006": ("model_bases",),
     "0004": ("audit",),
     "0003": ("model_signatures", "blob_keys", "store_key"),
     "0002": ("model_labels", "alias_moves", "model_versions"),
@@ -107,6 +108,8 @@ def old_store(tmp_path, scenario, sql, revision):
         run = scenario.begin(store)
         scenario.commit(store, run, 1)
     drop = [f"DROP TABLE {table}" for added, tables in ADDED.items() if added > revision for table in tables]
+    drop.append("ALTER TABLE runs DROP COLUMN directions")  # revision 0005's
+    drop.append("ALTER TABLE rounds DROP COLUMN trainable_bytes")  # revision 0006's
     sql(url, *drop, *triggers_of(revision), f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
     return url, run
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from umbel.core.errors import ConfigError, StoreError
-from umbel.privacy.keys import Key
-from umbel.privacy.vault import StorageVault
+from umbel.privacy.keys import KeyFile
+from umbel.privacy.keys.vault import StorageVault
 from umbel.server.store import Store
 
 CANARY = np.frombuffer(b"canary of params, 32 bytes long!", "<f4")
@@ -25,7 +25,7 @@ def store(url, key_file):
 @pytest.fixture
 def other_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("keys") / "other.key"
-    Key.generate("storage", 30).save(path)
+    KeyFile.generate("storage", 30).save(path)
     return path
 
 
@@ -61,7 +61,7 @@ def test_canaries_are_in_a_clear_file_and_not_in_an_encrypted_one(tmp_path, scen
     canaries = [CANARY.tobytes(), KEEPSAKE.tobytes(), state.params.tobytes()[:64], *digests]
     for content in (present, after):
         assert [canary in content for canary in canaries] == [not is_encrypted] * len(canaries)
-        secret = Key.load(key_file).secret
+        secret = KeyFile.load(key_file).secret
         assert secret not in content
         assert secret.hex().encode() not in content
         assert run.encode() in content  # what a run is called is not hidden
@@ -100,10 +100,10 @@ def test_equal_content_is_held_once_and_under_another_name_in_another_store(
 
 
 def test_without_its_key_an_encrypted_store_is_refused(url, store, other_file, key_file):
-    key = Key.load(key_file)
+    key = KeyFile.load(key_file)
     message = refusal(url)
     assert f"is encrypted under key {key.id}; name the file of that key: UMBEL_STORE_KEY=FILE" in message
-    assert f"under key {key.id}, not {Key.load(other_file).id}, which was given" in refusal(url, key=other_file)
+    assert f"under key {key.id}, not {KeyFile.load(other_file).id}, which was given" in refusal(url, key=other_file)
 
 
 def test_the_variable_names_the_key(url, key_file, monkeypatch, scenario):
@@ -119,13 +119,13 @@ def test_the_variable_names_the_key(url, key_file, monkeypatch, scenario):
 
 
 def test_an_expired_open_or_other_kind_of_key_is_refused_and_nothing_is_made(tmp_path, key_file):
-    url, key = f"sqlite:///{tmp_path}/new.db", Key.load(key_file)
+    url, key = f"sqlite:///{tmp_path}/new.db", KeyFile.load(key_file)
     dataclasses.replace(key, expires=1).save(key_file, replace=True)
     assert "expired on 1970-01-01 00:00 UTC; replace it: umbel keys rotate" in refusal(url, key=key_file)
     key.save(key_file, replace=True)
     os.chmod(key_file, 0o640)
     assert "open to others" in refusal(url, key=key_file)
-    Key.generate("node", 1).save(key_file, replace=True)
+    KeyFile.generate("node", 1).save(key_file, replace=True)
     assert "a key of kind storage is needed" in refusal(url, key=key_file)
     assert list(tmp_path.iterdir()) == []
 
@@ -252,7 +252,7 @@ def test_rotation_refuses_what_it_cannot_open_and_changes_nothing(url, key_file,
     with Store.open(url, key=key_file) as store:
         run = scenario.begin(store)
     with pytest.raises(StoreError, match=f"under key {old.key_id}, not {new.key_id}"):
-        Store.rotate(url, new, StorageVault(Key.generate("storage", 1)))
+        Store.rotate(url, new, StorageVault(KeyFile.generate("storage", 1)))
     before = sql(url, "SELECT * FROM blob_keys ORDER BY digest")
     last = bytearray(before[-1].wrapped)
     last[30] ^= 1
@@ -266,7 +266,7 @@ def test_rotation_refuses_what_it_cannot_open_and_changes_nothing(url, key_file,
 
 
 def test_no_secret_in_what_may_be_shown(url, store, key_file):
-    key, coding = Key.load(key_file), store._coding
+    key, coding = KeyFile.load(key_file), store._coding
     for shown in (repr(store), repr(coding), repr(coding.vault), repr(store.models), str(key)):
         for secret in (key.secret, coding.naming_key):
             assert secret.hex() not in shown

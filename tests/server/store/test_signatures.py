@@ -6,11 +6,11 @@ import json
 import pytest
 
 from umbel.core.errors import ConfigError, StoreError
-from umbel.privacy.keys import Key
-from umbel.privacy.vault import ModelSigner
+from umbel.privacy.keys import KeyFile
+from umbel.privacy.keys.vault import ModelSigner
 from umbel.server.store import Store
 
-OPERATOR, SUCCESSOR = Key.generate("operator", 30), Key.generate("operator", 30)
+OPERATOR, SUCCESSOR = KeyFile.generate("operator", 30), KeyFile.generate("operator", 30)
 SIGNER = ModelSigner(OPERATOR)
 
 

@@ -1,0 +1,1 @@
+"""The command `umbel`: one file for each group of its commands."""

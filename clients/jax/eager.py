@@ -1,0 +1,118 @@
+"""JAX outside of compiled programs: a model's own steps as calls that change its variables, and what they assign."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from ...core.errors import ConfigError
+from ...core.examples import Examples, map_arrays
+from ..keras.building import batch_of
+from ..keras.joining import Call
+from ..keras.reported import FromStates, Step
+
+
+class JaxEager:
+    """JAX's `Eager`. Keras's steps are pure functions on JAX: their results are assigned here."""
+
+    def tensors(self, arrays: Any) -> Any:
+        """Return nested arrays as JAX's."""
+        return map_arrays(jnp.asarray, arrays)
+
+    def step(self, model: keras.Model, name: str) -> Step:
+        """Return a model's own step, as a call that changes the model's variables."""
+        groups = groups_of(model) if name == "train_step" else groups_of(model)[:2] + groups_of(model)[3:]
+
+        def step(batch: tuple) -> Any:
+            logs, after = getattr(model, name)(values_of(groups), batch)
+            for variables, values in zip(groups, after, strict=True):
+                for variable, value in zip(variables, values, strict=True):
+                    variable.assign(value)
+            return logs
+
+        return step
+
+    @contextmanager
+    def put_back(self, variables: Iterable[keras.Variable]) -> Iterator[None]:
+        """Run code inside; these variables hold afterwards what they held before."""
+        before = [(variable, np.array(variable.value)) for variable in variables]
+        try:
+            yield
+        finally:
+            for variable, value in before:
+                variable.assign(value)
+
+    def states_behind(
+        self, model: keras.Model, step: str, batch: tuple, names: Sequence[str], metrics: Sequence[keras.metrics.Metric]
+    ) -> Mapping[str, FromStates]:
+        """Return none: on JAX such a value is averaged over batches."""
+        return {}
+
+    def check_metric(self, metric: keras.metrics.Metric, call: Call, model: keras.Model) -> None:
+        """Do nothing: Keras lists all that a metric can assign inside a compiled step."""
+
+
+EAGER = JaxEager()
+
+
+def groups_of(model: keras.Model) -> tuple[list[keras.Variable], ...]:
+    """Return a model's variables as its train_step takes them: trained, others, the optimizer's, the metrics'."""
+    return (
+        list(model.trainable_variables),
+        list(model.non_trainable_variables),
+        list(model.optimizer.variables),
+        list(model.metrics_variables),
+    )
+
+
+def values_of(groups: Sequence[Sequence[keras.Variable]]) -> tuple[list[Any], ...]:
+    """Return what variables hold. Copies: `fit` deletes the arrays that variables were given."""
+    return tuple([jnp.array(variable.value) for variable in variables] for variables in groups)
+
+
+def create_variables(model: keras.Model, batch: Examples) -> frozenset[int]:
+    """Create what Keras creates lazily, as `fit` does; return the places in `model.weights` of what a step assigns.
+
+    A step assigns what it does not return as it was handed it, also under a condition. Nothing is computed.
+    """
+    check_step(model)
+    arrays = batch_of(batch)
+    lazy = (*model._flatten_layers(), *filter(None, (model._compile_metrics, model._compile_loss)))
+    if not all(one.built for one in lazy):
+        model._symbolic_build(data_batch=map_arrays(np.asarray, arrays))
+    model.optimizer.build(model.trainable_variables)
+    model.reset_metrics()
+    assigned = {id(variable) for variable in assigned_by(model, arrays)}
+    return frozenset(place for place, weight in enumerate(model.weights) if id(weight) in assigned)
+
+
+def assigned_by(model: keras.Model, arrays: tuple) -> list[keras.Variable]:
+    """Return the variables that a training step assigns."""
+    groups = groups_of(model)
+    state, batch = values_of(groups), map_arrays(jnp.asarray, arrays)
+    traced = jax.make_jaxpr(lambda state, batch: model.train_step(state, batch)[1])(state, batch).jaxpr
+    variables = [variable for group in groups for variable in group]
+    pairs = zip(variables, traced.invars, traced.outvars, strict=False)
+    return [variable for variable, before, after in pairs if after is not before]
+
+
+def check_step(model: keras.Model) -> None:
+    """Raise ConfigError for a model that Keras on JAX does not train as a pure function."""
+    name = type(model).__name__
+    if model.run_eagerly:
+        raise ConfigError(f"{name} is compiled with run_eagerly=True, which JAX has not; leave it out")
+    if getattr(model.optimizer, "use_ema", False):
+        raise ConfigError(f"{name} is compiled with use_ema=True, which Umbel does not carry on JAX; leave it out")
+    for step, arguments in (("train_step", ("self", "state", "data")), ("test_step", ("self", "state", "data"))):
+        if len(inspect.signature(getattr(type(model), step)).parameters) < len(arguments):
+            raise ConfigError(
+                f"{name}.{step} is written for TensorFlow; on JAX it is {step}(self, state, data) and returns logs and "
+                "the new state. Write it so, or set KERAS_BACKEND=tensorflow"
+            )

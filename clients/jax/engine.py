@@ -1,0 +1,324 @@
+"""The JAX engine: many clients in one step, each with a state of its own, over Keras's own `train_step`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...core.directions import Measures
+from ...core.errors import ClientError, ConfigError
+from ...core.examples import Examples, leaves, map_arrays
+from ...core.experiment import Experiment
+from ...core.frozen import Base
+from ...core.random import derive
+from ...core.recipe import Recipe
+from ...core.spec import ModelSpec
+from ...core.types import ClientMetrics, Join, Metrics, Value, Vector
+from ..engine import EvaluateTask, Measured, StepName, Trained, TrainTask
+from ..keras.agreed import Agreement
+from ..keras.building import (
+    BUILDING,
+    as_keras,
+    batch_of,
+    build_model,
+    check_labels,
+    describe_model,
+    for_batches,
+    reason,
+    shapes,
+)
+from ..keras.checks import check_batches, check_rates, check_rule
+from ..keras.directions import measures_of
+from ..keras.lookups import check_lookups, fault_of_client
+from ..keras.meter import Meter
+from ..keras.per_client import ClientTable, gathered
+from ..keras.samples import sample_of
+from .blocks import Block, batches_of, powers, whole
+from .eager import assigned_by, create_variables
+from .lookups import tables_of
+from .programs import Programs, StepKind
+from .refusals import check_supported
+from .variables import ModelVariables
+from .width import width_for
+
+log = logging.getLogger(__name__)
+EVALUATION_BATCH = 512
+
+
+class JaxEngine:
+    """A model on one device, whose clients train in blocks."""
+
+    is_live = False
+    is_debugged = False
+    on_client = None
+    fixed_batch = None
+    evaluation_batch = EVALUATION_BATCH
+
+    def __init__(self, experiment: Experiment | Recipe, width: int | None = None, agreement: Agreement | None = None):
+        """Build experiment's model. width: number of clients in a block; None: what the cache has room for.
+
+        agreement: how metrics travel, as another engine of this experiment found; None: find it. Errors: ConfigError
+        for a model that is not compiled or does not fit the clients' examples; IncompatibleError for what JAX does not
+        carry yet.
+        """
+        self.experiment = recipe = experiment.resolved
+        self.device = "CPU:0" if jax.default_backend() == "cpu" else "GPU:0"
+        check_supported(recipe)
+        sample = as_keras(sample_of(recipe.population))
+        check_numbers(sample)
+        with BUILDING:
+            self.model, moved = build_model(recipe.model, sample, derive(recipe.seed, "model"), create_variables)
+            if recipe.start is not None:
+                recipe.start.load_into(self.model)
+            assigned = assigned_by(self.model, batch_of(for_batches(self.model, sample)))
+            spec = ModelSpec.of(self.model, recipe.personal, moved)
+            pairs = zip(self.model.weights, spec.variables, strict=True)
+            self.base = Base(tuple(np.array(weight.value) for weight, variable in pairs if variable.is_frozen))
+            self.spec = spec.on(self.base)
+            self.meter = Meter.of(self.model, sample, agreement)
+            self.variables = ModelVariables(self.model, self.spec, self.meter, assigned)
+        self._tables = tables_of(self.model)
+        check_lookups(self._tables, sample, "training")
+        check_batches(recipe, None)
+        check_rates(recipe, self.variables)
+        if recipe.rule is not None:
+            check_rule(recipe.rule, self.variables)
+        self.width = width or width_for(recipe, self.spec.size)
+        self.initial_memory = [np.array(weight.value) for weight in self.variables.personal]
+        rate = self.variables.rate
+        self.default_rate = math.nan if rate is None else float(np.array(rate.value))
+        self._description = {"model.base": self.spec.base[:16]} if self.spec.base else {}
+        self._description |= {"model.variables": self.spec.digest[:16], "model.config": describe_model(self.model)}
+        self._initial_params: Vector = self.spec.flatten(self.model.get_weights())
+        self._table = ClientTable(self.meter)
+        self._programs = Programs(self.variables)
+        self._sent: tuple[Vector, Any] | None = None
+
+    def train(self, tasks: Sequence[TrainTask]) -> list[Trained]:
+        """Train clients, a block at a time. Errors: ClientError for what JAX cannot compute of the examples."""
+        for task in tasks:
+            self._look_at(task.data, round=task.round, client=task.client)
+        results: dict[int, Trained] = {}
+        for places in blocks_of(tasks, self.width, alike):
+            trained = self._train_block([tasks[place] for place in places])
+            results |= zip(places, trained, strict=True)
+        return [results[place] for place in range(len(tasks))]
+
+    def evaluate(self, tasks: Sequence[EvaluateTask]) -> list[Measured]:
+        """Return the metrics' states over the rows of each task."""
+        for task in tasks:
+            self._look_at(task.data)
+        results: dict[int, Measured] = {}
+        for places in blocks_of(tasks, self.width, evaluated_alike):
+            measured = self._evaluate_block([tasks[place] for place in places], 1 if len(tasks) == 1 else self.width)
+            results |= zip(places, measured, strict=True)
+        return [results[place] for place in range(len(tasks))]
+
+    def check(self, examples: Examples, kind: str) -> None:
+        """Raise ConfigError for examples that cannot be evaluated, before a round is spent. kind: what they are for."""
+        if not examples.count:
+            return
+        try:
+            check_labels(self.model, examples)
+            check_numbers(examples)
+            check_lookups(self._tables, examples, kind)
+        except ConfigError as error:
+            raise ConfigError(f"{kind}: {error}") from error
+        one = as_keras(examples.take(np.zeros(1, np.intp)))
+        groups = [[jnp.asarray(self.variables.initial[self.variables.numbers[id(variable)]]) for variable in group]
+                  for group in self.variables.groups]  # fmt: skip
+        state = groups[0], groups[1], groups[3]
+        try:
+            with BUILDING:
+                jax.eval_shape(self.model.test_step, state, map_arrays(jnp.asarray, batch_of(one)))
+        except Exception as error:
+            raise ConfigError(f"the model does not fit a {kind} example of {shapes(one)}: {reason(error)}") from error
+
+    def put(self, examples: Examples) -> Examples:
+        """Return examples as arrays on the device."""
+        return Examples(*(map_arrays(jnp.asarray, part) for part in as_keras(examples)))
+
+    def describe(self) -> dict[str, str]:
+        """Return what identifies the model: a digest of its variables, and one of its architecture and settings."""
+        return self._description
+
+    def measures(self) -> Measures:
+        """Return the metrics that the model measures, and which way they are to go."""
+        return measures_of(self.model)
+
+    def terms(self) -> str:
+        """Return the terms on which the model's metrics travel, as text."""
+        return self.meter.terms.to_json()
+
+    def joins(self, step: StepName) -> Mapping[str, tuple[tuple[Join, int], ...]]:
+        """Return how the numbers of each metric's state join, by what it travels under; () for a mean."""
+        return self.meter.joins(step)
+
+    def results(self, step: StepName, metrics: Metrics) -> dict[str, Value]:
+        """Return the values of joined states of "train" or "test", by the names that Keras logs them under."""
+        return self.meter.results(step, metrics)
+
+    def gathered(self, clients: Iterable[tuple[int, Metrics]]) -> ClientMetrics:
+        """Return the sum of what clients' evaluations measured, and each one's own values."""
+        return gathered(clients, self._table)
+
+    @property
+    def initial_params(self) -> Vector:
+        """The model's own initial weights, drawn from the experiment's seed."""
+        return self._initial_params
+
+    def forget_initial_params(self) -> None:
+        """Do nothing: the model's variables are never written, so that its weights are held anyway."""
+
+    def _train_block(self, tasks: Sequence[TrainTask]) -> list[Trained]:
+        first, width, programs = tasks[0], self.width, self._programs
+        course, is_one = first.course, all(task.params is first.params for task in tasks)
+        data, orders = [as_keras(task.data) for task in tasks], [task.order for task in tasks]
+        block = Block(data, orders, [task.examples for task in tasks], width)
+        params = self._vectors([task.params for task in tasks], is_one)
+        rates = filled([np.float32(task.learning_rate) for task in tasks], width)
+        state = self._begun(tasks, width, is_one, params, rates, True)
+        offsets = filled([task.offset for task in tasks], width) if len(first.offset) else None
+        last = np.array(filled([task.last for task in tasks], width))
+        # All passes but those of parts with a number of their own.
+        usual, begun = block.passes - course.passes(0) * (block.passes > 0), np.zeros(width, np.int64)
+        for part, (epochs, trains) in enumerate(course.parts):
+            if part:
+                state = programs.reset_optimizer(width, state, rates)
+            passes = usual if epochs is None else np.full(width, epochs) * (block.passes > 0)
+            towards = offsets if course.is_anchored else params
+            offset = None if course.is_anchored else offsets
+            kind = StepKind(trains, course.proximal, offset is not None, course.is_anchored)
+
+            def step(state: Any, data: Any, rows: np.ndarray, active: np.ndarray, kind=kind, towards=towards,
+                     offset=offset) -> Any:  # fmt: skip
+                return programs.train(
+                    width, kind, is_one, block.is_resident, state, data, rows, active, towards, offset
+                )
+
+            ends = last if epochs is None else block.examples
+            batches = batches_of(begun, passes, block.examples, ends, self.experiment.local.batch_size)
+            state = block.take(state, batches, step)
+            begun = begun + passes
+        return self._finished("train", state, tasks, width, is_one, params)
+
+    def _evaluate_block(self, tasks: Sequence[EvaluateTask], width: int) -> list[Measured]:
+        first, programs = tasks[0], self._programs
+        is_one = all(task.params is first.params for task in tasks)
+        data, orders = [as_keras(task.data) for task in tasks], [task.rows[None] for task in tasks]
+        block = Block(data, orders, [len(task.rows) for task in tasks], width)
+        params = self._vectors([task.params for task in tasks], is_one, width)
+        state = self._begun(tasks, width, is_one, params, np.zeros(width, np.float32), False)
+
+        def step(state: Any, data: Any, rows: np.ndarray, active: np.ndarray) -> Any:
+            return programs.test(width, block.is_resident, state, data, rows, active)
+
+        # Clients' validation sets have many sizes, and each would be compiled.
+        pieces = whole if self.meter.agreement.by_batch or width == 1 else powers
+        none, once = np.zeros(width, np.int64), block.passes
+        batches = batches_of(none, once, block.examples, block.examples, EVALUATION_BATCH, pieces)
+        state = block.take(state, batches, step)
+        return [one.metrics for one in self._finished("test", state, tasks, width, is_one, params)]
+
+    def _look_at(self, data: Examples, **where: int) -> None:
+        """Raise ClientError for labels that are no class, and numbers without a row: JAX would go on without a word."""
+        fault = fault_of_client(self.model, self._tables, data)
+        if fault is not None:
+            raise ClientError(fault, **where)
+
+    def _vectors(self, params: Sequence[Vector], is_one: bool, width: int | None = None) -> Any:
+        """Return the vectors that a block starts from: one, which is copied once per broadcast, or each its own."""
+        if not is_one:
+            return jnp.asarray(filled(params, width or self.width))
+        if self._sent is None or self._sent[0] is not params[0]:
+            self._sent = params[0], jnp.asarray(params[0])
+        return self._sent[1]
+
+    def _begun(self, tasks: Sequence[Any], width: int, is_one: bool, params: Any, rates: Any, is_training: bool) -> Any:
+        generators = len(self.variables.seeds)
+        words = filled([task.key.words(2 * generators).reshape(-1, 2) for task in tasks], width)
+        seeds = [words[:, number].astype(variable.dtype) for number, variable in enumerate(self.variables.seeds)]
+        personal = [
+            filled([np.asarray(task.personal[number]) for task in tasks], width)
+            for number in range(len(self.variables.personal))
+        ]
+        return self._programs.begin(width, is_training, is_one, params, personal, rates, seeds)
+
+    def _finished(
+        self, step: StepName, state: Any, tasks: Sequence[Any], width: int, is_one: bool, params: Any
+    ) -> list[Trained]:
+        try:
+            found = self._programs.finish(width, step, is_one, state, params)
+            delta, personal, read = jax.device_get(found)
+        except jax.errors.JaxRuntimeError as error:
+            raise ClientError(str(error).splitlines()[0]) from error
+        results = []
+        for place, task in enumerate(tasks):
+            count = task.examples if isinstance(task, TrainTask) else len(task.rows)
+            visited = visited_of(task) if isinstance(task, TrainTask) else count
+            states = self.meter.states(step, [array[place] for array in read], visited)
+            own = [np.array(values[place]) for values in personal]
+            results.append(Trained(delta[place], own, self.meter.with_loss(step, states, count)))
+        return results
+
+
+def visited_of(task: TrainTask) -> int:
+    """Return the number of examples that a training visits, those of all passes together."""
+    return task.examples * len(task.order) - (task.examples - task.last)
+
+
+def blocks_of(tasks: Sequence[Any], width: int, alike: Any) -> Iterator[list[int]]:
+    """Yield the places of tasks in blocks of at most width, which share what `alike` returns.
+
+    Those that have as many batches come together, so that few wait for others.
+    """
+    groups: dict[Any, list[int]] = {}
+    for place, task in enumerate(tasks):
+        groups.setdefault(alike(task), []).append(place)
+    for places in groups.values():
+        ordered = sorted(places, key=lambda place: len_of(tasks[place])) if len(places) > width else places
+        for start in range(0, len(ordered), width):
+            yield ordered[start : start + width]
+
+
+def alike(task: TrainTask) -> Any:
+    """Return what trainings in one block have in common."""
+    return task.course, len(task.offset), identity_of(task.data)
+
+
+def evaluated_alike(task: EvaluateTask) -> Any:
+    """Return what evaluations in one block have in common."""
+    return identity_of(task.data)
+
+
+def identity_of(data: Examples) -> Any:
+    """Return the identity of data on the device; for a client's own their shapes and types."""
+    if not isinstance(next(leaves(data.x)), np.ndarray):
+        return tuple(id(one) for one in leaves(tuple(data)))
+    return tuple((array.shape[1:], str(array.dtype)) for array in leaves(tuple(data)))
+
+
+def len_of(task: TrainTask | EvaluateTask) -> int:
+    """Return the number of examples of a task."""
+    return task.examples if isinstance(task, TrainTask) else len(task.rows)
+
+
+def filled(values: Sequence[Any], width: int) -> np.ndarray:
+    """Stack values, the first again for each client that is not there."""
+    return np.stack([*values, *[values[0]] * (width - len(values))])
+
+
+def check_numbers(examples: Examples) -> None:
+    """Raise ConfigError for examples that are no numbers: JAX has no text."""
+    for array in leaves(tuple(examples)):
+        if isinstance(array, np.ndarray) and array.dtype.kind not in "fiub":
+            raise ConfigError(
+                f"examples of type {array.dtype} are no numbers, which JAX takes alone: encode them, or set "
+                "KERAS_BACKEND=tensorflow"
+            )

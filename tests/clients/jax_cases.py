@@ -1,0 +1,263 @@
+"""Cases that tests/clients/test_jax.py plays in a process of each backend: python jax_cases.py FOLDER CASE …"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from umbel import (
+    AllClients,
+    Clip,
+    Ditto,
+    Experiment,
+    FedAvg,
+    FixedCohort,
+    Local,
+    PerExample,
+    Scaffold,
+    Simulation,
+    SplitFed,
+    run,
+)  # fmt: skip
+from umbel.core.backend import require_tensorflow
+from umbel.core.errors import UmbelError
+from umbel.core.examples import Examples
+from umbel.core.random import derive
+from umbel.core.types import NOTHING, Broadcast, Failure
+from umbel.data import Iid, Partitioned, PerClient
+
+FOLDER, BATCH = Path(sys.argv[1]), 4
+BACKEND = keras.backend.backend()
+generator = np.random.default_rng(3)
+SIZES = [1, BATCH - 1, BATCH, BATCH + 1, 11, 8, 2, 9, 14, 8]
+TRUTH = generator.normal(size=(6, 3))
+
+
+def examples(count):
+    x = generator.normal(size=(count, 6)).astype(np.float32)
+    return x, (x @ TRUTH).argmax(1).astype(np.int32)
+
+
+CLIENTS = PerClient([examples(count) for count in SIZES])
+TEST = examples(30)
+
+
+def compiled(layers, optimizer):
+    model = keras.Sequential([keras.Input((6,)), *layers])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+    if (FOLDER / f"weights-{len(layers)}.npz").exists():  # drawn by the other backend
+        with np.load(FOLDER / f"weights-{len(layers)}.npz") as stored:
+            model.set_weights([stored[name] for name in stored.files])
+    elif BACKEND == "tensorflow":
+        np.savez(FOLDER / f"weights-{len(layers)}.npz", *model.get_weights())
+    return model
+
+
+def plain():
+    return compiled([keras.layers.Dense(8, "relu"), keras.layers.Dense(3)], keras.optimizers.SGD(0.1))
+
+
+def normalised():
+    layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(momentum=0.8), keras.layers.Dense(3)]
+    return compiled(layers, keras.optimizers.SGD(0.1))
+
+
+def adaptive():
+    return compiled([keras.layers.Dense(8, "relu"), keras.layers.Dense(3)], keras.optimizers.Adam(0.01))
+
+
+def local(**changes):
+    return Local(**{"epochs": 2, "batch_size": BATCH, "learning_rate": 0.1, **changes})
+
+
+def experiment(strategy=None, **changes):
+    settings = {
+        "name": "both", "model": plain, "population": CLIENTS, "strategy": strategy or FedAvg(), "rounds": 4,
+        "sampler": FixedCohort(6), "local": local(), "test": TEST, **changes,
+    }  # fmt: skip
+    return Experiment(**settings)
+
+
+LYING_TOGETHER = Partitioned(examples(85), by=Iid(), clients=7)  # 12 or 13 examples a client
+PARITY = {
+    "sgd": lambda: experiment(validation=CLIENTS),
+    "batch_norm": lambda: experiment(model=normalised, local=local(epochs=1)),
+    "adam": lambda: experiment(model=adaptive, local=local(epochs=1, learning_rate=0.01)),
+    "scaffold": lambda: experiment(Scaffold(), transforms=Clip(1.0)),
+    "proximal_own": lambda: experiment(Ditto(0.5), validation=CLIENTS),
+    "cohort_of_many": lambda: experiment(
+        population=LYING_TOGETHER, sampler=AllClients(), local=local(epochs=1, steps=5)
+    ),
+}
+
+
+def simulation():
+    return Simulation(1, compile="auto" if BACKEND == "jax" else "graph")
+
+
+def default():
+    """The runs that both engines play, the first."""
+    return played({name: PARITY[name] for name in ("scaffold",)})
+
+
+def rest():
+    """The runs that both engines play, all others."""
+    return played({name: make for name, make in PARITY.items() if name != "scaffold"})
+
+
+def played(runs):
+    found = {}
+    for name, make in runs.items():
+        with contextlib.closing(simulation()) as runtime:
+            one = make()
+            history = run(one, runtime)
+            np.save(FOLDER / f"{name}-{BACKEND}.npy", history.params)
+            np.save(FOLDER / f"{name}-start.npy", runtime.initial_params())
+            found[name] = dict(history.rounds[-1].metrics)
+    return found
+
+
+def alone():
+    """Clients in blocks of others."""
+    from umbel.clients.engine import play_together
+    from umbel.clients.jax.engine import JaxEngine
+    from umbel.clients.round import client_round
+
+    one = experiment()
+    engine = JaxEngine(one, width=6)
+    before = engine.model.get_weights()
+    parts = [CLIENTS.examples(client) for client in range(len(SIZES))]
+    data = engine.put(Examples(*(np.concatenate([part[place] for part in parts]) for place in (0, 1)), None))
+    starts = np.cumsum([0, *SIZES])
+
+    def played(engine, clients):
+        broadcast = Broadcast(1, engine.initial_params, NOTHING, (), 0.1)
+        rows = [np.arange(starts[client], starts[client + 1], dtype=np.int32) for client in clients]
+        works = [
+            client_round(engine, broadcast, client, derive(0, client), data, own, None)
+            for client, own in zip(clients, rows, strict=True)
+        ]
+        return {client: found.content for client, found in zip(clients, play_together(engine, works), strict=True)}
+
+    def same(one, other, clients):
+        return all(np.array_equal(one[client].delta, other[client].delta) for client in clients)
+
+    first, second = played(engine, range(6)), played(engine, [9, 3, 8, 1, 5, 4, 0])
+    narrow = JaxEngine(one, width=1)
+    by_itself = played(narrow, [3, 4, 5])
+    host = CLIENTS.examples(4)  # a failure among neighbours: rows of one client's own data
+    broken = host._replace(x=np.full_like(host.x, np.nan))
+    rows = np.arange(host.count, dtype=np.int32)
+    broadcast = Broadcast(1, engine.initial_params, NOTHING, (), 0.1)
+    pairs = [(client, CLIENTS.examples(client)) for client in (3, 5)]
+    works = [client_round(engine, broadcast, 4, derive(0, 4), broken, rows, None)]
+    works += [
+        client_round(engine, broadcast, client, derive(0, client), own, np.arange(own.count, dtype=np.int32), None)
+        for client, own in pairs
+    ]
+    failed, *neighbours = (found.content for found in play_together(engine, works))
+    return {
+        "same_bits_among_others": same(first, second, [1, 3, 4, 5]),
+        "largest_difference_alone": max(float(np.abs(first[c].delta - by_itself[c].delta).max()) for c in by_itself),
+        "failed": [failed.reason] if isinstance(failed, Failure) else [],
+        "same_bits_beside_a_failure": all(
+            np.array_equal(found.delta, first[client].delta)
+            for found, (client, _) in zip(neighbours, pairs, strict=True)
+        ),
+        "model_is_as_built": all(
+            np.array_equal(a, np.array(b)) for a, b in zip(before, engine.model.weights, strict=True)
+        ),
+        "tensorflow_is_imported": "tensorflow" in sys.modules,
+        "programs": sum(key[0][0] == "train" and key[0][-1] for key in engine._programs._called),
+        "batch_size": BATCH,
+    }
+
+
+def resume():
+    """A run in two parts, and in one."""
+    from umbel.server.store import Store
+
+    store = f"sqlite:///{FOLDER}/runs.db"
+    with contextlib.closing(simulation()) as runtime:
+        whole = run(experiment(), runtime)
+    with contextlib.closing(simulation()) as runtime:
+        run(experiment(rounds=2), runtime, store=store)
+    with Store.open(store) as opened:
+        stored = opened.load_run("latest")
+    with contextlib.closing(simulation()) as runtime:
+        resumed = run(experiment(), runtime, store=store, resume=stored.run)
+    block = 6
+    return {"same_bits": np.array_equal(resumed.params, whole.params), "choices": dict(stored.choices), "block": block}
+
+
+class OldStyle(keras.Sequential):
+    def train_step(self, data):
+        return {}
+
+
+def old_style():
+    model = OldStyle([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    return model
+
+
+def eager():
+    model = plain()
+    model.compile("sgd", "mse", run_eagerly=True)
+    return model
+
+
+def embedded():
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((2,), dtype="int32"), layers.Embedding(5, 3), layers.Flatten(), layers.Dense(3)]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def refusals():
+    """What is not carried, and what is said."""
+    text = PerClient([(np.array([["a"] * 6] * 4), np.zeros(4, np.int32))] * 2)
+    x, y = examples(8)
+    shifted = PerClient([(x, y), (x, y + 1)])
+    words = PerClient(
+        [(np.arange(8).reshape(4, 2) % 5, np.zeros(4, np.int32)), (np.full((4, 2), 5), np.zeros(4, np.int32))]
+    )
+    tries = {
+        "label": (experiment(population=shifted, test=None, sampler=AllClients()), {}),
+        "validation": (experiment(validation=shifted, sampler=AllClients()), {}),
+        "row": (experiment(model=embedded, population=words, test=None, sampler=AllClients()), {}),
+        "split": (experiment(SplitFed("dense")), {}),
+        "per_example": (experiment(local=Local(batch_size=BATCH, per_example=PerExample(1.0, 1.0))), {}),
+        "replicas": (experiment(), {"replicas": 2}),
+        "debug": (experiment(), {"debug": True}),
+        "graph": (experiment(), {"compile": "graph"}),
+        "train_step": (experiment(model=old_style), {}),
+        "eagerly": (experiment(model=eager), {}),
+        "text": (experiment(population=text, test=None, sampler=AllClients()), {}),
+    }
+    said = {}
+    for name, (one, settings) in tries.items():
+        try:
+            run(dataclasses.replace(one, rounds=1), Simulation(1, **settings))
+            said[name] = ""
+        except UmbelError as error:
+            said[name] = str(error)
+    try:
+        require_tensorflow("Clients over Flower train")
+    except UmbelError as error:
+        said["flower"] = str(error)
+    return said
+
+
+found = {}
+for case in sys.argv[2:]:
+    result = globals()[case]()
+    found |= result if case in ("default", "rest") else {case: result}
+print(json.dumps(found))
