@@ -1,5 +1,6 @@
 """The page in a real browser: a run is started, its curve grows, two runs are compared, an injected name stays text."""
 
+import contextlib
 import shutil
 import threading
 import time
@@ -48,11 +49,16 @@ def page(store):
 
 
 def until(found, said):
-    """Wait for what `found` returns to be true; that."""
+    """Wait for what `found` returns to be true, and return it.
+
+    A live page may replace an element between its being found and its being used: it is looked for again.
+    """
+    replaced = pytest.importorskip("selenium.common.exceptions").StaleElementReferenceException
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
-        if value := found():
-            return value
+        with contextlib.suppress(replaced):
+            if value := found():
+                return value
         time.sleep(0.1)
     pytest.fail(f"not within {WAIT_SECONDS} s: {said}")
 
@@ -60,6 +66,18 @@ def until(found, said):
 def texts(browser, place):
     """The text of every element at a place."""
     return browser.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", place)
+
+
+def press(browser, place, key):
+    """Press a key on the element at a place, once it is there."""
+
+    def pressed():
+        for element in browser.find_elements("css selector", place)[:1]:
+            element.send_keys(key)
+            return True
+        return False
+
+    until(pressed, place)
 
 
 class Gate:
@@ -108,7 +126,7 @@ def test_a_run_that_is_started_appears_and_its_curve_grows_without_a_reload(brow
         for round in range(1, 5):
             until(lambda: set(browser.execute_script(POINTS.format("accuracy"))) == {round}, f"{round} rounds")  # noqa: B023
             gate.rounds.release()
-        until(lambda: "finished" in browser.find_element("css selector", ".heading .state").text, "the end")
+        until(lambda: "finished" in "".join(texts(browser, ".heading .state")), "the end")
         assert browser.execute_script("return window.isTheSamePage")
     finally:
         gate.rounds.release(10)
@@ -120,13 +138,11 @@ def test_two_runs_are_chosen_with_the_keyboard_and_compared(browser, page, store
     browser.get(page.url())
     until(lambda: texts(browser, "tbody tr") and "…" not in "".join(texts(browser, "td.number")), "the totals")
     for kind in ("finished", "running"):
-        box = f"tr[data-run='{runs[kind]}'] input"
-        until(lambda: browser.find_elements("css selector", box), kind)[0].send_keys(" ")  # noqa: B023
-    link = browser.find_element("css selector", ".heading .button")
-    assert link.text == "Compare 2 runs"
-    link.send_keys("\n")
+        press(browser, f"tr[data-run='{runs[kind]}'] input", " ")
+    until(lambda: texts(browser, ".heading .button") == ["Compare 2 runs"], "the link")
+    press(browser, ".heading .button", "\n")
     until(lambda: browser.execute_script(POINTS.format("compare")) == [20, 8], "two curves")
-    text = browser.find_element("id", "page").text
+    text = "".join(texts(browser, "#page"))
     assert "strategy.server_lr" in text
     assert "rounds to target" in text
 
@@ -143,7 +159,7 @@ def test_an_injected_name_stays_text(browser, page, store):
         assert browser.title.endswith("Umbel")
     browser.get(page.url(f"/compare?run={runs['injected']}"))
     until(lambda: browser.execute_script(POINTS.format("compare")) == [5], "its curve")
-    assert INJECTED[:20] in browser.find_element("css selector", ".legendtext").text
+    assert INJECTED[:20] in "".join(texts(browser, ".legendtext"))
     assert browser.find_elements("css selector", "main b, main script") == []
 
 
