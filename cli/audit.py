@@ -91,7 +91,7 @@ def prepared(request: Request, stored: StoredRun, canaries: int, seed: int) -> A
     from ..studies.audit import Audit
 
     experiment = load_experiment(*resumed(request, stored))
-    experiment.check_unchanged(stored.description)
+    stored.check_goes_on(experiment)
     require_tensorflow("An audit trains, and inverts gradients,")
     auditing = Audit(experiment, stored, canaries, seed)
     prepare(experiment.resolved)

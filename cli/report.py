@@ -74,7 +74,7 @@ def played(store: Store, run: str, reference: str | None, url: str) -> Experimen
         return None  # of an earlier version, whose checkpoints are not read
     try:
         found = load_experiment(*resumed(request, stored))
-        found.check_unchanged(stored.description)
+        stored.check_goes_on(found)
     except ConfigError:
         if reference is not None:
             raise

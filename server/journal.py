@@ -80,7 +80,7 @@ class Journal:
     def _resume(self, experiment: Experiment, runtime: Runtime, resume: str) -> tuple[ServerState, Opened]:
         assert self.store is not None
         stored = self.store.load_run(resume)
-        experiment.check_unchanged(stored.description)
+        stored.check_goes_on(experiment)
         self.run, self.memory.stored = stored.run, self.store.memory(stored.run)
         opened = runtime.open(experiment, self.memory, stored.choices)
         now = choices_of(experiment.resolved, runtime)

@@ -72,7 +72,7 @@ def replay(
     require_count("round", round)
     require_count("client", client, at_least=0)
     stored = store.load_run(run)
-    experiment.check_unchanged(stored.description)
+    stored.check_goes_on(experiment)
     done = len(stored.records)
     if round > done + 1:
         raise ConfigError(f"run {stored.run} has {done} rounds; round={round} was not played")

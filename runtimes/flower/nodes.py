@@ -95,10 +95,10 @@ class Nodes:
         return moved
 
     def _check_version(self, node: int, reply: Message) -> None:
-        """Raise Malformed for a node whose Umbel is of another major version than the server's."""
+        """Raise Malformed for a node whose Umbel is of another series than the server's."""
         theirs, ours = unpack_version(reply.content), unpack_version(pack_identity(0))
         said = f"it runs Umbel {theirs[0]}.{theirs[1]}, and the server {ours[0]}.{ours[1]}"
-        if theirs[0] != ours[0]:
+        if _series(theirs) != _series(ours):
             raise Malformed("version", f"{said}; install the same version on both")
         if theirs != ours:
             log.warning("node %d: %s; install the same version on both", node, said)
@@ -133,3 +133,8 @@ class Nodes:
             raise ConfigError(f"nodes {other} and {node} both have partition-id={client}; give each SuperNode its own")
         self.of[client] = node
         return set() if other in (None, node) else {client}
+
+
+def _series(version: tuple[int, int]) -> tuple[int, ...]:
+    """Return what two versions that work together share: before 1.0 a minor one may change anything (semver.org, 4)."""
+    return version[:1] if version[0] else version

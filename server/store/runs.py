@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, and_, case, select, update
 
@@ -17,6 +17,9 @@ from ...core.spec import ModelSpec
 from ...core.types import RoundRecord, ServerState, Value, json_float, scalars
 from .database import insert
 from .schema import ledger, now, rounds, runs
+
+if TYPE_CHECKING:
+    from ...core.experiment import Experiment
 
 RUNNING = "running"
 ENDED = ("finished", "stopped", "failed", "paused")
@@ -41,6 +44,22 @@ class StoredRun:
     ledger: Mapping[str, int]  # ledger as written before releases: it may be ahead of server_state.ledger, never behind
     created: str
     updated: str
+    is_of_preview: bool  # begun by version 0.1.0
+
+    def check_goes_on(self, experiment: Experiment) -> None:
+        """Check that an experiment is the one that this run began with, so that a round of it means the same.
+
+        Raises
+        ------
+        ConfigError
+            If version 0.1.0 began the run, or the experiment differs in a setting, which is named.
+        """
+        if self.is_of_preview:
+            raise ConfigError(
+                f"run {self.run} is of Umbel 0.1.0, a preview: what it measured and its models can be read, but none "
+                "of its rounds can be played; run the experiment again, without --resume"
+            )
+        experiment.check_unchanged(self.description)
 
 
 class RunSummary(NamedTuple):

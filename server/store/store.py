@@ -220,6 +220,7 @@ class Store:
                 self._ledgers.raised(run, runs.spent(connection, run)),
                 row.created,
                 row.updated,
+                row.directions is None,
             )
 
     def checkpoint(self, run: str, round: int | str = "last", like: ServerState | None = None) -> ServerState:
