@@ -20,6 +20,14 @@ def test_no_files_form_a_circle():
     assert house.circles() == []
 
 
+def test_the_house_can_be_held_in_ones_head():
+    """The rooms at the top, and what leads from one to another."""
+    arrows = house.arrows_of_rooms()
+    assert len(house.rooms()) <= 15
+    assert house.floors(house.rooms(), arrows) <= 6
+    assert len(arrows) <= 40
+
+
 def test_the_page_has_the_table_of_what_excludes_what():
     assert exclusions.PAGE.read_text("utf-8") == exclusions.page(), "run python -m tests.support.exclusions"
 

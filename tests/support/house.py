@@ -68,10 +68,21 @@ def arrows() -> set[tuple[str, str]]:
     return {(one, other) for one, other in pairs if one != other}
 
 
-def floors() -> int:
-    """Count the folders on the longest way downwards; folders that import one another share a floor."""
-    edges: dict[str, set[str]] = {folder_of(module): set() for module in modules()}
-    for one, other in arrows():
+def rooms() -> set[str]:
+    """List the rooms: the folders at the top. The root, which only names what is public, is none."""
+    return {module.parts[0] for module in modules() if len(module.parts) > 1}
+
+
+def arrows_of_rooms() -> set[tuple[str, str]]:
+    """List pairs of different rooms, the first of which imports from the second."""
+    pairs = {(one.split("/")[0], other.split("/")[0]) for one, other in arrows()}
+    return {(one, other) for one, other in pairs if one != other and {one, other} <= rooms()}
+
+
+def floors(places: set[str], arrows: set[tuple[str, str]]) -> int:
+    """Count the places on the longest way downwards; places that import one another share a floor."""
+    edges: dict[str, set[str]] = {place: set() for place in places}
+    for one, other in arrows:
         edges[one].add(other)
     groups = components(edges)
     place = {folder: number for number, group in enumerate(groups) for folder in group}
@@ -158,9 +169,10 @@ def main() -> None:
     folders = Counter(map(folder_of, modules()))
     own = [one for one in sniffs() if not is_foreign(*one)]
     print(f"files                     {sum(folders.values())} in {len(folders)} folders")
-    print(f"rooms at the top          {len({name.split('/')[0] for name in folders})}")
-    print(f"floors                    {floors()}")
-    print(f"arrows between folders    {len(arrows())}")
+    print(f"rooms at the top          {len(rooms())}")
+    high = floors(rooms(), arrows_of_rooms())
+    print(f"floors                    {high} of rooms, {floors(set(folders), arrows())} of folders")
+    print(f"arrows                    {len(arrows_of_rooms())} between rooms, {len(arrows())} between folders")
     print(f"circles of files          {len(circles())}")
     print(f"hasattr, getattr, vars    {len(sniffs())}, of them on own values {len(own)}")
     print(f"refusals by hand          {len(refusals())} in {len({name for name, _ in refusals()})} files")
