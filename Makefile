@@ -1,6 +1,7 @@
 # make demo    install into .venv, train the default experiment, draw it
 # make test    a case or more of nearly every law; ARGS="tests/core -k chain" chooses some, ARGS="-m slow" reproductions and sweeps
 # make test-long  what takes long: federations that are killed, moved and rotated, and grids in full (tests/long.txt)
+# make test-flower FLWR=1.41  with another release of Flower: what Umbel takes of it, and everything over it
 # make check   format, lint, types, layers, first lines of docstrings
 # make docs    the site, in out/site
 # make dist    wheel and sdist, in dist
@@ -16,7 +17,7 @@ BIN := .venv/bin
 # Set anywhere to 1, it would keep TensorFlow from being byte-compiled, and every import of it would take three times as long.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-long check docs dist bench bench-privacy bench-deploy bench-ray clean
+.PHONY: demo test test-long test-flower check docs dist bench bench-privacy bench-deploy bench-ray clean
 
 demo: .venv/installed
 	@mkdir -p out
@@ -27,6 +28,18 @@ test: .venv/installed-test
 
 test-long: .venv/installed-test
 	@$(MAKE) --no-print-directory test ARGS="-m long $(ARGS)"
+
+# Another Flower, before the one in .venv; what it depends on stays as it is.
+FLWR ?= 1.41
+FLOWER := out/flower-$(FLWR)
+
+test-flower: .venv/installed-test $(FLOWER)/installed
+	@PYTHONPATH=$(CURDIR)/$(FLOWER) $(BIN)/python -c "from importlib.metadata import version; print('Flower', version('flwr'))"
+	@PYTHONPATH=$(CURDIR)/$(FLOWER) $(MAKE) --no-print-directory test ARGS="$(or $(ARGS),tests/runtimes/flower tests/deploy)"
+
+$(FLOWER)/installed: | .venv/bin/pip
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(FLOWER) "flwr==$(FLWR).*"
+	@touch $@
 
 check: .venv/installed-test
 	@$(BIN)/ruff format --check .

@@ -1,13 +1,9 @@
-"""Every use of Flower beyond its public API (flwr.app, flwr.serverapp, flwr.clientapp), in one place.
-
-These names move between releases, so flwr is pinned to 1.41; a release that moves them is ported here.
-"""
+"""Flower's processes and its Control API, as Umbel starts and uses them. Not public in Flower; see `compat`."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import json
 import os
 import sys
@@ -22,34 +18,29 @@ from typing import Any, NamedTuple
 # httpx: Flower's clients raise its errors.
 import httpx
 
-# flwr.cli.build: `flwr run` builds its app archive with it; there is no public way to build one in memory.
-from flwr.cli.build import build_fab_from_files
-
-# flwr.common.serde: the Control API's request wants the archive as a protobuf message.
-from flwr.common.serde import fab_to_proto
-
-# flwr.proto: the requests of the Control API (submit, status, events) and of the Runtime API (push events).
-from flwr.proto.control_pb2 import (
+from .compat import (
+    ControlHttpClient,
+    Fab,
     ListRunsRequest,
+    ProtobufRequestContext,
+    PushTaskEventsRequest,
+    RetryInvoker,
+    RuntimeVersionHttpInterceptor,
     StartRunRequest,
     StopRunRequest,
     StreamRunEventsRequest,
+    TaskEvent,
+    build_fab_from_files,
+    fab_to_proto,
+    node_connection,
+    node_loop,
+    start_parent_process_monitor,
+    superexec_command,
+    superexec_module,
+    superlink_command,
+    supernode_command,
+    warn_of_another_release,
 )
-from flwr.proto.runtime_pb2 import PushTaskEventsRequest
-from flwr.proto.task_pb2 import TaskEvent
-
-# flwr.supercore.app_utils: ends a process whose parent died. Flower starts it below a SuperLink and a SuperNode only.
-from flwr.supercore.app_utils import start_parent_process_monitor
-
-# flwr.supercore: the client of the Control API and what it must be given. `flwr run` only prints a run's number.
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.fab import Fab
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.protobuf.client import ProtobufRequestContext
-
-# flwr.supercore.retry: whether and when a failed call is tried again.
-from flwr.supercore.retry import RetryInvoker
-
 from .private_crashes import miss_workers
 from .private_delivery import hand_out_again
 from .private_patience import Retried, be_patient, upload_on
@@ -213,20 +204,18 @@ def outages_of(grid: Any) -> threading.Event:
     return outages
 
 
-def _wait_for_servers(module: str, noted: Callable[[], None] | None = None) -> None:
+def _wait_for_servers(flower: Any, noted: Callable[[], None] | None = None) -> None:
     """Make the calls of one of Flower's modules patient."""
-    flower = importlib.import_module(module)
     make = flower.make_simple_http_retry_invoker
-    flower.make_simple_http_retry_invoker = lambda: make_patient(make(), noted)  # type: ignore[attr-defined]
+    flower.make_simple_http_retry_invoker = lambda: make_patient(make(), noted)
 
 
 def finish_uploads() -> None:
     """Let a SuperNode's upload go on where its SuperLink died in the middle of it, and is back."""
-    from flwr.supernode import fleet_http_connection as fleet
-
+    fleet = node_connection()
     retried = Retried()
     fleet.make_push_object_fn_protobuf = upload_on(fleet.make_push_object_fn_protobuf, retried)
-    _wait_for_servers(fleet.__name__, retried.note)
+    _wait_for_servers(fleet, retried.note)
 
 
 def quicken_supernode() -> None:
@@ -236,8 +225,7 @@ def quicken_supernode() -> None:
     sees another `time` and another `pull_objects`; nothing else of Flower does. It also leaves a task behind when a run
     ends while a message of it arrives: one that nobody can ever finish, and that would keep a worker waiting.
     """
-    from flwr.supernode import start_client_internal as loop
-
+    loop = node_loop()
     receive = loop._pull_and_store_message
 
     def receive_or_forget(state: Any, **others: Any) -> int | None:
@@ -248,9 +236,9 @@ def quicken_supernode() -> None:
             state.delete_messages()
         return received
 
-    loop._pull_and_store_message = receive_or_forget  # type: ignore[assignment]
+    loop._pull_and_store_message = receive_or_forget
 
-    loop.time = SimpleNamespace(  # type: ignore[assignment]
+    loop.time = SimpleNamespace(
         sleep=lambda seconds: time.sleep(min(seconds, WAIT_SECONDS)), time=time.time, monotonic=time.monotonic
     )
     loop.pull_objects = functools.partial(
@@ -266,23 +254,20 @@ def main() -> None:
     """
     _, command, parent, *options = sys.argv
     end_with_parent(int(parent))
+    warn_of_another_release()
     follow_from_now_on(options)
     sys.argv = [f"flower-{command}", *options]
-    # The functions behind the console scripts: imported here, since each brings a whole server with it.
     if command == "superlink":
         be_patient()
         hand_out_again()
-        # `flwr.superlink.cli` exports the function under the module's own name.
-        module = importlib.import_module("flwr.superlink.cli.flower_superlink")
-        module.uvicorn = SimpleNamespace(run=serve)  # type: ignore[attr-defined]
-        run = module.flower_superlink
+        command_of_flower = superlink_command()
+        command_of_flower.uvicorn = SimpleNamespace(run=serve)
+        run = command_of_flower.flower_superlink
     elif command == "superexec":
-        from flwr.supercore.cli import flower_superexec as run
-
-        _wait_for_servers("flwr.supercore.superexec.run_superexec")
+        run = superexec_command()
+        _wait_for_servers(superexec_module())
     else:
-        from flwr.supernode.cli import flower_supernode as run
-
+        run = supernode_command()
         finish_uploads()
         be_patient()
         quicken_supernode()

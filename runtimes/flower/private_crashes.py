@@ -1,4 +1,4 @@
-"""A worker that died is missed as soon as the next one asks for a task. Not public in Flower; see `private`.
+"""A worker that died is missed as soon as the next one asks for a task. Not public in Flower; see `compat`.
 
 Flower's SuperNode takes a task for worked on until no sign of life has come for long. For one that died before it was
 handed its message it makes no reply even then, and for one that died while it handed in its own it waits for the rest
@@ -14,10 +14,7 @@ import signal
 from datetime import UTC, datetime
 from typing import Any
 
-from flwr.common.constant import Status
-
-# flwr.supercore.inflatable: what a message consists of.
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from .compat import Status, iterate_object_tree, node_handlers
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +23,7 @@ LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 def miss_workers() -> None:
     """Let the SuperNode of this process take back, from now on, what was begun when its worker asks for a task."""
-    from flwr.supernode.servicer.runtime import runtime_handlers as runtime
-
+    runtime: Any = node_handlers()
     acquire = runtime.acquire_task
 
     def acquire_task(request: Any, state: Any) -> Any:

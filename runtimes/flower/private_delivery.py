@@ -1,4 +1,4 @@
-"""A message whose way to its node was cut is handed out again. Not public in Flower; see `private`.
+"""A message whose way to its node was cut is handed out again. Not public in Flower; see `compat`.
 
 Flower's SuperLink hands a message out once. When its answer is lost on the way, the node asks again, and is told that
 there is nothing; the server waits for a reply until the round's deadline. A SuperNode confirms what it has received,
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from typing import Any
+
+from .compat import fleet_handlers
 
 MOST_TIMES = 3  # how often one message is handed out: a node that cannot take it is not to ask for ever
 
@@ -54,9 +56,8 @@ def _has_expired(answer: Any) -> bool:
 
 def hand_out_again() -> None:
     """Let the SuperLink of this process hand a message out, from now on, until it is confirmed."""
-    from flwr.superlink.servicer.fleet import fleet_handlers as fleet
-
+    fleet: Any = fleet_handlers()
     deliveries = Deliveries(fleet)
     fleet.pull_messages = deliveries.pull_messages
-    fleet.confirm_message_received = deliveries.confirm_message_received  # type: ignore[assignment]
-    fleet.activate_node = deliveries.activate_node  # type: ignore[assignment]
+    fleet.confirm_message_received = deliveries.confirm_message_received
+    fleet.activate_node = deliveries.activate_node

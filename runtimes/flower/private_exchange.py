@@ -1,4 +1,4 @@
-"""Replies of a SuperLink, looked at before their content is fetched. Not public in Flower; see `private`.
+"""Replies of a SuperLink, looked at before their content is fetched. Not public in Flower; see `compat`.
 
 Flower's own `pull_messages` brings all replies that have arrived into memory at once, several times over. Here the
 SuperLink keeps them until each is wanted, and one is then read chunk by chunk into one buffer.
@@ -13,17 +13,21 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from flwr.app import Error, Message
-from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PushObjectRequest
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import (
+
+from .compat import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullAppMessagesRequest,
+    PushAppMessagesRequest,
+    PushObjectRequest,
     get_all_nested_objects,
     get_object_tree,
+    make_pull_object_fn_protobuf,
+    message_from_proto,
+    message_to_proto,
     no_object_id_recompute,
+    remove_content_from_message,
 )
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-
 from .malformed import Malformed
 from .private import outages_of
 from .private_objects import ObjectReader, Wait, upload

@@ -1,4 +1,4 @@
-"""Objects of a message on its way: models that are hashed once, and copied once. Not public in Flower; see `private`.
+"""Objects of a message on its way: models that are hashed once, and copied once. Not public in Flower; see `compat`.
 
 Flower cuts an array into chunks, each an object that goes by the SHA-256 of its bytes. Its own classes copy and hash
 every chunk anew wherever they meet it, and join all of them twice. Here a chunk stays a piece of the array's memory: it
@@ -20,24 +20,22 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-# flwr.app, flwr.common: what arrays are cut into, and how large the pieces are.
-from flwr.app.message.arraychunk import ArrayChunk
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
-from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
-from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
-from flwr.supercore.inflatable.inflatable_object import (
+from .compat import (
+    CHUNK_BYTES,
+    HEAD_BODY_DIVIDER,
+    HEAD_VALUE_DIVIDER,
+    ArrayChunk,
     InflatableObject,
+    ObjectPushError,
+    ObjectTree,
+    ObjectUnavailableError,
+    PushObjectRequest,
     get_all_nested_objects,
     get_object_body,
     get_object_head_values_from_object_content,
+    inflatable_class_registry,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPushError,
-    ObjectUnavailableError,
-    inflatable_class_registry,
-)
-
 from .malformed import Malformed
 
 AT_ONCE = 2  # number of objects on their way at a time

@@ -1,6 +1,6 @@
 """Patience of Flower's servers with whoever is silent, before they give him up, and what an upload outlives.
 
-Not public in Flower; see `private`.
+Not public in Flower; see `compat`.
 
 Its own give up after a minute: a SuperLink that comes back after an outage of that length ends every run, and finds
 every node offline, so that a round goes on without them. Here an outage may last for minutes.
@@ -8,34 +8,27 @@ every node offline, so that a round goes on without them. Here an outage may las
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-# flwr.supercore: what an upload raises whose object was refused.
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from .compat import ObjectPushError, link_states, task_states
 
 BEAT_SECONDS = 30.0  # longest time between two signs of life; Flower's own
 RESTART_SECONDS = 30.0  # silence after which a node may be started anew: its process has ended, or it would be heard
 PATIENCE_SECONDS = 240.0  # silence after which a node or a run's process is given up
 
-STATES = "flwr.supercore.corestate.{}_corestate"  # modules of what a process knows of tasks
-LINKS = "flwr.server.superlink.linkstate.{}_linkstate"  # and of what it knows of nodes
-
 
 def be_patient() -> None:
     """Let the SuperLink or SuperNode of this process give nobody up before PATIENCE_SECONDS have passed."""
-    for kind in ("in_memory", "sql"):
-        tasks = importlib.import_module(STATES.format(kind))
+    for tasks in task_states():
         # Claimed for one interval until it is begun, which takes long where many runs begin at once; then for two.
         tasks.HEARTBEAT_DEFAULT_INTERVAL = PATIENCE_SECONDS / 2  # type: ignore[attr-defined]
         tasks.HEARTBEAT_PATIENCE = 2  # type: ignore[attr-defined]
-    for kind, name in (("in_memory", "InMemoryLinkState"), ("sql", "SqlLinkState")):
-        nodes = importlib.import_module(LINKS.format(kind))
+    for nodes, states in link_states():
         nodes.HEARTBEAT_PATIENCE = PATIENCE_SECONDS / BEAT_SECONDS  # type: ignore[attr-defined]
-        _let_nodes_return(getattr(nodes, name))
+        _let_nodes_return(states)
 
 
 def _let_nodes_return(states: Any) -> None:

@@ -1,4 +1,4 @@
-"""A SuperNode whose process was killed is let in again at once. Not public in Flower; see `private`.
+"""A SuperNode whose process was killed is let in again at once. Not public in Flower; see `compat`.
 
 A SuperLink activates no node that is online: its key would be in use twice. One that was killed has said no goodbye,
 and is online until it was silent for a while (`private_patience`), in which the next process would be refused. Here a
@@ -17,7 +17,8 @@ from typing import Any
 
 # httpx: Flower's clients raise its errors.
 import httpx
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+
+from .compat import ActivateNodeRequest, DeactivateNodeRequest, node_client
 
 FILE = "node"  # file below FLWR_HOME with the number of the node that is online, or was when its process died
 WAIT_SECONDS = 15.0  # time for the process before to end: three times what Flower grants itself
@@ -56,15 +57,13 @@ def return_at_once(home: Path) -> None:
 
     Returns once the process before has ended; one that hangs is left alone, and the SuperLink to judge.
     """
-    from flwr.supernode import fleet_http_client
-
     file = os.open(home / FILE, os.O_RDWR | os.O_CREAT, 0o600)  # open, and so locked, for life
     until = time.monotonic() + WAIT_SECONDS
     while not _lock(file):
         if time.monotonic() > until:
             return
         time.sleep(POLL_SECONDS)
-    fleet: Any = fleet_http_client.FleetHttpClient
+    fleet = node_client()
     returning = Returning(fleet, file)
     # As functions: methods of another object would not be given the client.
     fleet.ActivateNode = lambda client, request: returning.activate(client, request)

@@ -1,4 +1,4 @@
-"""Bounds on what a SuperLink takes in, kept before it is read, and given back. Not public in Flower; see `private`.
+"""Bounds on what a SuperLink takes in, kept before it is read, and given back. Not public in Flower; see `compat`.
 
 Flower reads a request whole before it looks who sends it, keeps whatever a registered node uploads, and keeps what no
 run fetched, for good. Here more than 64 KiB is read only of who has shown a key or a token, and no more than that kind
@@ -20,32 +20,34 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-# flwr.common, flwr.supercore: what a call's headers hold, and how they are verified.
-from flwr.common.constant import (
-    FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES,
-)
-from flwr.common.constant import (
-    SYSTEM_TIME_TOLERANCE,
-    TIMESTAMP_HEADER,
-    TIMESTAMP_TOLERANCE,
-    Status,
-)
-from flwr.proto.message_pb2 import PushObjectResponse
-from flwr.supercore.constant import (
+from ...core.errors import ConfigError
+from .compat import (
+    CHUNK_BYTES,
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
+    FLEET_PATH,
+    OBJECT_PATH,
+    REPLY_PATH,
+    RUNTIME_PATH,
+    SYSTEM_TIME_TOLERANCE,
     TASK_TOKEN_HEADER,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+    PushObjectResponse,
+    Status,
+    bytes_to_public_key,
+    databases,
+    fleet_handlers,
+    now,
+    runtime_handlers,
+    verify_signature,
 )
-from flwr.supercore.date import now
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
-
-from ...core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 STRANGER_BYTES = 64 << 10  # most bytes of a request whose sender has shown nothing
-FLEET_BYTES = {"/v1/fleet/push-messages": 2 * MIB, "/v1/fleet/push-object": CHUNK_BYTES + MIB}
+FLEET_BYTES = {REPLY_PATH: 2 * MIB, OBJECT_PATH: CHUNK_BYTES + MIB}
 RUNTIME_BYTES = 256 * MIB  # most bytes of a request of a run's own process: messages for all nodes, at once
 CONTROL_BYTES = 16 * MIB  # most bytes of a request of the operator: an app is 10 MiB at most
 AT_ONCE = 4  # number of one sender's requests above STRANGER_BYTES that are worked on at a time; Flower's nodes send 2
@@ -119,9 +121,9 @@ class Incoming:
 
 def most_bytes(path: str) -> int:
     """Return the largest body of a request to a path, of who may send it at all."""
-    if path.startswith("/v1/fleet/"):
+    if path.startswith(FLEET_PATH):
         return FLEET_BYTES.get(path, STRANGER_BYTES)
-    return RUNTIME_BYTES if path.startswith("/v1/runtime/") else CONTROL_BYTES
+    return RUNTIME_BYTES if path.startswith(RUNTIME_PATH) else CONTROL_BYTES
 
 
 def headers_of(scope: Any) -> dict[str, str]:
@@ -150,10 +152,10 @@ def senders(state: Callable[[], Any], lets_in: Callable[[bytes], bool]) -> Calla
     """
 
     def who(path: str, headers: Headers) -> str | None:
-        if path.startswith("/v1/fleet/"):
+        if path.startswith(FLEET_PATH):
             key = proven_key(headers)
             return None if key is None or state().get_node_id_by_public_key(key) is None else key.hex()
-        if path.startswith("/v1/runtime/"):
+        if path.startswith(RUNTIME_PATH):
             token = headers.get(TASK_TOKEN_HEADER)
             return token if token and state().get_task_by_token(token) is not None else None
         token = headers.get("authorization", "").removeprefix("Bearer ")
@@ -237,16 +239,14 @@ def keep_within_bounds() -> None:
 
     Errors: ConfigError for a REPLY_VARIABLE that is no number of bytes.
     """
-    from flwr.supercore import sql_mixin
-    from flwr.superlink.servicer.fleet import fleet_handlers as fleet
-    from flwr.superlink.servicer.runtime import runtime_handlers as runtime
-
+    fleet: Any = fleet_handlers()
+    runtime: Any = runtime_handlers()
     quota = Quota(fleet, runtime, reply_bytes())
     fleet.push_messages = quota.push_messages
     fleet.push_object = quota.push_object
     runtime.push_task_output = quota.push_task_output
     # First of all: a database is made with it, or without. What is deleted is cut off the file at the next checkpoint.
-    mixin: Any = sql_mixin  # whose pragmas are a tuple of fixed length
+    mixin: Any = databases()  # whose pragmas are a tuple of fixed length
     mixin.SQLITE_PRAGMAS = (
         ("auto_vacuum", "FULL"),
         *mixin.SQLITE_PRAGMAS,

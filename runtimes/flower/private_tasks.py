@@ -1,4 +1,4 @@
-"""A SuperNode's tasks over its Runtime API, from the side that works on them. Not public in Flower; see `private`.
+"""A SuperNode's tasks over its Runtime API, from the side that works on them. Not public in Flower; see `compat`.
 
 What `flower-superexec` and one `flwr-clientapp` process per message do: acquire, pull, push. The archive that a run
 ships is never installed: which code a client runs is not the submitter's choice.
@@ -14,40 +14,31 @@ from typing import Any
 import httpx
 from flwr.app import Context, Message
 
-# flwr.app.message: a message without its content, which is all that a reply needs of it.
-from flwr.app.message import remove_content_from_message
-from flwr.common.serde import context_from_proto, message_to_proto
-from flwr.proto.message_pb2 import PushObjectRequest
-from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import (
+from .compat import (
     AcquireTaskRequest,
+    HeartbeatSender,
+    Node,
     PullAppMessagesRequest,
     PullTaskInputRequest,
     PushAppMessagesRequest,
+    PushObjectRequest,
     PushTaskOutputRequest,
-    SendTaskHeartbeatRequest,
-)
-from flwr.supercore.constant import TaskType
-from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_confirm_message_received_fn_protobuf,
-    make_pull_object_fn_protobuf,
-)
-from flwr.supercore.interceptors import (
+    RuntimeHttpClient,
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
+    SendTaskHeartbeatRequest,
     SuperExecAuthHttpInterceptor,
+    TaskIdentity,
+    TaskType,
+    context_from_proto,
+    get_all_nested_objects,
+    get_object_tree,
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    message_to_proto,
+    no_object_id_recompute,
+    remove_content_from_message,
 )
-from flwr.supercore.runtime import RuntimeHttpClient
-
-# flwr.supercore.task_identity: Message() reads from it which run it belongs to.
-from flwr.supercore.task_identity import TaskIdentity
-
 from .private_objects import ObjectReader, not_stored, upload
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Certificates that are replaced while the processes which use them run. Not public in Flower; see `private`.
+"""Certificates that are replaced while the processes which use them run. Not public in Flower; see `compat`.
 
 A TLS context is made once, of what its files held then, and Flower's processes keep theirs for life: a new certificate
 or authority would count from their next start. Here every handshake looks whether the files were replaced, and is made
@@ -24,9 +24,8 @@ from typing import Any
 
 # httpx: Flower's clients raise its errors, and are made of one of its clients each.
 import httpx
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
-from flwr.supercore.protobuf.client import ProtobufClient
 
+from .compat import CONTROL_PATH, FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_PATH, ProtobufClient
 from .identity import KitFile
 from .private_sizes import Bounded, senders
 from .private_waiting import serve
@@ -34,8 +33,7 @@ from .private_waiting import serve
 log = logging.getLogger(__name__)
 
 TRUSTS_HEADER = "umbel-trusts"
-TRUSTS_PATH = "/v1/control/umbel-trusts"
-FLEET_PATH = "/v1/fleet/"
+TRUSTS_PATH = CONTROL_PATH + "umbel-trusts"
 TRUSTS = re.compile(rb"[0-9a-f]{64}(,[0-9a-f]{64}){0,7}")
 ROOT_OPTION = "--root-certificates"
 

@@ -1,4 +1,4 @@
-"""A node that asks for messages is answered when there is one. Not public in Flower; see `private`.
+"""A node that asks for messages is answered when there is one. Not public in Flower; see `compat`.
 
 Flower's SuperNodes ask every few seconds, ours twenty times a second, and each question is a signature to check and a
 look into a database: three idle clients kept a third of a processor busy. Here an answer that there is nothing waits
@@ -13,12 +13,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flwr.proto.fleet_pb2 import PullMessagesResponse
+from .compat import PULL_PATH, PUSH_PATH, PullMessagesResponse
 
 HOLD_SECONDS = 10.0  # longest time that a question waits: a third of what Flower's clients wait for an answer
 STARTUP_FAILURE = 3  # uvicorn's own exit status
 STEP_SECONDS = 1.0  # time between two looks whether the server is ending
-PULL_PATH, PUSH_PATH = "/v1/fleet/pull-messages", "/v1/runtime/push-messages"  # a node's question; a run's messages
 
 
 class Answer(NamedTuple):

@@ -1,4 +1,4 @@
-"""A SuperLink that asks for the operator's token, and the operator's side of it. Not public in Flower; see `private`.
+"""A SuperLink that asks for the operator's token, and the operator's side of it. Not public in Flower; see `compat`.
 
 Flower's open SuperLink takes every call of its Control API for its owner's: whoever reaches the port starts runs, which
 are code, and registers nodes. Here a call carries a bearer token; the SuperLink knows the SHA-256 of those it takes.
@@ -22,19 +22,22 @@ from typing import Any, NamedTuple
 
 # httpx: Flower's clients raise its errors.
 import httpx
-from flwr.common.constant import ACCESS_TOKEN_KEY, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
-from flwr.proto.control_pb2 import (
+
+from ...core.errors import ConfigError, UmbelError
+from .compat import (
+    ACCESS_TOKEN_KEY,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    AccountInfo,
+    ControlAuthnPlugin,
     ListNodesRequest,
     ListRunsRequest,
     RegisterNodeRequest,
     StopRunRequest,
     StreamRunEventsRequest,
     UnregisterNodeRequest,
+    superlink_command,
 )
-from flwr.supercore.auth.typing import AccountInfo
-from flwr.superlink.auth_plugin import ControlAuthnPlugin
-
-from ...core.errors import ConfigError, UmbelError
 from .private import ControlApi, end_with_parent
 from .private_delivery import hand_out_again
 from .private_patience import PATIENCE_SECONDS, be_patient
@@ -241,12 +244,9 @@ def main() -> None:
     keep_within_bounds()
     give_back(Path(options[options.index(DATABASE_OPTION) + 1]))
     sys.argv = ["flower-superlink", *options]
-    # `flwr.superlink.cli` exports the function under the module's own name.
-    import importlib
-
-    command = importlib.import_module("flwr.superlink.cli.flower_superlink")
-    command.load_control_authn_plugin = lambda: authenticator  # type: ignore[attr-defined]
-    command.uvicorn = SimpleNamespace(run=serve_following(authenticator.lets_in))  # type: ignore[attr-defined]
+    command = superlink_command()
+    command.load_control_authn_plugin = lambda: authenticator
+    command.uvicorn = SimpleNamespace(run=serve_following(authenticator.lets_in))
     command.flower_superlink()
 
 

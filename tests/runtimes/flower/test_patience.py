@@ -1,7 +1,6 @@
 """Which of Flower's failed calls are made again, and for how long; when whoever is silent is given up."""
 
 import contextlib
-import importlib
 import os
 import threading
 import time
@@ -26,13 +25,12 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 
 from umbel import UmbelError
 from umbel.runtimes.flower import private_patience
+from umbel.runtimes.flower.compat import link_states, task_states
 from umbel.runtimes.flower.private import RETRY_SECONDS, make_patient
 from umbel.runtimes.flower.private_patience import (
     BEAT_SECONDS,
-    LINKS,
     PATIENCE_SECONDS,
     RESTART_SECONDS,
-    STATES,
     Retried,
     be_patient,
     upload_on,
@@ -105,11 +103,9 @@ class Clock:
 def clock(monkeypatch):
     """What Flower's states, changed to be patient, go by; they are as before afterwards."""
     clock = Clock()
-    for kind, name in (("sql", "SqlLinkState"), ("in_memory", "InMemoryLinkState")):
-        nodes = importlib.import_module(LINKS.format(kind))
-        tasks = importlib.import_module(STATES.format(kind))
+    for tasks, (nodes, states) in zip(task_states(), link_states(), strict=True):
         kept = [(nodes, "HEARTBEAT_PATIENCE"), (tasks, "HEARTBEAT_PATIENCE"), (tasks, "HEARTBEAT_DEFAULT_INTERVAL")]
-        for place, constant in [*kept, (getattr(nodes, name), "activate_node")]:
+        for place, constant in [*kept, (states, "activate_node")]:
             monkeypatch.setattr(place, constant, getattr(place, constant))
         for module in (nodes, tasks):
             monkeypatch.setattr(module, "now", lambda: datetime.fromtimestamp(clock.now, UTC))
