@@ -16,6 +16,13 @@ from .history import History
 
 
 @dataclass(frozen=True, eq=False)
+class Queued:
+    """Event: the run has yet to begin, since its federation plays another. It may come several times, or never."""
+
+    behind: str  # who is before it, in words
+
+
+@dataclass(frozen=True, eq=False)
 class Started:
     """Event: the run is there, before its first round."""
 
@@ -42,7 +49,7 @@ class Finished:
     history: History | None  # None: it is in the store of the process that played the run
 
 
-Event = Started | RoundDone | Finished
+Event = Queued | Started | RoundDone | Finished
 Events = Generator[Event, None, None]
 
 
@@ -52,6 +59,14 @@ class StopWatcher(Watcher, Protocol):
 
     def on_stop(self, error: BaseException) -> None:
         """Hear what ended the run: KeyboardInterrupt or GeneratorExit where it was paused."""
+
+
+@runtime_checkable
+class PatientWatcher(Watcher, Protocol):
+    """A Watcher that also hears of a run that has to wait before it begins."""
+
+    def on_wait(self, behind: str) -> None:
+        """Hear who is before it, in words."""
 
 
 def told(events: Events, tell: Callable[[Event], None]) -> Events:
@@ -89,6 +104,9 @@ def watched(events: Events, watchers: Sequence[Watcher]) -> Events:
 def show(event: Event, watcher: Watcher) -> None:
     """Call the method of watcher that is for this event."""
     match event:
+        case Queued(behind):
+            if isinstance(watcher, PatientWatcher):
+                watcher.on_wait(behind)
         case Started(experiment, runtime, run, records):
             watcher.on_start(experiment, runtime, run, records)
         case RoundDone(record, failures, clients):

@@ -49,6 +49,7 @@ class Journal:
         self._ledger: Mapping[str, int] = {}  # ledger on record: it may be ahead of the last round
         self._drift: SourceDrift | None = None
         self.is_new = True
+        self._held: str | None = None  # the run that nobody else may play meanwhile
 
     def begin(self, experiment: Experiment, runtime: Runtime, resume: str | None) -> tuple[ServerState, Opened]:
         """Return the state to go on from, and what the runtime says of the experiment."""
@@ -74,12 +75,14 @@ class Journal:
                 )
             except TypeError as error:  # of a strategy of the user's own
                 raise ConfigError(f"strategy={shown(experiment.strategy)}, its init(): {error}") from error
-            self.run, self.memory.stored = run, self.store.memory(run)
+            self.run = self._held = self.store.hold(run)
+            self.memory.stored = self.store.memory(run)
         return state, opened
 
     def _resume(self, experiment: Experiment, runtime: Runtime, resume: str) -> tuple[ServerState, Opened]:
         assert self.store is not None
-        stored = self.store.load_run(resume)
+        self._held = self.store.hold(resume)  # before it is read: nobody commits another round meanwhile
+        stored = self.store.load_run(self._held)
         stored.check_goes_on(experiment)
         self.run, self.memory.stored = stored.run, self.store.memory(stored.run)
         opened = runtime.open(experiment, self.memory, stored.choices)
@@ -159,6 +162,11 @@ class Journal:
         """Note how the run ended."""
         if self.store is not None and self.run is not None:
             self.store.finish(self.run, state, reason)
+
+    def close(self) -> None:
+        """Let others play the run."""
+        if self.store is not None and self._held is not None:
+            self.store.release(self._held)
 
 
 class _ClientMemory:

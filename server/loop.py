@@ -115,10 +115,9 @@ def _played(
     experiment: Experiment, runtime: Runtime, check: Check, store: str | Store | None, resume: str | None
 ) -> Events:
     """Yield the events of a run whose rounds this process plays; note how it ends, however it ends."""
-    with _opened(store) as opened:
+    with _opened(store) as opened, contextlib.closing(Journal(opened, check)) as journal:
         _check(experiment.resolved, runtime)
-        course = _Course(experiment, runtime, Journal(opened, check), resume)
-        journal = course.journal
+        course = _Course(experiment, runtime, journal, resume)
         try:
             yield Started(experiment, runtime, journal.run, tuple(journal.records))
             yield from course.rounds()

@@ -38,6 +38,10 @@ class Progress:
         self._round = 0  # last round that had a line
         self._moment = -math.inf  # time of that line, on the monotonic clock
 
+    def on_wait(self, behind: str) -> None:
+        """Print who is played first."""
+        self._print(f"waiting {behind}")
+
     def on_start(
         self, experiment: Experiment, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]
     ) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flwr.app import Context
@@ -18,11 +19,12 @@ from ...core.errors import ConfigError
 from ...core.experiment import Experiment
 from ...core.loading import load_experiment
 from ...core.printable import printable
-from ...server.events import history_of, told, watched
+from ...server.events import Event, Queued, Started, history_of, told, watched
 from ...server.loop import play
 from ...server.monitoring import relayed
 from .events import packed, packed_error
 from .identity import KIT_VARIABLE, identity_of_this_process
+from .line import Ticket, turn
 from .private import push_event
 from .private_tls import follow_kit
 from .runtime import FlowerRuntime
@@ -65,16 +67,32 @@ def main(grid: Grid, context: Context) -> None:
         resume = str(config["resume"]) or None
         try:
             with interrupted_by_signals(), opened_store() as refusals.store, relayed() as monitors:
-                events = told(
-                    play(experiment, runtime, store=refusals.store, resume=resume),
-                    lambda event: push_event(grid, *packed(event)),
-                )
-                history_of(watched(events, monitors))
+                if refusals.store is not None and resume is not None:
+                    refusals.store.check_free(resume)  # before it waits in line for the run that it would repeat
+                with turn(_line(), experiment.name, lambda behind: push_event(grid, *packed(Queued(behind)))) as ticket:
+                    events = told(
+                        play(experiment, runtime, store=refusals.store, resume=resume),
+                        lambda event: push_event(grid, *packed(_noted(event, ticket, experiment))),
+                    )
+                    history_of(watched(events, monitors))
         finally:
             runtime.close()
     except Exception as error:
         push_event(grid, *packed_error(error))
         raise  # Flower must not list this run as completed
+
+
+def _line() -> Path | None:
+    """Return where runs of this federation wait in line; None for a federation of one run."""
+    kit = os.environ.get(KIT_VARIABLE)
+    return Path(kit, "state", "line") if kit else None
+
+
+def _noted(event: Event, ticket: Ticket | None, experiment: Experiment) -> Event:
+    """Return the event; a run that has begun is called by its name from then on."""
+    if isinstance(event, Started) and event.run is not None and ticket is not None:
+        ticket.name(f"run {event.run} of {experiment.name}")
+    return event
 
 
 def named_experiment(config: Mapping[str, Any]) -> Experiment:

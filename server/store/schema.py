@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "umbel_schema"  # Alembic's; a name of our own tells our databases from other programs'
-HEAD = "0006"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
+HEAD = "0007"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
 
 metadata = MetaData(
     naming_convention={
@@ -87,6 +87,18 @@ ledger = Table(
     _run(),
     Column("event", Text, primary_key=True),
     Column("count", BigInteger, nullable=False),
+)
+
+leases = Table(  # a row while a process plays the run, or until one that died is missed
+    "leases",
+    metadata,
+    _run(),
+    Column("token", String(32), nullable=False),  # drawn by whoever holds it
+    Column("place", Text, nullable=False),  # host, boot and process namespace
+    Column("process", BigInteger, nullable=False),
+    Column("born", Text, nullable=False),  # when the process began, as its system counts
+    Column("beats", BigInteger, nullable=False),  # how often it was renewed
+    Column("since", String(32), nullable=False),
 )
 
 blobs = Table(

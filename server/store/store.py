@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from sqlalchemy import delete, false, select, update
+from sqlalchemy import Connection, delete, false, select, update
 
 from ...core import serial
 from ...core.directions import Directions
@@ -23,6 +23,7 @@ from .address import parse
 from .audit import AuditLog
 from .database import Database
 from .heads import name_of, with_heads
+from .leases import Lease, check_free
 from .memory import StoredMemory
 from .models import ModelRegistry
 from .notes import ledgers_of
@@ -50,6 +51,7 @@ class Store:
         self._ledgers = ledgers_of(signer, name_of(database))
         self.audit = AuditLog(database)
         self.views = RunViews(database)
+        self._leases: dict[str, Lease] = {}  # of the runs that this store's owner plays
 
     @staticmethod
     def open(
@@ -152,6 +154,32 @@ class Store:
             audit.record(connection, "run.started", printable(f"{run} of {name}", audit.LONGEST))
         return run
 
+    def hold(self, run: str) -> str:
+        """Let nobody else play a run, until `release` or the end of this process; return the run's id.
+
+        Errors: StoreError, which names the process that plays it already.
+        """
+        with self._database.read() as connection:
+            run = runs.resolve(connection, run)
+        lease = Lease(self._database, run)
+        lease.take()
+        self._leases[run] = lease
+        return run
+
+    def check_free(self, run: str) -> None:
+        """Raise StoreError for a run that another process plays, as far as that can be told from here at once."""
+        with self._database.read() as connection:
+            check_free(connection, runs.resolve(connection, run))
+
+    def release(self, run: str) -> None:
+        """Let others play a run that was held."""
+        if (lease := self._leases.pop(run, None)) is not None:
+            lease.close()
+
+    def _check_lease(self, connection: Connection, run: str) -> None:
+        if (lease := self._leases.get(run)) is not None:
+            lease.check(connection)
+
     def commit_round(
         self,
         run: str,
@@ -166,8 +194,8 @@ class Store:
 
         memory: the arrays of the clients whose memory changed. keep: how many of the last checkpoints stay; the one
         committed with best stays too, until another is. description: the experiment's, where the round changed it.
-        Errors: StoreError unless the round follows the last one committed, as when two processes continue one run;
-        ConfigError for keep < 1.
+        Errors: StoreError unless the round follows the last one committed, as when two processes continue one run, and
+        where a lease was lost to another process; ConfigError for keep < 1.
         """
         if keep < 1 or record.round != state.round:
             raise ConfigError(f"expected keep={keep} ≥ 1 and record.round={record.round} = state.round={state.round}")
@@ -176,6 +204,7 @@ class Store:
         packed = memories.pack(self._coding, memory)
         row = runs.record_row(record)
         with self._database.write() as connection:
+            self._check_lease(connection, run)
             runs.advance(connection, run, state.round, row)
             runs.spend(connection, run, state.ledger)
             if description is not None:
@@ -192,6 +221,7 @@ class Store:
         """
         self._ledgers.note(run, ledger)
         with self._database.write() as connection:
+            self._check_lease(connection, run)
             runs.change(connection, run)
             runs.spend(connection, run, ledger)
 
@@ -242,6 +272,7 @@ class Store:
         if state not in runs.ENDED:
             raise ConfigError(f"expected state={state!r} to be one of {', '.join(runs.ENDED)}")
         with self._database.write() as connection:
+            self._check_lease(connection, run)
             runs.change(connection, run, state=state, reason=reason)
             audit.record(connection, f"run.{state}", run)
 
@@ -269,8 +300,13 @@ class Store:
             return next(one for one in runs.summaries(connection) if one.run == run)
 
     def delete_run(self, run: str) -> None:
-        """Delete a run with its records, checkpoints, memory and ledger. Model versions made from it stay."""
+        """Delete a run with its records, checkpoints, memory and ledger. Model versions made from it stay.
+
+        Errors: StoreError for a run that another process plays.
+        """
         with self._database.write() as connection:
+            if run not in self._leases:
+                check_free(connection, run)
             if connection.execute(delete(runs_table).where(runs_table.c.run == run)).rowcount != 1:
                 raise runs.unknown(connection, run)
             blobs.collect(connection)

@@ -88,6 +88,7 @@ def test_killed_at_any_moment_some_last_round_is_intact(url, scenario):
 
 # The tables that each revision added, in the order in which they can be dropped.
 ADDED = {
+    "0007": ("leases",),
     "0006": ("model_bases",),
     "0004": ("audit",),
     "0003": ("model_signatures", "blob_keys", "store_key"),
