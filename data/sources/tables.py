@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -20,7 +21,53 @@ from .files import optional_import, require_file
 
 
 @dataclass(frozen=True)
-class CsvTable:
+class Table(ABC):
+    """A table of rows and named columns, one of which is to be predicted."""
+
+    path: str | Path
+    label: str
+    features: Sequence[str] | None = None
+    group: str | None = None
+    classes: Sequence[str | int] | None = None
+
+    __getstate__ = fields_only
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", checked_classes(self.classes))
+        object.__setattr__(self, "features", _checked_features(self.features))
+
+    def load(self) -> Examples:
+        """Return x, float32 of shape (rows, features), and y of shape (rows,)."""
+        return self._contents()[1]
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of x."""
+        return tuple(self.features) if self.features is not None else self._contents()[0]
+
+    def ordered(self, columns: tuple[str, ...]) -> Self:
+        """Return the same table with its features in this order."""
+        return dataclasses.replace(self, features=columns)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the classes that were given; empty where a population finds them."""
+        return tuple(map(str, self.classes or ()))
+
+    @once
+    def groups(self) -> np.ndarray:
+        """Return the key of each row; None where it has none."""
+        return _groups_of(self, self.frame())
+
+    @once
+    def _contents(self) -> tuple[tuple[str, ...], Examples]:
+        return _contents_of(self, self.frame())
+
+    @abstractmethod
+    def frame(self) -> Any:
+        """Read the file as a pandas data frame."""
+
+
+@dataclass(frozen=True)
+class CsvTable(Table):
     """A table with a header line, as comma-separated text (.gz and other compressions by suffix).
 
     label: the column to predict. Labels of text stay text until a population, which sees all clients' tables, numbers
@@ -33,90 +80,18 @@ class CsvTable:
     or infinite value, a label that is none of the classes, or pandas not installed.
     """
 
-    path: str | Path
-    label: str
-    features: Sequence[str] | None = None
-    group: str | None = None
-    classes: Sequence[str | int] | None = None
-
-    __getstate__ = fields_only
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", checked_classes(self.classes))
-        object.__setattr__(self, "features", _checked_features(self.features))
-
-    def load(self) -> Examples:
-        """Return x, float32 of shape (rows, features), and y of shape (rows,)."""
-        return self._contents()[1]
-
-    def columns(self) -> tuple[str, ...]:
-        """Return the columns of x."""
-        return tuple(self.features) if self.features is not None else self._contents()[0]
-
-    def ordered(self, columns: tuple[str, ...]) -> CsvTable:
-        """Return the same table with its features in this order."""
-        return dataclasses.replace(self, features=columns)
-
-    def class_names(self) -> tuple[str, ...]:
-        """Return the classes that were given; empty where a population finds them."""
-        return tuple(map(str, self.classes or ()))
-
-    @once
-    def groups(self) -> np.ndarray:
-        """Return the key of each row; None where it has none."""
-        return _groups_of(self, self._frame())
-
-    @once
-    def _contents(self) -> tuple[tuple[str, ...], Examples]:
-        return _contents_of(self, self._frame())
-
-    def _frame(self) -> Any:
+    def frame(self) -> Any:
+        """Read the file as a pandas data frame."""
         # In pieces, pandas would guess a column's type for each: a label could be 1 in one of them and "1" in another.
         return _read_table(self.path, "read_csv", low_memory=False)
 
 
 @dataclass(frozen=True)
-class ParquetTable:
+class ParquetTable(Table):
     """A table in a Parquet file; label, features, group, classes and errors as for `CsvTable`."""
 
-    path: str | Path
-    label: str
-    features: Sequence[str] | None = None
-    group: str | None = None
-    classes: Sequence[str | int] | None = None
-
-    __getstate__ = fields_only
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", checked_classes(self.classes))
-        object.__setattr__(self, "features", _checked_features(self.features))
-
-    def load(self) -> Examples:
-        """Return x, float32 of shape (rows, features), and y of shape (rows,)."""
-        return self._contents()[1]
-
-    def columns(self) -> tuple[str, ...]:
-        """Return the columns of x."""
-        return tuple(self.features) if self.features is not None else self._contents()[0]
-
-    def ordered(self, columns: tuple[str, ...]) -> ParquetTable:
-        """Return the same table with its features in this order."""
-        return dataclasses.replace(self, features=columns)
-
-    def class_names(self) -> tuple[str, ...]:
-        """Return the classes that were given; empty where a population finds them."""
-        return tuple(map(str, self.classes or ()))
-
-    @once
-    def groups(self) -> np.ndarray:
-        """Return the key of each row; None where it has none."""
-        return _groups_of(self, self._frame())
-
-    @once
-    def _contents(self) -> tuple[tuple[str, ...], Examples]:
-        return _contents_of(self, self._frame())
-
-    def _frame(self) -> Any:
+    def frame(self) -> Any:
+        """Read the file as a pandas data frame."""
         return _read_table(self.path, "read_parquet")
 
 
@@ -138,7 +113,7 @@ def _read_table(path: str | Path, reader: str, **options: Any) -> Any:
         raise ConfigError(f"{path} does not read as a table ({reason[0]}): restore it or write it again") from error
 
 
-def _contents_of(table: CsvTable | ParquetTable, frame: Any) -> tuple[tuple[str, ...], Examples]:
+def _contents_of(table: Table, frame: Any) -> tuple[tuple[str, ...], Examples]:
     """Return the columns of x, and the examples that a table makes of a frame."""
     columns = list(map(str, frame.columns))
     frame.columns = columns
@@ -161,7 +136,7 @@ def _contents_of(table: CsvTable | ParquetTable, frame: Any) -> tuple[tuple[str,
     return tuple(features), Examples.of((x, _labels(table, frame[table.label])))
 
 
-def _numbers(table: CsvTable | ParquetTable, name: str, column: Any) -> np.ndarray:
+def _numbers(table: Table, name: str, column: Any) -> np.ndarray:
     """Return a column as float32. Errors: ConfigError for anything but finite numbers and truth values."""
     values = column.to_numpy()
     # NumPy would take dates for nanoseconds, and text that looks like numbers, "nan" too, for those.
@@ -180,7 +155,7 @@ def _numbers(table: CsvTable | ParquetTable, name: str, column: Any) -> np.ndarr
     return numbers
 
 
-def _labels(table: CsvTable | ParquetTable, column: Any) -> np.ndarray:
+def _labels(table: Table, column: Any) -> np.ndarray:
     """Return labels: classes as int32 or int64, fractions as float32, text as it is or as the numbers of `classes`.
 
     Integers are int32, or int64 where that is too small.
@@ -199,7 +174,7 @@ def _labels(table: CsvTable | ParquetTable, column: Any) -> np.ndarray:
     return values.astype(np.int32) if fits else values
 
 
-def _groups_of(table: CsvTable | ParquetTable, frame: Any) -> np.ndarray:
+def _groups_of(table: Table, frame: Any) -> np.ndarray:
     require(table.group is not None, f"{table.path} has no groups: name the column of keys with group=…")
     require(
         table.group in frame.columns,
