@@ -26,8 +26,24 @@ from .local import LocalGaussian
 from .secure_sum import SecureSum
 
 
+class CentralPlan(budget.BudgetPlan):
+    """A plan whose server adds the noise, once and to the sum, whoever takes part."""
+
+    clip_norm: float | AdaptiveClip
+    clients_release = False
+
+    @property
+    def fixed_clip_norm(self) -> float | None:
+        """Clip norm; None where it adapts."""
+        return None if isinstance(self.clip_norm, AdaptiveClip) else self.clip_norm
+
+    def deviation(self, clients: int) -> float:
+        """Return noise multiplier · clip norm, whoever takes part; infinite where the clip norm adapts."""
+        return self.calibrated_noise * (self.fixed_clip_norm or math.inf)
+
+
 @dataclass(frozen=True, kw_only=True)
-class PrivacyPlan(budget.BudgetPlan):
+class PrivacyPlan(CentralPlan):
     """Central differential privacy of whole clients, each taking part in a round with probability sampling_rate.
 
     Whoever sees all models of the run learns of any one client at most (epsilon, delta): neighbours differ by one
@@ -52,8 +68,6 @@ class PrivacyPlan(budget.BudgetPlan):
     noise_multiplier: float | None = None
     rounding: float = 0.0
     secret_cohort: bool = True
-
-    clients_release = False
 
     def __post_init__(self) -> None:
         require_sampling_rate(self.sampling_rate)
@@ -85,15 +99,6 @@ class PrivacyPlan(budget.BudgetPlan):
         """Probability, in the eyes of whom the promise is towards, that a client is in a round's sum."""
         return self.sampling_rate if self.secret_cohort else 1.0
 
-    @property
-    def fixed_clip_norm(self) -> float | None:
-        """Clip norm; None where it adapts."""
-        return None if isinstance(self.clip_norm, AdaptiveClip) else self.clip_norm
-
-    def deviation(self, clients: int) -> float:
-        """Return noise multiplier · clip norm, whoever takes part; infinite where the clip norm adapts."""
-        return self.calibrated_noise * (self.fixed_clip_norm or math.inf)
-
     def find_noise(self) -> float:
         """Compute the noise multiplier with which `rounds` rounds cost epsilon."""
         found = accounting.calibrate(self.epsilon, self.delta, self.rounds, self._amplifying_rate)
@@ -110,7 +115,7 @@ class PrivacyPlan(budget.BudgetPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedCohortPlan(budget.BudgetPlan):
+class FixedCohortPlan(CentralPlan):
     """Same as PrivacyPlan, for cohorts of exactly `cohort` clients, drawn without replacement.
 
     Neighbours differ by one client's data, replaced, which moves the sum by up to 2·clip_norm: dearer than a Poisson
@@ -126,8 +131,6 @@ class FixedCohortPlan(budget.BudgetPlan):
     noise_multiplier: float | None = None
     rounding: float = 0.0
     secret_cohort: bool = True
-
-    clients_release = False
 
     def __post_init__(self) -> None:
         require_count("cohort", self.cohort)
@@ -162,15 +165,6 @@ class FixedCohortPlan(budget.BudgetPlan):
     def _drawn(self) -> int:
         """Number of clients in a round's sum, in the eyes of whom the promise is towards."""
         return self.cohort if self.secret_cohort else self.population
-
-    @property
-    def fixed_clip_norm(self) -> float | None:
-        """Clip norm; None where it adapts."""
-        return None if isinstance(self.clip_norm, AdaptiveClip) else self.clip_norm
-
-    def deviation(self, clients: int) -> float:
-        """Return noise multiplier · clip norm, whoever takes part; infinite where the clip norm adapts."""
-        return self.calibrated_noise * (self.fixed_clip_norm or math.inf)
 
     def find_noise(self) -> float:
         """Compute the noise multiplier with which `rounds` rounds cost epsilon."""

@@ -6,7 +6,7 @@ import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -49,53 +49,46 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class Mnist:
+class Greyscale:
+    """Images of 28×28 grey pixels in ten classes, as Keras names and files them."""
+
+    split: Split = "train"
+    flat: bool = False
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        _require_split(self.split)
+
+    __getstate__ = fields_only
+
+    @property
+    def path(self) -> Path | None:
+        """Path where the file is looked for; None without $UMBEL_DATA."""
+        return in_folder(f"{self.name}.npz")
+
+    @once
+    def load(self) -> Examples:
+        """Return the examples of the split, in their original order."""
+        return _images(self.path, self.name, self.split, (784,) if self.flat else (28, 28, 1))
+
+
+@dataclass(frozen=True)
+class Mnist(Greyscale):
     """Handwritten digits (LeCun, Cortes, Burges): 60,000 train, 10,000 test.
 
     x float32 in 0..1, shape (n, 28, 28, 1), or (n, 784) if flat; y int32. From mnist.npz in the folder $UMBEL_DATA,
     or else by Keras's loader. Errors: ConfigError when neither has it.
     """
 
-    split: Split = "train"
-    flat: bool = False
-
-    def __post_init__(self) -> None:
-        _require_split(self.split)
-
-    __getstate__ = fields_only
-
-    @property
-    def path(self) -> Path | None:
-        """Path where the file is looked for; None without $UMBEL_DATA."""
-        return in_folder("mnist.npz")
-
-    @once
-    def load(self) -> Examples:
-        """Return the examples of the split, in their original order."""
-        return _images(self.path, "mnist", self.split, (784,) if self.flat else (28, 28, 1))
+    name = "mnist"
 
 
 @dataclass(frozen=True)
-class FashionMnist:
+class FashionMnist(Greyscale):
     """Ten kinds of clothing (Xiao et al. 2017): 60,000 train, 10,000 test. Same as `Mnist`, from fashion_mnist.npz."""
 
-    split: Split = "train"
-    flat: bool = False
-
-    def __post_init__(self) -> None:
-        _require_split(self.split)
-
-    __getstate__ = fields_only
-
-    @property
-    def path(self) -> Path | None:
-        """Path where the file is looked for; None without $UMBEL_DATA."""
-        return in_folder("fashion_mnist.npz")
-
-    @once
-    def load(self) -> Examples:
-        """Return the examples of the split, in their original order."""
-        return _images(self.path, "fashion_mnist", self.split, (784,) if self.flat else (28, 28, 1))
+    name = "fashion_mnist"
 
 
 @dataclass(frozen=True)
