@@ -105,7 +105,7 @@ class SplitStrategy(Strategy):
     @property
     @abc.abstractmethod
     def in_turn(self) -> bool:
-        """Whether the server has one half for all, which clients train one after the other, each from `handed_on`."""
+        """Return whether the server has one half for all, which clients train in turn, each from `handed_on`."""
 
     @abc.abstractmethod
     def turns(self, cohort: Sequence[int], key: Key) -> list[int]:

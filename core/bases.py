@@ -58,7 +58,7 @@ class UpdateTransform(Part):
 
     @property
     def pools_statistics(self) -> bool:
-        """Whether it works on the mean of whole updates as they were trained: then it is first in a chain, and once."""
+        """Return whether it works on the mean of whole updates as trained: then it is first in a chain, and once."""
         return False
 
     @property

@@ -79,7 +79,7 @@ def is_picture(value: Any) -> bool:
 
 
 def is_text(array: Any) -> bool:
-    """Whether array holds text, as NumPy's own strings or as Python objects. Precondition: it came from `as_array`."""
+    """Return whether an array that came from `as_array` holds text, as NumPy's own strings or as Python objects."""
     if not isinstance(array, np.ndarray):
         return False
     if array.dtype.kind == "O":

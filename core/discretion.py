@@ -19,7 +19,7 @@ def is_discreet(experiment: Any) -> bool:
 
 
 def has_secret_cohort(experiment: Any) -> bool:
-    """Whether the promise counts on nobody knowing who took part: the noise is on the sum, and the server is trusted.
+    """Return whether the promise counts on nobody knowing who took part: noise is on the sum, the server is trusted.
 
     Then how many replied, how many failed and how much they sent is no noisy number, and is on no record.
     """

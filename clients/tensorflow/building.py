@@ -62,7 +62,7 @@ def fixed_batch(model: keras.Model, sample: Examples) -> int | None:
 
 
 def takes_any_length(model: keras.Model, specs: tuple) -> bool:
-    """Whether the model's inputs have no length where specs of its examples have none; True for a subclassed model."""
+    """Return whether inputs have no length where specs of examples have none; True for a subclassed model."""
     pairs = zip(getattr(model, "inputs", None) or (), tf.nest.flatten(specs[0]), strict=False)
     return not any(
         length is None and declared is not None

@@ -21,7 +21,7 @@ from .files import optional_import, require_file
 
 
 @dataclass(frozen=True)
-class Table(ABC):
+class TableFile(ABC):
     """A table of rows and named columns, one of which is to be predicted."""
 
     path: str | Path
@@ -67,7 +67,7 @@ class Table(ABC):
 
 
 @dataclass(frozen=True)
-class CsvTable(Table):
+class CsvTable(TableFile):
     """A table with a header line, as comma-separated text (.gz and other compressions by suffix).
 
     label: the column to predict. Labels of text stay text until a population, which sees all clients' tables, numbers
@@ -87,7 +87,7 @@ class CsvTable(Table):
 
 
 @dataclass(frozen=True)
-class ParquetTable(Table):
+class ParquetTable(TableFile):
     """A table in a Parquet file; label, features, group, classes and errors as for `CsvTable`."""
 
     def frame(self) -> Any:
@@ -113,7 +113,7 @@ def _read_table(path: str | Path, reader: str, **options: Any) -> Any:
         raise ConfigError(f"{path} does not read as a table ({reason[0]}): restore it or write it again") from error
 
 
-def _contents_of(table: Table, frame: Any) -> tuple[tuple[str, ...], Examples]:
+def _contents_of(table: TableFile, frame: Any) -> tuple[tuple[str, ...], Examples]:
     """Return the columns of x, and the examples that a table makes of a frame."""
     columns = list(map(str, frame.columns))
     frame.columns = columns
@@ -136,7 +136,7 @@ def _contents_of(table: Table, frame: Any) -> tuple[tuple[str, ...], Examples]:
     return tuple(features), Examples.of((x, _labels(table, frame[table.label])))
 
 
-def _numbers(table: Table, name: str, column: Any) -> np.ndarray:
+def _numbers(table: TableFile, name: str, column: Any) -> np.ndarray:
     """Return a column as float32. Errors: ConfigError for anything but finite numbers and truth values."""
     values = column.to_numpy()
     # NumPy would take dates for nanoseconds, and text that looks like numbers, "nan" too, for those.
@@ -155,7 +155,7 @@ def _numbers(table: Table, name: str, column: Any) -> np.ndarray:
     return numbers
 
 
-def _labels(table: Table, column: Any) -> np.ndarray:
+def _labels(table: TableFile, column: Any) -> np.ndarray:
     """Return labels: classes as int32 or int64, fractions as float32, text as it is or as the numbers of `classes`.
 
     Integers are int32, or int64 where that is too small.
@@ -174,7 +174,7 @@ def _labels(table: Table, column: Any) -> np.ndarray:
     return values.astype(np.int32) if fits else values
 
 
-def _groups_of(table: Table, frame: Any) -> np.ndarray:
+def _groups_of(table: TableFile, frame: Any) -> np.ndarray:
     require(table.group is not None, f"{table.path} has no groups: name the column of keys with group=…")
     require(
         table.group in frame.columns,

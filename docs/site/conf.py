@@ -75,7 +75,7 @@ def as_rst(lines: list[str]) -> list[str]:
 
 
 def ends(lines: list[str]) -> bool:
-    """Whether a sentence ends where these lines do: a parameter's name may follow it, and no other word and colon."""
+    """Return whether a sentence ends with these lines: a parameter's name may follow it, and no other word."""
     return not lines or not lines[-1] or lines[-1].rstrip().endswith((".", ")", ":"))
 
 
