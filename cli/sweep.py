@@ -19,8 +19,18 @@ from ..core.quiet import without_native_logs
 from ..core.types import json_float
 from ..studies.sweep import Sweep, SweepTrial, sweep
 from .console import Bar, check_plot_path, exclusive_output, print_table, progress, to_json
-from .options import JsonOption, QuietOption, SettingsOption, StoreKeyOption, StoreOption, WorkersOption
-from .run import DEFAULT_STORE, named_store_key
+from .options import (
+    AddressOption,
+    GpusOption,
+    JsonOption,
+    PlayedOption,
+    QuietOption,
+    SettingsOption,
+    StoreKeyOption,
+    StoreOption,
+    WorkersOption,
+)
+from .run import DEFAULT_STORE, Request, named_store_key, runtime_of
 
 
 def sweep_command(
@@ -44,7 +54,10 @@ def sweep_command(
     ] = None,
     prune: Annotated[bool, typer.Option(help="End trials early that are worse than the median of others.")] = True,
     settings: SettingsOption = None,
+    runtime: PlayedOption = "simulation",
     workers: WorkersOption = None,
+    address: AddressOption = None,
+    gpus: GpusOption = None,
     store: StoreOption = DEFAULT_STORE,
     store_key: StoreKeyOption = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the trials: .png, .svg, .pdf.")] = None,
@@ -78,7 +91,8 @@ def sweep_command(
 
         search = partial(sweep, chosen, _ranges(param), watchers=shown, on_trial=told)
         options = {"trials": trials, "metric": metric, "mode": mode, "seed": seed, "epsilon": epsilon, "prune": prune}
-        found = _in_simulation(partial(search, **options), chosen, workers, store)
+        place = Request(reference=None, store=store, runtime=runtime, workers=workers, address=address, gpus=gpus)
+        found = _played(partial(search, **options), chosen, place)
     if plot:
         try:
             found.plot(plot)
@@ -87,16 +101,11 @@ def sweep_command(
     _report(found, output, quiet, experiment, settings or [])
 
 
-def _in_simulation(search: Callable[..., Sweep], experiment: Experiment, workers: int | None, url: str) -> Sweep:
-    """Play all trials in this process, and keep them in a store."""
-    from ..clients.teams import load as load_engine
-    from ..runtimes.simulation import Simulation, prepare
+def _played(search: Callable[..., Sweep], experiment: Experiment, place: Request) -> Sweep:
+    """Play all trials in simulation or on a cluster, and keep them in a store."""
     from ..server.store import Store
 
-    with contextlib.closing(Simulation(workers)) as runtime, Store.open(url) as store:
-        with without_native_logs():
-            prepare(experiment.resolved)
-            load_engine()
+    with contextlib.closing(runtime_of(place, [experiment])) as runtime, Store.open(place.store) as store:
         return search(store=store, runtime=runtime)
 
 

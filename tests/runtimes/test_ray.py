@@ -18,7 +18,7 @@ from federations import blobs, federation
 from interruptions import Killed, kill_at
 from seam import CASES, experiment, same
 from simulations import play
-from umbel import AllClients, ClientError, ConfigError, Experiment, Ray, data, run, strategies
+from umbel import AllClients, ClientError, ConfigError, Experiment, Ray, Simulation, data, run, strategies, sweep
 from umbel.cli.main import execute
 from umbel.core.aggregators import WeightedSum
 from umbel.core.bases import Aggregator
@@ -62,6 +62,15 @@ def on(ray):
 def test_it_has_the_bits_of_a_simulation(on, name):
     asked = experiment(**CASES[name])
     same(on(asked), play(asked))
+
+
+def test_a_sweep_has_the_trials_of_a_simulation(ray):
+    pytest.importorskip("optuna")
+    asked, ranges = experiment(rounds=1, test=blobs(60, seed=5)), {"local.learning_rate": "0.01:0.5:log"}
+    there, here = (
+        sweep(asked, ranges, trials=2, metric="test_loss", runtime=where) for where in (ray, Simulation(1, "graph"))
+    )
+    assert [trial.value for trial in there.trials] == [trial.value for trial in here.trials]
 
 
 class Largest(Aggregator):
@@ -219,6 +228,7 @@ def test_the_programs_of_the_page(ray, on, tmp_path, monkeypatch, capfd):
         (["run", "--runtime", "ray", "--dry-run"], "--dry-run is of a new simulation; drop --runtime ray"),
         (["run", "--runtime", "ray", "--address", "here"], "expected address='here' to be HOST:PORT"),
         (["compare", "digits_fedavg", "--runtime", "ray", "--address", "ray://a:1"], "is not used: start this program"),
+        (["sweep", "digits_fedavg", "--param", "seed=1,2", "--gpus", "1"], "--gpus is of a cluster; add --runtime ray"),
     ],
 )
 def test_refusals_on_the_command_line(words, complaint, capsys, tmp_path):
