@@ -1,6 +1,6 @@
 """Homomorphic encryption of a perceptron's updates on MNIST: 100 clients, and a server that adds ciphertexts.
 
-mnist_secagg, with BFV (16 bits a number, exact sums) in place of masks; the limits are the same, and as far from being
+mnist_secagg, with BFV (16 bits a number, exact sums) in place of masks; the limit is the same, and as far from being
 reached. One client together with the server reads every update, which masks would not allow. Needs umbel[he].
 
 umbel run mnist_he                                  # the integers that would be encrypted, added
@@ -20,7 +20,7 @@ experiment = Experiment(
     strategy=FedAvg(),
     sampler=AllClients(),
     weighting="uniform",
-    secure_aggregation=Homomorphic(limit=0.5, clients=100, metric_limit=10.0),
+    secure_aggregation=Homomorphic(limit=0.5, clients=100),
     local=Local(epochs=1, batch_size=10, learning_rate=0.2),
     rounds=40,
     test=Mnist("test", flat=True),

@@ -1,8 +1,7 @@
 """Secure aggregation of a perceptron on MNIST: 100 clients, and a server that sees their sums alone.
 
 The model, data and learning rate of mnist_2nn, all clients in every round. The largest number in any update was 0.28,
-over 30 rounds without secure aggregation, and the largest mean loss 1.5: neither limit is reached, and "saturated"
-stays 0.
+over 30 rounds without secure aggregation: the limit is not reached, and "saturated" stays 0.
 
 umbel run mnist_secagg                              # the arithmetic: the same sums, quickly
 umbel run mnist_secagg --aggregation protocol       # every key, mask, signature and share

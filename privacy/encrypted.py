@@ -21,17 +21,16 @@ import numpy as np
 from ..core.errors import ClientError, ConfigError, RunStopped
 from ..core.random import Key
 from ..core.sums import ClientSum, Meeting, ServerSum
-from ..core.types import ClientUpdate, Failure, Shape, Total
+from ..core.types import ClientUpdate, Failure, Total
 from ..core.validation import require
 from .arithmetic import ArithmeticClient, ArithmeticServer
 from .contexts import ClientContext, ServerContext, encrypted_size
-from .encoder import nothing_like
+from .gridded import Gridded
 from .keys import read_private
 from .keys.credentials import write_atomically
 from .keys.errors import SecAggAbort
 from .keys.kit import KitFile
-from .layout import Layout
-from .schemes import Scheme, quantize, whole_weight
+from .schemes import Scheme
 from .secagg.client import RoundLog
 from .secagg.session import MINIMUM_CLIENTS
 
@@ -47,19 +46,11 @@ class Settings(Protocol):
     """Settings of a `Homomorphic` that both halves need."""
 
     @property
-    def limit(self) -> float:
-        """Largest magnitude kept of a number."""
-
-    @property
-    def max_weight(self) -> int:
-        """Largest weight of a client."""
-
-    @property
     def parameters(self) -> Scheme:
         """Scheme with its parameters."""
 
-    def layout(self, shape: Shape) -> Layout:
-        """Return the layout of the vector that is summed."""
+    def gridded(self, meeting: Meeting) -> Gridded:
+        """Return how updates become integers."""
 
 
 class EncryptedServer:
@@ -75,13 +66,13 @@ class EncryptedServer:
         self.counted: tuple[int, ...] = ()
         self.left_out: dict[int, Failure] = {}
         self._settings, self._meeting, self._context, self._asked = settings, meeting, context, False
-        self._layout = settings.layout(meeting.shape)
-        self._size = summed_size(settings, self._layout)
-        self._sum, self._cohort = context.zero(self._size), list(cohort)
+        self._gridded = settings.gridded(meeting)
+        self._sum, self._cohort = context.zero(self._gridded.encrypted_size), list(cohort)
         self._candidates: list[int] = []  # clients that may be asked to decrypt, in that order
         self._said: dict[int, bytes] = {}  # client: the sum, as it decrypted it
         self._awaited: set[int] = set()  # clients that have not answered the stage under way
-        self.reply_bytes = 2 * encrypted_size(settings.parameters, self._size)  # compression makes sizes vary
+        encrypted = encrypted_size(settings.parameters, self._gridded.encrypted_size)
+        self.reply_bytes = 2 * encrypted  # compression makes sizes vary
 
     def advance(self) -> Mapping[int, bytes]:
         """Return the next stage's messages; nothing once the sum is known. Errors: RunStopped."""
@@ -94,7 +85,7 @@ class EncryptedServer:
         if self._agreed() is not None or not self._candidates:
             return {}
         asked, self._candidates = self._candidates[:DECRYPTERS], self._candidates[DECRYPTERS:]
-        self.reply_bytes = INTEGERS.itemsize * self._size
+        self.reply_bytes = INTEGERS.itemsize * self._gridded.size
         self._awaited = set(asked)
         return dict.fromkeys(asked, self._sum.to_bytes())
 
@@ -125,7 +116,7 @@ class EncryptedServer:
         for client, said in self._said.items():
             if said != agreed:
                 log.warning("round %d: client %d decrypted another sum than the others", number, client)
-        return off_grid(self._settings, self._layout, np.frombuffer(agreed, INTEGERS), len(self.counted))
+        return self._gridded.decode(np.frombuffer(agreed, INTEGERS), len(self.counted))
 
     def stands_for(self, bytes_up: int) -> int:
         """Return bytes_up: what was sent is the protocol's own."""
@@ -143,9 +134,10 @@ class EncryptedServer:
     def _take_integers(self, client: int, reply: bytes) -> Failure | None:
         scheme = self._settings.parameters
         largest = scheme.levels * scheme.max_weight * len(self.counted)
-        if len(reply) != INTEGERS.itemsize * self._size:
-            return Failure(client, "shape", f"expected {self._size} integers of the sum, got {len(reply)} bytes")
-        found = np.frombuffer(reply, INTEGERS)
+        size = self._gridded.size
+        if len(reply) != INTEGERS.itemsize * size:
+            return Failure(client, "shape", f"expected {size} integers of the sum, got {len(reply)} bytes")
+        found = np.frombuffer(reply, INTEGERS, self._gridded.narrow)
         if int(found.max(initial=0)) > largest or int(found.min(initial=0)) < -largest:
             return Failure(client, "ciphertext", f"expected a sum of integers of at most {largest}")
         self._said[client] = bytes(reply)
@@ -162,9 +154,8 @@ class EncryptedClient:
 
     def __init__(self, settings: Settings, meeting: Meeting, client: int, context: ClientContext, log: RoundLog):
         """Prepare a client's side. log: record of the rounds that it took part in."""
-        self._settings, self._meeting, self._number, self._context = settings, meeting, client, context
-        self._log = log
-        self._layout = settings.layout(meeting.shape)
+        self._meeting, self._number, self._context, self._log = meeting, client, context, log
+        self._gridded = settings.gridded(meeting)
         self._encrypted: bytes | None = None
         self._left = ["encrypt", "decrypt"]
 
@@ -184,7 +175,7 @@ class EncryptedClient:
 
     def provide(self, update: ClientUpdate, key: Key) -> Failure | None:
         """Encrypt the update."""
-        self._encrypted = self._context.encrypt(on_grid(self._settings, self._layout, update, key))
+        self._encrypted = self._context.encrypt(self._gridded.spread(self._gridded.encode(update, key)))
         return None
 
     def answer(self, message: bytes) -> bytes | Failure:
@@ -202,9 +193,13 @@ class EncryptedClient:
             return encrypted
         self._log.release(self._meeting.run, self._meeting.round)
         try:
-            return self._context.decrypt(message).astype(INTEGERS, copy=False).tobytes()
+            decrypted = self._context.decrypt(message)
         except ConfigError as error:
             return Failure(self._number, "ciphertext", str(error))
+        if len(decrypted) != self._gridded.encrypted_size:
+            text = f"expected a sum of {self._gridded.encrypted_size} integers, got {len(decrypted)}"
+            return Failure(self._number, "ciphertext", text)
+        return self._gridded.joined(decrypted).astype(INTEGERS, copy=False).tobytes()
 
     def abandon(self) -> None:
         """Answer nothing more."""
@@ -222,50 +217,17 @@ def rehearsed(
     if is_real:
         server = EncryptedServer(settings, meeting, cohort, context.server_context())
         return server, lambda client: EncryptedClient(settings, meeting, client, context, RoundLog())
-    layout = settings.layout(meeting.shape)
-    size = summed_size(settings, layout)
-    each = encrypted_size(settings.parameters, size)
+    gridded = settings.gridded(meeting)
+    each = encrypted_size(settings.parameters, gridded.encrypted_size)
     arithmetic = ArithmeticServer(
         cohort,
-        np.zeros(size, np.int64),
+        np.zeros(gridded.size, np.int64),
         MINIMUM_CLIENTS,
-        partial(off_grid, settings, layout),
+        gridded.decode,
         lambda counted: counted * each,
         meeting.round,
     )
-    return arithmetic, partial(ArithmeticClient, partial(on_grid, settings, layout))
-
-
-def summed_size(settings: Settings, layout: Layout) -> int:
-    """Return the number of integers that are summed.
-
-    They are the vector's, and the weight's where it can be other than 1.
-    """
-    return layout.size + (settings.parameters.max_weight > 1)
-
-
-def on_grid(settings: Settings, layout: Layout, update: ClientUpdate, key: Key) -> np.ndarray:
-    """Encode the update as integers; one that is not finite weighs 0. key: source of the update's rounding.
-
-    Errors: ConfigError for a weight that is no integer or above max_weight.
-    """
-    weight = whole_weight(update.weight, settings.max_weight)
-    try:
-        packed = layout.pack(update)
-    except ClientError:
-        weight, packed = 0, layout.pack(nothing_like(update))
-    # A key of 128 bits for the cipher, and its counter from 0: no two updates have the same key.
-    seed = key.derive("rounding").digest + bytes(16)
-    # Where all weigh 1, the layout says whether an update counts.
-    return quantize(settings.parameters, packed, settings.limit, weight if settings.max_weight > 1 else 1, seed)
-
-
-def off_grid(settings: Settings, layout: Layout, integers: np.ndarray, clients: int) -> Total:
-    """Return the Total of the sum of what so many clients had on the grid."""
-    scheme, weight = settings.parameters, clients
-    if scheme.max_weight > 1:
-        integers, weight = integers[:-1], int(integers[-1])
-    return layout.unpack(integers * (settings.limit / scheme.levels), weight, clients)
+    return arithmetic, partial(ArithmeticClient, gridded.encode)
 
 
 def secret_in(kit: Path) -> bytes:

@@ -25,15 +25,17 @@ from typing import ClassVar, Literal
 
 from ..core.errors import ConfigError, RunStopped
 from ..core.private import RemoteAggregation
-from ..core.sums import ClientSum, Meeting, ServerSum
+from ..core.sums import ClientSum, Joins, Meeting, ServerSum
 from ..core.types import Shape
 from ..core.validation import require, require_count
 from .contexts import ClientContext, ServerContext, load_tenseal
 from .encrypted import EncryptedClient, EncryptedServer, keep_contexts, public_in, rehearsed, secret_in
+from .gridded import Gridded
 from .layout import Layout
 from .remote import kept_log
 from .schemes import BFV, CKKS, SCHEMES, Scheme
 from .secagg.session import MINIMUM_CLIENTS
+from .states import check_names, states_to_sum, warn_of_limit
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Homomorphic(RemoteAggregation):
     clients: the most that a cohort may have; up to 32 weighing 1, "bfv" takes half the bytes that it takes above.
     max_weight: the largest weight of a client. 1: every client weighs 1 (weighting="uniform"). Above: weights are
     numbers of examples.
-    metrics: what the clients report in the sum, each as its mean; metric_limit: the largest magnitude of a mean.
+    metrics: what the clients report in the sum, as states (see `states`): their values are those of all the cohort's
+    examples, counts exact. So the server learns how many examples the cohort has together, whatever weighting says.
+    The clients that decrypt see besides how the numbers' digits add up.
+    metric_limit: has no effect any more, since states have no limit that has to be guessed.
 
     Errors: ConfigError where the sum of so many numbers does not fit; it says what would.
     """
@@ -57,14 +62,16 @@ class Homomorphic(RemoteAggregation):
     clients: int = 32
     max_weight: int = 1
     metrics: tuple[str, ...] = ("loss",)
-    metric_limit: float = 16.0
+    metric_limit: float | None = None
 
     clients_decrypt: ClassVar[bool] = True  # a few of them see a round's sum as it was encrypted
 
     def __post_init__(self) -> None:
         require_count("clients", self.clients, at_least=MINIMUM_CLIENTS)  # a sum of two tells each the other's update
         require_count("max_weight", self.max_weight)
-        Layout(Shape(1, 0), self.metrics, self.limit, self.metric_limit)  # its own checks, before a round begins
+        check_names(self.metrics)
+        warn_of_limit(self, self.metric_limit)
+        Layout(Shape(1, 0), self.limit)  # its own checks, before a round begins
         known = isinstance(self.scheme, (BFV, CKKS)) or self.scheme in SCHEMES
         require(known, f"expected scheme={self.scheme!r} to be 'bfv', 'ckks', or a BFV or CKKS")
         scheme = self.parameters
@@ -113,9 +120,15 @@ class Homomorphic(RemoteAggregation):
         """The fewest and the most clients of a sum: 3, and clients."""
         return MINIMUM_CLIENTS, self.clients
 
-    def layout(self, shape: Shape) -> Layout:
-        """Return the layout of the vector that is summed."""
-        return Layout(shape, self.metrics, self.limit, self.metric_limit, counts=self.max_weight == 1)
+    def check_joins(self, joins: Joins) -> None:
+        """Raise ConfigError for a metric that the model does not report, or whose state is no sum."""
+        states_to_sum(self.metrics, joins)
+
+    def gridded(self, meeting: Meeting) -> Gridded:
+        """Return how updates become integers that ciphertexts add up."""
+        states = states_to_sum(self.metrics, meeting.joins)
+        layout = Layout(meeting.shape, self.limit, counts=self.max_weight == 1, states=states)
+        return Gridded(self.parameters, layout, meeting.cohort)
 
     def server(self, meeting: Meeting, cohort: Sequence[int], kit: Path) -> EncryptedServer:
         """Make the server's half among real devices. kit: has the parameters and the id of the clients' key.

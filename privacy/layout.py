@@ -6,60 +6,48 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import ClientError, ConfigError
-from ..core.types import ClientUpdate, MetricState, Shape, Total, Vector, Weighted
+from ..core.errors import ClientError
+from ..core.types import ClientUpdate, Shape, Total, Vector, Weighted
 from ..core.validation import require
 from .secagg.encoding import require_limit
-from .states import States, reported
-
-SATURATED = "saturated"  # the metric that says what share of the clients' numbers lay outside the limits
+from .states import SATURATED, States
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Layout of a vector: delta ‖ extra ‖ does it count ‖ a mean per metric ‖ share of saturated numbers; in ±limit.
-
-    A metric travels as its mean, in the vector, or as its state, beside it; see `states`.
+    """Layout of a vector: delta ‖ extra ‖ does it count ‖ share of saturated numbers; in ±limit.
 
     limit: the largest magnitude kept of a number in delta and extra; measure it, since what lies outside is moved to
-    it. metric_limit: the same for metric means, which are scaled to ±limit. What was moved is counted: the last
-    coordinate carries its share of the client's numbers, in the open of the sum alone. There is none without metrics.
+    it. What was moved is counted: the last coordinate carries its share of the client's numbers, in the open of the sum
+    alone. There is none without metrics.
     counts: whether a coordinate says if the update counts, limit for one of weight 1 and 0 for one of weight 0. It is
     for sums in which all weigh 1; where weights travel, a weight of 0 says so itself.
-    states: the metrics that travel as states; none of them is in metrics.
+    states: the metrics, whose states travel beside the vector; see `states`.
     """
 
     shape: Shape
-    metrics: tuple[str, ...]
     limit: float
-    metric_limit: float
     counts: bool = False
     states: States = ()
 
     def __post_init__(self) -> None:
         require_limit("limit", self.limit)
-        require_limit("metric_limit", self.metric_limit)
-        names = self.metrics
-        require(isinstance(names, tuple), f"expected metrics={names!r} to be a tuple of names, such as ('loss',)")
-        require(len(set(names)) == len(names), f"expected the names in metrics={names!r} to be distinct")
-        require(SATURATED not in names, f"metrics={names!r} has {SATURATED!r}, which is added by itself")
 
     @property
     def size(self) -> int:
         """Length of the vector."""
-        return self.shape.delta + self.shape.extra + self.counts + len(self.metrics) + self._tells_saturated
+        return self.shape.delta + self.shape.extra + self.counts + self._tells_saturated
 
     @property
     def _tells_saturated(self) -> bool:
         """Whether the last coordinate says what share of the numbers was moved."""
-        return bool(self.metrics or self.states)
+        return bool(self.states)
 
     def pack(self, update: ClientUpdate) -> Vector:
         """Pack the update into one vector, float32, shape (size,), every number in ±limit.
 
-        It may be update.delta itself. Errors: ConfigError for a delta or extra of another length, or a metric that the
-        model does not report; ClientError for a number that is not finite. An update of weight 0 may have metrics
-        without a mean.
+        It may be update.delta itself. Errors: ConfigError for a delta or extra of another length; ClientError for a
+        number that is not finite.
         """
         lengths = Shape(len(update.delta), len(update.extra))
         require(lengths == self.shape, f"expected an update of {self.shape}, got {lengths}")
@@ -73,17 +61,14 @@ class Layout:
         if self.counts:
             vector[sum(lengths)] = self._largest if update.weight else 0
         if self._tells_saturated:
-            means, moved = self._bounded(self._means(update))
-            vector[-len(means) - 1 : -1] = means
-            vector[-1] = self._largest * (saturated + moved) / max(self.size - 1 - self.counts, 1)
+            vector[-1] = self._largest * saturated / max(sum(lengths), 1)
         return vector
 
     def unpack(self, vector: np.ndarray, weight: float, clients: int) -> Total:
         """Return the Total of a sum of packed vectors.
 
         vector: Σ weight·packed over `clients` clients, float64, shape (size,). weight: Σ weight, where it travels; the
-        vector itself says how many count. Each metric comes back as Weighted(Σ weight·mean, Σ weight), and with them
-        "saturated", the share of numbers that were moved.
+        vector itself says how many count. Where metrics travel, "saturated" is the share of numbers that were moved.
         """
         require(vector.shape == (self.size,), f"expected a sum of shape ({self.size},), got {vector.shape}")
         middle, end = self.shape.delta, self.shape.delta + self.shape.extra
@@ -91,9 +76,7 @@ class Layout:
         if self.counts:
             weight = round(float(vector[end]) / self.limit)
         if self._tells_saturated:
-            scales = [self.metric_limit / self.limit] * len(self.metrics) + [1 / self.limit]
-            for name, value, scale in zip((*self.metrics, SATURATED), vector[end + self.counts :], scales, strict=True):
-                metrics[name] = Weighted(float(value) * scale, float(weight))
+            metrics[SATURATED] = Weighted(float(vector[-1]) * (1 / self.limit), float(weight))
         delta, extra = vector[:middle].astype(np.float32), vector[middle:end].astype(np.float32)
         return Total(delta, extra, float(weight), clients, metrics)
 
@@ -102,25 +85,6 @@ class Layout:
         """Limit as float32, rounded towards zero where it has to be rounded."""
         nearest = np.float32(self.limit)
         return np.nextafter(nearest, np.float32(0)) if float(nearest) > self.limit else nearest
-
-    def _means(self, update: ClientUpdate) -> Vector:
-        """Return each metric's mean, scaled from ±metric_limit to ±limit."""
-        if not update.weight:
-            return np.zeros(len(self.metrics), np.float32)  # what weighs nothing has to add exactly nothing
-        for name in self.metrics:
-            if name not in update.metrics:
-                known = reported(update.metrics)
-                raise ConfigError(f"metrics has {name!r}, which the model does not report; {known}")
-        means = [self._mean_of(name, update.metrics[name]) for name in self.metrics]
-        bound = 2 * self.metric_limit  # float32 could overflow for a limit near its largest number; infinity stays
-        kept = [min(max(mean, -bound), bound) if np.isfinite(mean) else mean for mean in means]
-        return np.array([mean * (self.limit / self.metric_limit) for mean in kept], np.float32)
-
-    def _mean_of(self, name: str, metric: Weighted | MetricState) -> float:
-        """Return a metric's mean. Errors: ConfigError for one that is more than a mean."""
-        if isinstance(metric, Weighted):
-            return metric.mean()
-        raise ConfigError(f"metrics has {name!r}, whose state is more than one mean; leave it out of metrics")
 
     def _bounded(self, part: Vector) -> tuple[Vector, int]:
         """Move a part's numbers into ±limit and count those that moved; it is part itself when none did."""

@@ -7,7 +7,6 @@ The protocol, and the papers behind it, are in `secagg`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +26,9 @@ from .keys.credentials import identity_in, provision, roster_in
 from .layout import Layout
 from .remote import SecureClient, SecureServer, kept_log
 from .secagg import FixedPoint, Member, Roster, RoundLog, Topology
-from .secagg.encoding import require_limit
 from .secagg.messages import client_bytes
 from .secagg.session import MINIMUM_CLIENTS
-from .states import length, states_to_sum
+from .states import check_names, length, states_to_sum, warn_of_limit
 
 NEVER = 1 << 40  # time when the made-up identity of a client in this process expires: seconds since 1970
 
@@ -63,10 +61,8 @@ class SecureSum(RemoteAggregation):
 
     def __post_init__(self) -> None:
         require_count("minimum_clients", self.minimum_clients, at_least=MINIMUM_CLIENTS)
-        if self.metric_limit is not None:
-            require_limit("metric_limit", self.metric_limit)
-            message = f"metric_limit={self.metric_limit!r} of SecureSum has no effect any more: leave it out"
-            warnings.warn(message, DeprecationWarning, stacklevel=3)
+        check_names(self.metrics)
+        warn_of_limit(self, self.metric_limit)
         self.encoding(self.minimum_clients)
         self.layout(Shape(1, 0))
 
@@ -100,7 +96,7 @@ class SecureSum(RemoteAggregation):
     def layout(self, shape: Shape, joins: Joins | None = None) -> Layout:
         """Return the layout of the vector that is summed. joins: of the metrics that the model measures, by name."""
         states = states_to_sum(self.metrics, joins)
-        return Layout(shape, (), self.limit, self.limit, counts=self.max_weight == 1, states=states)
+        return Layout(shape, self.limit, counts=self.max_weight == 1, states=states)
 
     def rehearse(
         self, meeting: Meeting, cohort: Sequence[int], is_real: bool

@@ -6,14 +6,18 @@ most n·2⁻¹³. Nothing saturates: a client with a number of 2⁵¹/n or more 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..core.errors import ClientError, ConfigError
 from ..core.types import ClientUpdate, Join, Metrics, MetricState, Weighted
+from ..core.validation import require
+from .secagg.encoding import require_limit
 
 GRID = 2.0**12
+SATURATED = "saturated"  # the metric that says what share of the clients' numbers lay outside the limits
 LARGEST = 2.0**51  # bound on a sum, so that it stays within 64 bits on the grid
 
 Runs = tuple[tuple[Join, int], ...]  # how the numbers of a state join, as in MetricState; () for a sum and a weight
@@ -32,6 +36,23 @@ def states_to_sum(names: Sequence[str], joins: Mapping[str, Runs] | None) -> Sta
             raise ConfigError(f"metrics has {name!r}, which the model does not report; {reported(joins)}")
         check_sum(name, joins[name])
     return tuple((name, joins[name]) for name in names)
+
+
+def check_names(names: object) -> None:
+    """Raise ConfigError unless these are names of metrics, each once."""
+    require(isinstance(names, tuple), f"expected metrics={names!r} to be a tuple of names, such as ('loss',)")
+    assert isinstance(names, tuple)
+    require(len(set(names)) == len(names), f"expected the names in metrics={names!r} to be distinct")
+    require(SATURATED not in names, f"metrics={names!r} has {SATURATED!r}, which is added by itself")
+
+
+def warn_of_limit(part: object, metric_limit: float | None) -> None:
+    """Warn where a limit is given that has no effect any more. Errors: ConfigError for one that never was a limit."""
+    if metric_limit is None:
+        return
+    require_limit("metric_limit", metric_limit)
+    message = f"metric_limit={metric_limit!r} of {type(part).__name__} has no effect any more: leave it out"
+    warnings.warn(message, DeprecationWarning, stacklevel=4)
 
 
 def check_sum(name: str, runs: Runs) -> None:
