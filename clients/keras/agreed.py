@@ -145,7 +145,7 @@ def _tried(
 ) -> tuple[list[tuple[Join, ...]], set[int]]:
     """Find how each metric's variables join, () where they do not; and the metrics that depend on the batches."""
     sums = [sums_of(metric.variables) for metric in metrics]
-    outputs = {id(tracker) for tracker in _output_losses(model)}
+    outputs = {id(tracker) for tracker in losses_of_outputs(model)}
     by_batch = {number for number, metric in enumerate(metrics) if id(metric) in outputs}
     strange = [number for number, metric in enumerate(metrics) if not is_of_keras(metric)]
     if not strange and is_keras_step(model, "test_step") and _loss_is_per_example(model):
@@ -195,9 +195,10 @@ def _resetting(metric: keras.metrics.Metric, resets: Sequence[np.ndarray]) -> Ca
     return reset
 
 
-def _output_losses(model: keras.Model) -> Iterable[keras.metrics.Metric]:
-    """Return the trackers of single outputs' losses, in which a batch of any size counts 1."""
-    return () if model._compile_loss is None else model._compile_loss.metrics
+def losses_of_outputs(model: keras.Model) -> Iterable[keras.metrics.Metric]:
+    """Return the trackers of single outputs' losses in which a batch of any size counts 1; on JAX there are none."""
+    is_counted = model._compile_loss is not None and keras.backend.backend() != "jax"
+    return model._compile_loss.metrics if is_counted else ()
 
 
 def _loss_is_per_example(model: keras.Model) -> bool:

@@ -23,7 +23,7 @@ from ...core.examples import Examples
 from ...core.phases import PERSONAL
 from ...core.types import OWN_LOSS, Join, Metrics, MetricState, Value, Weighted
 from ..engine import Measured
-from .agreed import Agreement, agree, resets_of
+from .agreed import Agreement, agree, losses_of_outputs, resets_of
 from .metric_terms import STEPS, Averaged, MetricTerms, StepName, sums_of
 from .reported import flat_logs, follow, is_keras_step, metrics_of
 
@@ -329,8 +329,9 @@ def _weighed(values: np.ndarray, one: Averaged, examples: int) -> Weighted | Met
 def _weigh_losses_as_graphs_do(model: keras.Model) -> None:
     """Let each batch count 1 in the losses of single outputs, as in Keras's own graphs.
 
-    Keras weighs them by the batch's size where it is known when traced: in its graphs never, in ours for full batches.
+    Keras weighs them by the batch's size where it is known when traced: in its graphs never, in ours for full batches,
+    and on JAX always.
     """
-    for tracker in () if model._compile_loss is None else model._compile_loss.metrics:
+    for tracker in losses_of_outputs(model):
         mean = type(tracker).update_state
         tracker.update_state = lambda values, sample_weight=None, mean=mean, own=tracker: mean(own, values)

@@ -111,7 +111,7 @@ def report_of(
     report: dict[str, Source] = {name: seen.results[id(value)] for name, value in values.items() if seen.has(value)}
     rest = [name for name in values if name not in report]
     derived = eager.states_behind(model, step, batch, rest, metrics) if rest else {}
-    report |= {name: derived.get(name) or OfBatch(np.shape(values[name])) for name in rest}
+    report |= {name: derived.get(name) or OfBatch(tuple(map(int, np.shape(values[name])))) for name in rest}
     reported = {source.metric for source in report.values() if isinstance(source, FromMetric)}
     for name, value in results.items():
         source = seen.results.get(id(value))

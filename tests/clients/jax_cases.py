@@ -256,6 +256,36 @@ def refusals():
     return said
 
 
+def outputs():
+    """What a client of 20 examples measures of a model with two outputs, and what `fit` logs from the same weights."""
+    x, y = examples(20)
+    targets = {"one": x[:, :1] + 5.0 * (np.arange(20)[:, None] > 15), "two": y}
+
+    def make():
+        keras.utils.set_random_seed(4)
+        inputs = keras.Input((6,))
+        one, two = keras.layers.Dense(1, name="one")(inputs), keras.layers.Dense(3, "softmax", name="two")(inputs)
+        model = keras.Model(inputs, {"one": one, "two": two})
+        losses = {"one": "mse", "two": "sparse_categorical_crossentropy"}
+        model.compile("sgd", losses, metrics={"two": ["accuracy"]})
+        return model
+
+    simulation = Simulation(1)
+    local = Local(batch_size=8, learning_rate=None, shuffle=False)
+    small = experiment(
+        model=make, population=PerClient([(x, targets)]), sampler=AllClients(), test=(x, targets), local=local, rounds=1
+    )
+    history = run(small, simulation)
+    model = make()
+    for weight, value in zip(model.weights, history.spec.unflatten(simulation.initial_params()).values(), strict=True):
+        weight.assign(value)
+    log = model.fit(x, targets, batch_size=8, shuffle=False, verbose=0).history
+    told = model.evaluate(x, targets, batch_size=512, verbose=0, return_dict=True)
+    expected = {f"train_{name}": values[-1] for name, values in log.items()}
+    expected |= {f"test_{name}": value for name, value in told.items()}
+    return {name: (history.rounds[0].metrics[name], value) for name, value in expected.items()}
+
+
 found = {}
 for case in sys.argv[2:]:
     result = globals()[case]()

@@ -38,7 +38,7 @@ def tensorflow(initial):
 
 @pytest.fixture(scope="module")
 def jax(initial, tensorflow):  # after it: it begins with the weights that TensorFlow drew
-    return play(initial, "jax", "default", "alone", "refusals")
+    return play(initial, "jax", "default", "alone", "refusals", "outputs")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,13 @@ def assert_agree(initial, case, tensorflow, jax):
     assert np.abs(on_jax - np.load(initial / f"{case}-start.npy")).max() > 1e-2
     for name, value in tensorflow[case].items():
         assert jax[case][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_losses_of_single_outputs_are_those_of_fit(jax):
+    """Keras on JAX weighs them by a batch's size; in TensorFlow's graphs each batch counts 1."""
+    assert {"train_one_loss", "train_two_loss", "train_two_accuracy", "test_one_loss"} <= set(jax["outputs"])
+    for name, (ours, theirs) in jax["outputs"].items():
+        assert ours == pytest.approx(theirs, rel=1e-5), name
 
 
 def test_a_client_is_what_it_is_alone_whoever_else_is_in_its_block(jax):

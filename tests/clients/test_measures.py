@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.beside_keras import compared
+from support.beside_keras import compared, where
 from support.kinds_tried import KINDS
 from support.metrics_tried import K, Largest, Stepped, custom, untried
 
@@ -36,6 +36,14 @@ def test_measured_is_what_keras_measures(kind, engine):
     """A sample of `python -m tests.support.beside_keras`: training, two chunks and two workers, five clients pooled."""
     cells = list(compared(kind, KINDS[kind], engine))
     assert [cell for cell in cells if cell.verdict != "="] == []
+
+
+@pytest.mark.long
+def test_three_clients_measure_what_keras_measures_over_flower_too():
+    """The column "where" of the same table, for two kinds: trained by three, in simulation and on three nodes."""
+    rows = list(where(["own steps", "two outputs"]))
+    assert [row[0].column for row in rows] == ["three", "three", "flower", "flower"]
+    assert [cell for row in rows for cell in row if cell.verdict != "="] == []
 
 
 def built(*metrics, loss="sparse_categorical_crossentropy", layers=(), examples=EXAMPLES):
@@ -197,6 +205,7 @@ def test_values_of_several_states_are_made_at_the_end():
     assert values["perplexity"] == pytest.approx(np.exp(values["loss"]), rel=1e-5)
     assert set(values) == {"loss", "perplexity", "seen", "largest"}
     assert {one.name for one in measures.terms.train.tracked} == {"batch_loss", "norms"}
+    assert MetricTerms.from_json(measures.terms.to_json()) == measures.terms
     assert measures.results("test", {"loss": Weighted(3.0, 2.0), "cluster_0": Weighted(1.0, 4.0)})["cluster_0"] == 0.25
 
 

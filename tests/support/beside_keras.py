@@ -4,14 +4,18 @@ Each row is a kind of model with the metrics that are for its targets, by the en
 650 examples is `fit` (batches of 64, the last smaller); 5,100 test examples are `evaluate(batch_size=512)`; the same
 as five clients' held-out examples are `evaluate` of them all. A cell is "=" where all three are equal, or the sentence
 that refuses it; anything else fails.
+
+For the kinds of a sample there is "jax", in a process of its own, and "where": trained by three clients together, in
+simulation ("three") and over Flower's nodes ("flower"); see `three_clients`.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -22,6 +26,7 @@ import numpy as np
 
 from umbel import AllClients, ConfigError, Experiment, FedAvg, Local, Simulation, data, run
 
+from . import three_clients
 from .kinds_tried import KINDS, Kind
 from .metrics_tried import untried
 
@@ -30,7 +35,11 @@ ENGINES: Mapping[str, Callable[[], Simulation]] = {
     "graph": lambda: Simulation(2, "graph"),
     "xla": lambda: Simulation(1, "xla"),
     "eager": lambda: Simulation(debug=True),
+    "jax": lambda: Simulation(2),
 }
+OF_TENSORFLOW = ("graph", "xla", "eager")
+# Kinds that are tried on JAX too. Keras's own `fit` fails there for a layer that measures.
+ON_JAX = tuple(name for name in three_clients.SAMPLE if name != "a layer that measures")
 
 
 class Cell(NamedTuple):
@@ -38,7 +47,7 @@ class Cell(NamedTuple):
 
     kind: str
     metric: str
-    engine: str
+    column: str  # the engine, or where
     verdict: str  # "=", or why it is not equal
 
     @property
@@ -69,15 +78,42 @@ def compared(name: str, kind: Kind, engine: str) -> Iterator[Cell]:
         start = list(history.spec.unflatten(simulation.initial_params()).values())
         simulation.close()
     except ConfigError as error:
-        yield from (Cell(name, metric, engine, f"refused: {error}") for metric in kind.metrics)
+        yield from refused(name, engine, error)
         return
     expected = {f"train_{one}": value for one, value in fitted(make(), start, trained).items()}
     told = evaluated(history.load_into(built(make(), tested)), tested)
     expected |= {f"{group}_{one}": value for group in ("test", "validation") for one, value in told.items()}
-    measured = history.rounds[0].metrics
-    for metric in ["loss", *kind.more, *kind.metrics]:
-        verdict = difference(metric, measured, expected, kind)
-        yield Cell(name, metric, engine, verdict)
+    yield from cells(name, engine, history.rounds[0].metrics, expected)
+
+
+def cells(name: str, column: str, measured: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Cell]:
+    """Yield the verdict on each value of a kind."""
+    for metric in ["loss", *KINDS[name].more, *KINDS[name].metrics]:
+        yield Cell(name, metric, column, difference(metric, measured, expected, KINDS[name]))
+
+
+def refused(name: str, column: str, error: ConfigError) -> Iterator[Cell]:
+    """Yield the cells of a kind that a column refuses."""
+    for metric in ["loss", *KINDS[name].more, *KINDS[name].metrics]:
+        yield Cell(name, metric, column, f"refused: {error}")
+
+
+def where(names: Sequence[str]) -> Iterator[list[Cell]]:
+    """Yield the rows of kinds that three clients train together, in simulation and then on three nodes."""
+    expected = {}
+    for name in names:
+        try:
+            measured, start = three_clients.in_simulation(name)
+        except ConfigError as error:
+            yield list(refused(name, "three", error))
+            continue
+        expected[name] = three_clients.expected(name, start)
+        yield list(cells(name, "three", measured, expected[name]))
+    for name, found in three_clients.over_nodes(names):
+        if isinstance(found, ConfigError):
+            yield list(refused(name, "flower", found))
+        else:
+            yield list(cells(name, "flower", found, expected.get(name, {})))
 
 
 def built(model: keras.Model, examples: tuple) -> keras.Model:
@@ -121,21 +157,40 @@ def difference(metric: str, measured: Mapping[str, Any], expected: Mapping[str, 
     return "="
 
 
+def rows(names: Sequence[str], columns: Sequence[str]) -> Iterator[list[Cell]]:
+    """Yield the rows of the table that this process can make."""
+    for name in names:
+        for column in columns:
+            yield list(compared(name, KINDS[name], column))
+    if columns == OF_TENSORFLOW:
+        yield from where([name for name in names if name in three_clients.SAMPLE])
+
+
+def shown(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Print rows as they are made; return what is wrong."""
+    wrong, began = [], time.perf_counter()
+    for row in rows(names, columns):
+        seconds, began = time.perf_counter() - began, time.perf_counter()
+        equal = sum(cell.verdict == "=" for cell in row)
+        print(f"{row[0].kind:22} {row[0].column:6} {equal:3} of {len(row)} equal  {seconds:5.1f} s", flush=True)
+        for verdict in dict.fromkeys(cell.verdict for cell in row if cell.verdict != "="):
+            about = ", ".join(cell.metric for cell in row if cell.verdict == verdict)
+            print(f"    {about}: {verdict}", flush=True)
+        wrong += [f"{cell.kind}, {cell.column}: {cell.metric}" for cell in row if not cell.is_right]
+    return wrong
+
+
 def main(chosen: list[str]) -> int:
     """Print the table; return 1 where a cell is wrong."""
-    wrong = [f"keras.metrics.{name} is not tried" for name in sorted(untried())]
-    for name in chosen or KINDS:
-        for engine in ENGINES:
-            began = time.perf_counter()
-            cells = list(compared(name, KINDS[name], engine))
-            bad = [cell for cell in cells if not cell.is_right]
-            seconds = time.perf_counter() - began
-            equal = sum(cell.verdict == "=" for cell in cells)
-            print(f"{name:22} {engine:6} {equal:3} of {len(cells)} equal  {seconds:5.1f} s", flush=True)
-            for verdict in dict.fromkeys(cell.verdict for cell in cells if cell.verdict != "="):
-                about = ", ".join(cell.metric for cell in cells if cell.verdict == verdict)
-                print(f"    {about}: {verdict}", flush=True)
-            wrong += [f"{cell.kind}, {cell.engine}: {cell.metric}" for cell in bad]
+    names = chosen or list(KINDS)
+    if keras.backend.backend() == "jax":
+        wrong = shown(names, ("jax",))
+    else:
+        wrong = [f"keras.metrics.{name} is not tried" for name in sorted(untried())] + shown(names, OF_TENSORFLOW)
+        if on_jax := [name for name in names if name in ON_JAX]:
+            command = [sys.executable, "-m", "tests.support.beside_keras", *on_jax]
+            done = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "jax"}, check=False)
+            wrong += ["jax"] if done.returncode else []
     print("\n".join(wrong))
     return int(bool(wrong))
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 K = keras.metrics
 Makers = Mapping[str, Callable[[], Any]]  # makers of metrics by the name that each is compiled under
@@ -90,12 +89,12 @@ class Moments(K.Metric):
 
 def batch_share(y_true, y_pred):
     """Return a number for each batch, in place of one for each example."""
-    return tf.reduce_mean(y_pred) ** 2
+    return keras.ops.mean(y_pred) ** 2
 
 
 def over_examples(y_true, y_pred):
     """Return a number for each output: over axis 0."""
-    return tf.reduce_max(tf.abs(y_pred), axis=0)
+    return keras.ops.max(keras.ops.abs(y_pred), axis=0)
 
 
 def custom(outputs: int) -> Makers:
@@ -155,7 +154,10 @@ ABSTRACT = {"Metric"}  # metrics of which nobody makes an instance
 
 
 class Stepped(keras.Model):
-    """A model with steps of its own: metrics that it updates, values worked out of them, and values of no metric."""
+    """A model with steps of its own, for TensorFlow.
+
+    It has metrics that it updates, values worked out of them, and values of no metric.
+    """
 
     def __init__(self):
         super().__init__()
@@ -168,6 +170,8 @@ class Stepped(keras.Model):
         return self.layer(x)
 
     def train_step(self, batch):
+        import tensorflow as tf
+
         x, y = batch
         with tf.GradientTape() as tape:
             loss = self.compute_loss(x, y, self(x, training=True))
@@ -180,15 +184,15 @@ class Stepped(keras.Model):
         return self.measured(x, y, self.compute_loss(x, y, self(x, training=False)))
 
     def measured(self, x, y, loss):
-        rows = tf.cast(tf.shape(x)[0], tf.float32)
+        rows = keras.ops.cast(keras.ops.shape(x)[0], "float32")
         self._loss_tracker.update_state(loss, sample_weight=rows)
-        self.seen.update_state(tf.ones_like(y))
-        self.largest.update_state(tf.reduce_max(x, axis=1))
+        self.seen.update_state(keras.ops.ones_like(y))
+        self.largest.update_state(keras.ops.max(x, axis=1))
         compiled = self.compute_metrics(x, y, self(x, training=False))
         del compiled["idle"]
         return compiled | {
             "loss": self._loss_tracker.result(),
-            "perplexity": tf.exp(self._loss_tracker.result()),
+            "perplexity": keras.ops.exp(self._loss_tracker.result()),
             "seen": self.seen.result(),
             "largest": self.largest.result(),
         }
