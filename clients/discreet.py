@@ -48,8 +48,13 @@ def trained_or_nothing(
         if is_debugged:
             raise
         why = f"{type(error).__name__}: {error}"
-    log.warning("round %d: client %d adds nothing to the sum: %s", broadcast.round, client, why)
+    tell_of_nothing(broadcast, client, why)
     return abstain(), memory
+
+
+def tell_of_nothing(broadcast: Broadcast, client: int, why: str) -> None:
+    """Say in the client's own log that, and why, it adds nothing to a round's sum."""
+    log.warning("round %d: client %d adds nothing to the sum: %s", broadcast.round, client, why)
 
 
 def held_back(client: int, work: Callable[[], T]) -> T | Failure:

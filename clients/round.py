@@ -25,11 +25,13 @@ from ..core.random import Key
 from ..core.recipe import course_of, own_course
 from ..core.spec import ModelSpec
 from ..core.types import NOTHING, Broadcast, ClientUpdate, CodedUpdate, Failure, Vector, loss_of
-from .discreet import check_client, trained_or_nothing, zero_update
+from .discreet import check_client, tell_of_nothing, trained_or_nothing, zero_update
 from .engine import Asking, Engine, Trained, TrainTask, play
 from .memory import ClientMemory
 from .personal import choose_model, train_own
 from .tasks import train_task, whole_batches
+
+OWN_MODEL = "its own model is not finite; lower the learning rate"
 
 
 class Played(NamedTuple):
@@ -92,7 +94,11 @@ def client_round(
 
 
 def trained_openly(engine: Engine, broadcast: Broadcast, client: AskedClient) -> Asking[Played]:
-    """Same as `client_round`, where what goes wrong is a Failure or an error."""
+    """Same as `client_round`, where what goes wrong is a Failure or an error.
+
+    A discreet client whose update is not finite goes the same way to the end, so that neither what it asks of the
+    engine nor what it sends tells it from the others; what it sends then is the update that adds nothing.
+    """
     recipe, memory, data = engine.experiment, client.memory, (client.data, client.rows)
     broadcast, member = yield from choose_model(engine, broadcast, data, memory)
 
@@ -101,8 +107,11 @@ def trained_openly(engine: Engine, broadcast: Broadcast, client: AskedClient) ->
     passes = local.passes(count, epochs)
     task = prepared(engine, broadcast, client, passes)
     trained = yield task
-    if (failure := not_finite(engine, client.number, trained)) is not None:
-        return Played(failure, memory.arrays, trained.traffic)
+    failure = not_finite(engine, client.number, trained)
+    if failure is not None:
+        if not is_discreet(recipe):
+            return Played(failure, memory.arrays, trained.traffic)
+        trained = trained._replace(delta=np.zeros_like(trained.delta))
 
     delta, extra, remembered = finished(engine, broadcast, memory, task, trained, local.steps_of(count, epochs))
 
@@ -112,9 +121,11 @@ def trained_openly(engine: Engine, broadcast: Broadcast, client: AskedClient) ->
         if np.isfinite(model.sum()):
             remembered = model
         elif not is_discreet(recipe):
-            why = "its own model is not finite; lower the learning rate"
-            return Played(Failure(client.number, "non_finite", why), memory.arrays)
+            return Played(Failure(client.number, "non_finite", OWN_MODEL), memory.arrays)
 
+    if failure is not None:
+        tell_of_nothing(broadcast, client.number, failure.detail)
+        return Played(abstain(engine, broadcast, client.key), memory.arrays)
     weight = float(count) if recipe.weighting == "examples" else 1.0
     update = ClientUpdate(delta, extra, weight, {**trained.metrics, **member})
     if isinstance(recipe.strategy, SplitStrategy):

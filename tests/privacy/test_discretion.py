@@ -8,6 +8,7 @@ import pytest
 
 from federations import CLASSES, FEATURES, blobs, dense, federation
 from umbel import Chain, FedAvg, FixedCohort, Local, data
+from umbel.clients import round as round_
 from umbel.clients.policy import Refused
 from umbel.clients.round import train_client
 from umbel.clients.tensorflow.engine import TensorFlowEngine
@@ -123,6 +124,33 @@ def test_a_reply_has_one_form_whatever_the_examples_are(name):
             assert not update.metrics
             assert update.weight == 1
             assert np.asarray(getattr(update, "delta", [1])).any(), "a zero update has noise as any other"
+
+
+@pytest.mark.parametrize("name", ["local, own models", "local, SCAFFOLD", "hidden"])
+def test_a_client_that_is_not_finite_does_the_work_of_any_other(name, monkeypatch):
+    """It asks the engine for the same trainings, and what leaves it goes the same way."""
+    worker, done = live(PROMISES[name](), dense), []
+    monkeypatch.setattr(worker, "train", noted(done, "train", worker.train))
+    monkeypatch.setattr(round_, "finished", noted(done, "finished", round_.finished))
+    monkeypatch.setattr(round_, "encoded", noted(done, "encoded", round_.encoded))
+    x, y = blobs(EXAMPLES)
+    reply(worker, x, y)
+    usual = done.copy()
+    done.clear()
+    _, kept = reply(worker, _with(x, 3, np.nan), y)
+    assert done == usual
+    assert [one for one in usual if one == "encoded"] == ["encoded"]
+    assert all(np.array_equal(one, other) for one, other in zip(kept, worker.initial_memory, strict=True))
+
+
+def noted(done, name, work):
+    """Work that is written down when it is done."""
+
+    def noting(*arguments, **more):
+        done.append(name)
+        return work(*arguments, **more)
+
+    return noting
 
 
 @pytest.mark.parametrize("name", ["local", "hidden"])
