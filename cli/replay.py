@@ -1,9 +1,9 @@
-"""`umbel replay`: one client's round of a stored run, again."""
+"""`umbel replay`: a stored run again, or one client's round of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 import typer
@@ -12,7 +12,7 @@ from ..core.errors import ConfigError
 from ..core.loading import load_experiment
 from ..core.quiet import without_native_logs
 from ..core.types import ClientUpdate, Failure, Weighted, json_float
-from ..studies.replay import Replay, replay
+from ..studies.replay import Replay, Replayed, replay, replay_run
 from .console import exclusive_output, print_table, to_json
 from .options import JsonOption, StoreKeyOption, StoreOption, WorkersOption
 from .run import DEFAULT_STORE, Request, named_store_key, resumed
@@ -20,8 +20,12 @@ from .run import DEFAULT_STORE, Request, named_store_key, resumed
 
 def replay_command(
     run: Annotated[str, typer.Argument(help="Its id, the beginning of one, or latest.", show_default=False)],
-    round: Annotated[int, typer.Option(min=1, help="Number of the round.", show_default=False)],
-    client: Annotated[int, typer.Option(min=0, help="Number of the client.", show_default=False)],
+    round: Annotated[
+        int | None, typer.Option(min=1, help="Number of the round; none: the whole run.", show_default=False)
+    ] = None,
+    client: Annotated[
+        int | None, typer.Option(min=0, help="Number of the client; none: the whole run.", show_default=False)
+    ] = None,
     experiment: Annotated[
         str | None, typer.Option(metavar="FILE", help="The run's experiment, where it is not one of Umbel's own.")
     ] = None,
@@ -33,12 +37,16 @@ def replay_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play one client's round again: bit for bit as it was, and once more eagerly, so that breakpoints stop inside.
+    """Play a run again in a simulation, and hold every round and the model to its bits; or one client's round of it.
 
-    An error in it names the batch. Refused of a run with a privacy plan or a hidden sum.
+    An asynchronous run among real devices is played in the order in which its updates arrived. A client's round is
+    played once more eagerly, so that breakpoints stop inside; an error in it names the batch. Refused of a run with a
+    privacy plan or a hidden sum.
     """
-    if output is not None and output.suffix != ".npz":
-        raise ConfigError(f"expected output={str(output)!r} to end in .npz")
+    if (round is None) != (client is None):
+        raise ConfigError("expected both --round and --client, for one client's round, or neither, for the whole run")
+    if output is not None and (output.suffix != ".npz" or round is None):
+        raise ConfigError(f"expected output={str(output)!r} to end in .npz, and to be of --round and --client")
     stream = exclusive_output() if as_json else None
     from ..server.store import Store
 
@@ -47,6 +55,9 @@ def replay_command(
             request = Request(reference=experiment, store=store, resume=run)
             reference, overrides = resumed(request, opened.load_run(run))
             chosen = load_experiment(reference, overrides)
+        if round is None or client is None:
+            _report_run(replay_run(chosen, opened, run, workers=workers), stream)
+            return
         found = replay(chosen, opened, run, round=round, client=client, workers=workers)
     if output is not None:
         _keep(found, output)
@@ -54,6 +65,20 @@ def replay_command(
         print(to_json(_row(found)), file=stream)
     else:
         _report(found)
+
+
+def _report_run(found: Replayed, stream: IO[str] | None) -> None:
+    """Print what a whole run came to once more, which is what it had come to."""
+    rounds, digest = len(found.history.rounds), found.history.params_sha256
+    if stream:
+        print(
+            to_json({"run": found.run, "rounds": rounds, "landings": found.landings, "params_sha256": digest}),
+            file=stream,
+        )
+        return
+    order = f", {found.landings} updates in the order in which they had arrived" if found.landings else ""
+    print(f"{rounds} rounds were played again{order}: every round has the record's numbers")
+    print(f"the model has the run's bits: {digest}")
 
 
 def _keep(found: Replay, path: Path) -> None:

@@ -31,6 +31,7 @@ from .types import (
     ClientUpdate,
     CodedUpdate,
     Failure,
+    Landing,
     Metrics,
     Value,
     Vector,
@@ -56,6 +57,7 @@ class Assignment(NamedTuple):
     client: int
     key: Key  # the cohort's key; the client's own is key.derive("client", client)
     opening: Opening | None = None  # what opens the hidden sum that the client takes part in; None for no such sum
+    number: int = 0  # place among all work of the run, from 1, where a client may have several pieces of it in a round
 
 
 class Subtotal(NamedTuple):
@@ -99,6 +101,9 @@ class Opened(NamedTuple):
     digest: str = ""  # the experiment's digest, where clients elsewhere check theirs against it
     base: Base = NO_BASE  # values of the model's frozen variables
     joins: Joins | None = None  # how the states of what the model measures in training join; None: nothing is measured
+    landings: Mapping[int, Sequence[Landing]] | None = (
+        None  # who lands in each asynchronous round, in order; None: open
+    )
 
 
 class Runtime(Protocol):

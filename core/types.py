@@ -256,6 +256,15 @@ class ClientValues(NamedTuple):
     values: Mapping[str, np.ndarray]  # {metric, "validation_…": float64 of that shape, NaN where a client has none}
 
 
+class Landing(NamedTuple):
+    """One update in an asynchronous round among real devices: all that it takes to have it again in a simulation."""
+
+    number: int  # place of this work among all that the run gave out, from 0
+    client: int
+    round: int  # round of the broadcast that it began from
+    wave: int  # wave of the clients that began from that broadcast: 0 for the first
+
+
 class RoundRecord(NamedTuple):
     """One finished round, as history, store and `--json` show it."""
 
@@ -270,6 +279,12 @@ class RoundRecord(NamedTuple):
     epsilon: float | None
     directions: Directions = NO_DIRECTIONS  # which of the model's metrics are to fall, which to rise
     trainable_bytes: int | None = None  # length of the vector, where variables besides it are frozen and do not travel
+    landings: tuple[Landing, ...] = ()  # in the order in which they arrived; () where that follows from the seed
+
+    @staticmethod
+    def of(flat: Mapping[str, Any]) -> RoundRecord:
+        """Return the record whose fields are in a mapping, as JSON has left them."""
+        return RoundRecord(**{**flat, "landings": tuple(Landing(*one) for one in flat.get("landings", ()))})
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -282,7 +297,7 @@ class RoundRecord(NamedTuple):
         trainable_bytes: only of a model of which something is frozen.
         """
         flat = self._asdict() | {"train_loss": None, "test_loss": None, "test_accuracy": None} | self.numbers
-        del flat["metrics"], flat["directions"]
+        del flat["metrics"], flat["directions"], flat["landings"]
         if self.trainable_bytes is None:
             del flat["trainable_bytes"]
         return flat

@@ -10,24 +10,24 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from ..core.algorithms import AsynchronousStrategy
 from ..core.devices import REASONS, Devices, Fates, fleet_of
-from ..core.errors import ConfigError, RunStopped
+from ..core.errors import RunStopped
 from ..core.faults import crash_point
 from ..core.random import Key, derive
 from ..core.recipe import Recipe
 from ..core.runtime import Assignment, Runtime, bytes_of
 from ..core.serial import shaped
 from ..core.spec import ModelSpec
-from ..core.types import Broadcast, ClientUpdate, Failure, RoundRecord, ServerState, State, Vector
+from ..core.types import Broadcast, ClientUpdate, Failure, RoundRecord, RoundResult, ServerState, State, Vector
 from .clock import METRIC, VirtualClock, lost
 from .collect import collect
-from .rounds import Played, RoundSetup, averaged, check_enough, conclude, recorded
+from .rounds import Played, RoundKeys, RoundSetup, averaged, check_enough, conclude, recorded
 from .statistics import rebased
 
 TRIES = 8  # samples that are taken, clients at work or out of reach left out, before some room stays free
@@ -64,46 +64,70 @@ def first_state(experiment: Recipe, params: Vector) -> State:
     return AsynchronousState(own, 0.0, 0, np.zeros((0, len(Flight._fields))), {})
 
 
-def check_runtime(experiment: Recipe, runtime: Runtime) -> None:
-    """Raise ConfigError for asynchronous rounds among real devices, which do not keep to the virtual clock."""
-    if isinstance(experiment.strategy, AsynchronousStrategy) and runtime.is_live:
-        raise ConfigError(
-            f"{experiment.strategy!r} has its rounds on the virtual clock, Simulation's; {runtime!r} is of real devices"
-        )
-
-
 def play_asynchronously(table: RoundSetup, state: ServerState, records: Sequence[RoundRecord] = ()) -> Played:
     """Play the round after `state` until the strategy's buffer is full. Arguments and errors: see `play_round`.
 
     The record has "staleness", the mean of the updates counted, if there are any. RunStopped, too, when clients are
     lost in a row and none arrives. Where nobody can be reached for two weeks, the round ends with what has arrived.
     """
-    experiment, runtime, own = table.experiment, table.runtime, state.strategy
-    number = state.round + 1
+    experiment, runtime = table.experiment, table.runtime
     started = time.perf_counter()
-    rate = experiment.local.learning_rate_at(number, records)
-    broadcast = Broadcast(number, state.params, experiment.strategy.broadcast(own.strategy), state.transforms, rate)
-    sky = _Sky(experiment, runtime, own, broadcast)
+    broadcast = begun(experiment, state, records)
+    sky = _Sky(experiment, runtime, state.strategy, broadcast)
     landed, lost_ones = sky.fill_buffer()
-    crash_point("before-training", number)
+    crash_point("before-training", broadcast.round)
     landing = _Landing(experiment, sky, landed, table.opened.spec)
     result = collect(runtime.train, landing, table.opened.summation, table.memory, counts_as=landing.counts_as)
     # Clients begin in one round and land in another: what they were sent is the table's to say.
     result = result._replace(failures=[*lost_ones, *result.failures], bytes_down=sky.bytes_down)
-    check_enough(experiment, number, result)
-    key = derive(experiment.seed, "round", number).derive("decode")
-    before = state._replace(strategy=own.strategy)
-    if result.is_of_nobody:
-        state, record = before._replace(round=number), recorded(experiment, before, number, {}, result)
-    else:
-        mean, before = averaged(experiment, before, broadcast, result.total, key, runtime)
-        state, record = conclude(experiment, before, broadcast, mean, result, table.opened.spec)
+    after, record = closed(table, state, broadcast, result, landing.ages)
     timed = {METRIC: sky.clock.now} if experiment.devices else {}
-    aged = {"staleness": float(np.mean(landing.ages))} if landing.ages else {}
-    metrics = {**record.metrics, **timed, **aged}
-    record = record._replace(seconds=time.perf_counter() - started, metrics=metrics)
-    crash_point("after-aggregation", number)
-    return state._replace(strategy=sky.state(state.strategy)), record, result.failures
+    record = record._replace(seconds=time.perf_counter() - started, metrics={**record.metrics, **timed})
+    crash_point("after-aggregation", broadcast.round)
+    return after._replace(strategy=sky.state(after.strategy)), record, result.failures
+
+
+def begun(experiment: Recipe, state: ServerState, records: Sequence[RoundRecord]) -> Broadcast:
+    """Return what clients receive that begin in the round after `state`."""
+    number = state.round + 1
+    extra, rate = (
+        experiment.strategy.broadcast(state.strategy.strategy),
+        experiment.local.learning_rate_at(number, records),
+    )
+    return Broadcast(number, state.params, extra, state.transforms, rate)
+
+
+def closed(
+    table: RoundSetup, state: ServerState, broadcast: Broadcast, result: RoundResult, ages: Sequence[int]
+) -> tuple[ServerState, RoundRecord]:
+    """Return the state after a round, with the strategy's own state in it, and the round's record, its seconds 0.
+
+    state: that before the round. ages: how stale each update in the result is. Errors: see `play_asynchronously`.
+    """
+    experiment, runtime, number = table.experiment, table.runtime, broadcast.round
+    check_enough(experiment, number, result)
+    before = state._replace(strategy=state.strategy.strategy)
+    if result.is_of_nobody:
+        after, record = before._replace(round=number), recorded(experiment, before, number, {}, result)
+    else:
+        key = RoundKeys.of(experiment, runtime, number).decode
+        mean, before = averaged(experiment, before, broadcast, result.total, key, runtime)
+        after, record = conclude(experiment, before, broadcast, mean, result, table.opened.spec)
+    aged = {"staleness": float(np.mean(ages))} if ages else {}
+    return after, record._replace(metrics={**record.metrics, **aged})
+
+
+def received(
+    experiment: Recipe, spec: ModelSpec, update: ClientUpdate, base: Broadcast, now: Broadcast
+) -> tuple[ClientUpdate, int]:
+    """Return what an update counts as, its statistics counted from the params of now, and its age.
+
+    base: broadcast that it began from. now: that of the round in which it arrives.
+    """
+    strategy, age = cast(AsynchronousStrategy, experiment.strategy), now.round - base.round
+    if age and not strategy.mixes_models:
+        update = rebased(update, base.params, now.params, spec)
+    return strategy.receive(update, age, base.params, now.params), age
 
 
 class _Landing:
@@ -126,15 +150,13 @@ class _Landing:
 
     def counts_as(self, client: int, update: ClientUpdate | Failure) -> ClientUpdate | Failure:
         """Let the strategy turn an update into what counts, its statistics counted from the params of now."""
-        flight, strategy = next(self._arriving), cast(AsynchronousStrategy, self._experiment.strategy)
+        flight = next(self._arriving)
         if isinstance(update, Failure):
             return update
-        params, base = self._sky.broadcast.params, self._sky.broadcasts[flight.round].params
-        age = self._sky.broadcast.round - flight.round
-        if age and not strategy.mixes_models:
-            update = rebased(update, base, params, self._spec)
+        base = self._sky.broadcasts[flight.round]
+        update, age = received(self._experiment, self._spec, update, base, self._sky.broadcast)
         self.ages.append(age)
-        return strategy.receive(update, age, base, params)
+        return update
 
 
 def wave_key(seed: int, round: int, wave: int) -> Key:
@@ -143,10 +165,65 @@ def wave_key(seed: int, round: int, wave: int) -> Key:
     return key.derive("wave", wave) if wave else key
 
 
-def _flight(row: Sequence[float]) -> Flight:
-    """Read a row of the table of clients at work."""
-    ends, number, client, round, wave, began, reason = row
-    return Flight(ends, int(number), int(client), int(round), int(wave), began, int(reason))
+def flights_of(state: AsynchronousState) -> list[Flight]:
+    """Return the clients at work, in order."""
+    return [
+        Flight(ends, int(number), int(client), int(round), int(wave), began, int(reason))
+        for ends, number, client, round, wave, began, reason in state.flights.tolist()
+    ]
+
+
+def broadcasts_of(state: AsynchronousState, transforms: State) -> dict[int, Broadcast]:
+    """Return the broadcasts that clients at work began from, by round. transforms: the transforms' state of now."""
+    kept = {round: Broadcast(*parts) for round, parts in state.broadcasts.items()}
+    return {round: one._replace(transforms=shaped(one.transforms, transforms)) for round, one in kept.items()}
+
+
+def state_of(
+    own: State, now: float, begun: int, flights: Iterable[Flight], broadcasts: Mapping[int, Broadcast]
+) -> AsynchronousState:
+    """Return the state of a run with these clients at work. own: the strategy's own. broadcasts: by round."""
+    table = np.array(rows := sorted(flights), np.float64).reshape(len(rows), len(Flight._fields))
+    return AsynchronousState(own, now, begun, table, {round: tuple(one) for round, one in sorted(broadcasts.items())})
+
+
+def is_too_old(experiment: Recipe, began: int, round: int) -> bool:
+    """Return whether an update that began in one round is thrown away in another."""
+    bound = cast(AsynchronousStrategy, experiment.strategy).max_staleness
+    return bound is not None and round - began > bound
+
+
+def stale(client: int, age: int) -> Failure:
+    """Return the failure of a client whose update is thrown away."""
+    return Failure(client, "stale", f"its update is {age} rounds old")
+
+
+def choose(
+    experiment: Recipe,
+    clients: Sequence[int],
+    busy: Collection[int],
+    key: Key,
+    reachable: Callable[[Sequence[int]], Sequence[int]],
+) -> list[int]:
+    """Choose as many clients as there is room for, or as are found: the sampler's choice of those free and in reach.
+
+    busy: clients that are at work. reachable: keeps those of some clients that can be reached.
+    """
+    chosen: list[int] = []
+    for attempt in range(TRIES):
+        own = key.derive("cohort", attempt) if attempt else key.derive("cohort")
+        sample = experiment.sampler.sample(clients, experiment.population.sizes, own)
+        room = len(sample) - len(busy) - len(chosen)
+        taken = {*busy, *chosen}
+        free = [client for client in sample if client not in taken]
+        free = list(reachable(free)) if free else free
+        if len(free) > room:
+            places = own.derive("places").generator().choice(len(free), max(room, 0), replace=False)
+            free = [free[place] for place in sorted(places)]
+        chosen += free
+        if len(free) >= room:
+            break
+    return sorted(chosen)
 
 
 class _Sky:
@@ -156,23 +233,19 @@ class _Sky:
         self.experiment, self.broadcast, self.clients = experiment, broadcast, runtime.client_ids()
         fleet = fleet_of(experiment.devices or Devices(), len(experiment.population), experiment.seed)
         self.clock = VirtualClock(experiment, fleet, own.now)
-        self.broadcasts = {
-            round: Broadcast(*parts)._replace(transforms=shaped(parts[3], broadcast.transforms))
-            for round, parts in own.broadcasts.items()
-        } | {broadcast.round: broadcast}
+        self.broadcasts = broadcasts_of(own, broadcast.transforms) | {broadcast.round: broadcast}
         self.bytes_down = 0
         self._begun, self._wave, self._lost_in_a_row = own.begun, 0, 0
-        self._flights = [_flight(row) for row in own.flights.tolist()]
+        self._flights = flights_of(own)
         heapq.heapify(self._flights)
         self._busy = {flight.client for flight in self._flights}
 
     def state(self, own: State) -> AsynchronousState:
         """Return the state that is left for the rounds to come. own: the strategy's own state."""
-        flights = sorted(self._flights)
-        needed = {flight.round for flight in flights if not self._is_too_old(flight, self.broadcast.round + 1)}
-        table = np.array(flights, np.float64).reshape(len(flights), len(Flight._fields))
-        kept = {round: tuple(one) for round, one in sorted(self.broadcasts.items()) if round in needed}
-        return AsynchronousState(own, self.clock.now, self._begun, table, kept)
+        following = self.broadcast.round + 1
+        needed = {one.round for one in self._flights if not is_too_old(self.experiment, one.round, following)}
+        kept = {round: one for round, one in self.broadcasts.items() if round in needed}
+        return state_of(own, self.clock.now, self._begun, self._flights, kept)
 
     def fill_buffer(self) -> tuple[list[Flight], list[Failure]]:
         """Let time pass until the round is over; return whose updates are in it, in the order they began, and the lost.
@@ -220,14 +293,9 @@ class _Sky:
     def _lost(self, flight: Flight) -> Failure | None:
         if flight.reason:
             return lost(flight.client, REASONS[flight.reason], flight.ends - flight.began)
-        if not self._is_too_old(flight, self.broadcast.round):
+        if not is_too_old(self.experiment, flight.round, self.broadcast.round):
             return None
-        age = self.broadcast.round - flight.round
-        return Failure(flight.client, "stale", f"its update is {age} rounds old")
-
-    def _is_too_old(self, flight: Flight, round: int) -> bool:
-        bound = self.experiment.strategy.max_staleness  # type: ignore[attr-defined]
-        return bound is not None and round - flight.round > bound
+        return stale(flight.client, self.broadcast.round - flight.round)
 
     def _fill_up(self) -> None:
         """Let clients begin where there is room.
@@ -239,32 +307,14 @@ class _Sky:
             key = wave_key(self.experiment.seed, self.broadcast.round, self._wave)
             # Once time has passed: to sample again and again among clients that are all away takes long.
             is_open = self.clock.now == began or len(self.clock.fleet.reachable(self.clients, self.clock.now)) > 0
-            if clients := self._choose(key) if is_open else []:
+            if clients := choose(self.experiment, self.clients, self._busy, key, self._reachable) if is_open else []:
                 self._begin(clients, key)
             self._wave += 1
             if self._flights or not self.clock.wait(began):
                 return
 
-    def _choose(self, key: Key) -> list[int]:
-        """Choose as many clients as there is room for, or as are found.
-
-        They are the sampler's choice of those that are free and in reach.
-        """
-        chosen: list[int] = []
-        for attempt in range(TRIES):
-            own = key.derive("cohort", attempt) if attempt else key.derive("cohort")
-            sample = self.experiment.sampler.sample(self.clients, self.experiment.population.sizes, own)
-            room = len(sample) - len(self._busy) - len(chosen)
-            taken = self._busy.union(chosen)
-            free = [client for client in sample if client not in taken]
-            free = list(self.clock.fleet.reachable(free, self.clock.now)) if free else free
-            if len(free) > room:
-                places = own.derive("places").generator().choice(len(free), max(room, 0), replace=False)
-                free = [free[place] for place in sorted(places)]
-            chosen += free
-            if len(free) >= room:
-                break
-        return sorted(chosen)
+    def _reachable(self, clients: Sequence[int]) -> Sequence[int]:
+        return self.clock.fleet.reachable(clients, self.clock.now)
 
     def _begin(self, clients: Sequence[int], key: Key) -> None:
         """Send the clients the broadcast."""

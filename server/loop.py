@@ -18,12 +18,13 @@ from ..core.recipe import Recipe
 from ..core.runtime import Runtime
 from ..core.types import ClientValues, RoundRecord, ServerState
 from .arguments import check_arguments, check_cohort, check_watchers, with_progress
-from .asynchronous import check_runtime, play_asynchronously
+from .asynchronous import play_asynchronously
 from .events import Event, Events, Finished, RoundDone, Started, history_of, watched
 from .history import History
 from .journal import NOISE, Check, Journal, choices_of
+from .live import check_runtime, player_of
 from .progress import default_watchers
-from .rounds import RoundSetup, evaluate, play_round
+from .rounds import Played, RoundSetup, evaluate, play_round
 from .watched import check_measured
 
 if TYPE_CHECKING:  # SQLAlchemy is imported when a run has a store, not when umbel is
@@ -131,6 +132,8 @@ def _played(
         except Exception as error:
             journal.fail(error)
             raise
+        finally:
+            course.close()
         history = course.finish()
         yield Finished(history.final(), history)
 
@@ -144,6 +147,7 @@ class _Course:
         self.state, opened = journal.begin(experiment, runtime, resume)
         self._opened = opened
         self._table = RoundSetup(self.recipe, runtime, opened, journal.memory, journal.spend)
+        self._player = player_of(self._table, self.state)
         self._reason = _decision(self.recipe, journal.records)
         self._clients: ClientValues | None = None
 
@@ -154,8 +158,7 @@ class _Course:
 
     def _round(self) -> RoundDone:
         recipe, journal = self.recipe, self.journal
-        play = play_asynchronously if isinstance(recipe.strategy, AsynchronousStrategy) else play_round
-        self.state, record, failures = play(self._table, self.state, journal.records)
+        self.state, record, failures = self._played()
         record = record._replace(
             directions=journal.measures.directions, trainable_bytes=self._opened.spec.trainable_bytes
         )
@@ -170,6 +173,18 @@ class _Course:
         journal.commit(self.state, record, is_best=_best_round(recipe, journal.records) == record.round)
         self._clients = clients or self._clients
         return RoundDone(record, failures, clients)
+
+    def _played(self) -> Played:
+        """Play the next round, whatever kind of round this run has."""
+        if self._player is not None:
+            return self._player.play(self.state, self.journal.records)
+        play = play_asynchronously if isinstance(self.recipe.strategy, AsynchronousStrategy) else play_round
+        return play(self._table, self.state, self.journal.records)
+
+    def close(self) -> None:
+        """Let go of whoever is still at work."""
+        if self._player is not None:
+            self._player.close()
 
     def publish(self) -> None:
         """Register the model after the last round, as far as the run came."""

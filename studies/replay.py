@@ -1,10 +1,10 @@
-"""One client's round of a stored run again: bit for bit as it was, and once more eagerly, to look inside."""
+"""A stored run again, whole or one client's round of it: bit for bit as it was, and that once more eagerly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +18,15 @@ from ..core.protocols import Memory
 from ..core.runtime import Arrival, Assignment, Opened, Runtime
 from ..core.spec import ModelSpec
 from ..core.summation import Summation
-from ..core.types import ClientUpdate, Failure, RoundRecord, Vector, json_float
+from ..core.types import ClientUpdate, Failure, Landing, RoundRecord, Vector, json_float
 from ..core.validation import require_count
 from ..runtimes.simulation import Simulation
 from ..runtimes.wrapping import Wrapping
-from ..server.events import RoundDone
+from ..server.events import Finished, RoundDone
+from ..server.history import History
 from ..server.loop import play
+
+ELSEWHERE = "it was played on another machine, by another version, or over real devices, and cannot be replayed here"
 
 if TYPE_CHECKING:  # SQLAlchemy is imported when a store is opened
     from ..server.store import Store, StoredRun
@@ -77,7 +80,7 @@ def replay(
     if round > done + 1:
         raise ConfigError(f"run {stored.run} has {done} rounds; round={round} was not played")
     with closing(Simulation(workers, stored.choices.get(COMPILE, "auto"))) as simulation:  # type: ignore[arg-type]
-        catching = Catching(simulation, round, client, is_last=round > done)
+        catching = Catching(_in_order(simulation, stored), round, client, is_last=round > done)
         if round > done:
             _play_on(experiment, catching, store, stored.run)
         else:
@@ -90,6 +93,64 @@ def replay(
         spec, sent = catching.opened.spec, _decoded(catching, catching.content)
         eager = _eagerly(experiment, catching)
         return Replay(stored.run, round, client, spec, catching.assignment.broadcast.params, sent, eager, round <= done)
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """A whole run, played again."""
+
+    run: str
+    history: History  # of the rounds that the run has done, with its bits
+
+    @property
+    def landings(self) -> int:
+        """Number of updates that counted in the order in which they had arrived; 0 where the seed says who counts."""
+        return sum(len(record.landings) for record in self.history.rounds)
+
+
+def replay_run(experiment: Experiment, store: Store, run: str, *, workers: int | None = None) -> Replayed:
+    """Play a stored run again in a simulation, as far as it came, and hold each round and the last model to the run's.
+
+    An asynchronous run among real devices is played in the order in which its updates arrived. The store is read, and
+    never written. experiment: as the run has it; that is checked. Errors: IncompatibleError for a run with a plan or a
+    hidden sum, whose noise and masks nobody has; ConfigError for another experiment, for a run without rounds, and
+    where the numbers or the model are not the run's.
+    """
+    _check_allowed(experiment)
+    stored = store.load_run(run)
+    experiment.check_unchanged(stored.description)
+    if not stored.records:
+        raise ConfigError(f"run {stored.run} has no rounds yet; there is nothing to play again")
+    played = replace(experiment, rounds=len(stored.records), callbacks=())
+    with closing(Simulation(workers, stored.choices.get(COMPILE, "auto"))) as simulation:  # type: ignore[arg-type]
+        history = None
+        for event in play(played, _in_order(simulation, stored)):
+            if isinstance(event, RoundDone):
+                _check_round(event.record, stored)
+            elif isinstance(event, Finished):
+                history = event.history
+    assert history is not None
+    if not np.array_equal(history.params, stored.server_state.params):
+        raise ConfigError(f"the last model of run {stored.run} has other bits; {ELSEWHERE}")
+    return Replayed(stored.run, history)
+
+
+class InOrder(Wrapping):
+    """A simulation in which clients land as they did among real devices. landings: by round."""
+
+    def __init__(self, runtime: Runtime, landings: Mapping[int, Sequence[Landing]]):
+        super().__init__(runtime)
+        self._landings = landings
+
+    def open(self, experiment: Experiment, memory: Memory, choices: Mapping[str, str] | None = None) -> Opened:
+        """Same as `Runtime.open`, with who lands in each round."""
+        return self.runtime.open(experiment, memory, choices)._replace(landings=self._landings)
+
+
+def _in_order(simulation: Simulation, stored: StoredRun) -> Runtime:
+    """Return the simulation in which a run is played again."""
+    landings = {record.round: record.landings for record in stored.records}
+    return InOrder(simulation, landings) if any(landings.values()) else simulation
 
 
 class Catching(Wrapping):
@@ -189,16 +250,20 @@ def _play_again(experiment: Experiment, catching: Catching, stored: StoredRun) -
     """Play a run again from its beginning, up to the end of the client's round; compare each round with its record."""
 
     def is_over(record: RoundRecord) -> bool:
-        before = stored.records[record.round - 1]
-        if _numbers(record) != _numbers(before):
-            names = {name for name in record.metrics if record.metrics[name] != before.metrics.get(name)}
-            raise ConfigError(
-                f"round {record.round} comes to other numbers than run {stored.run}, {', '.join(sorted(names))}: it "
-                "was played on another machine, by another version, or over real devices, and cannot be replayed here"
-            )
+        _check_round(record, stored)
         return record.round == catching._round
 
     _consume(catching, is_over, play(experiment, catching))
+
+
+def _check_round(record: RoundRecord, stored: StoredRun) -> None:
+    """Raise ConfigError for a round played again that has other numbers than the run's."""
+    before = stored.records[record.round - 1]
+    if record.round == len(stored.records):  # a last round is evaluated, and the run may have had more before it
+        record = record._replace(metrics={name: record.metrics[name] for name in before.metrics})
+    if _numbers(record) != _numbers(before):
+        names = ", ".join(sorted(name for name in record.metrics if record.metrics[name] != before.metrics.get(name)))
+        raise ConfigError(f"round {record.round} comes to other numbers than run {stored.run}, {names}: {ELSEWHERE}")
 
 
 def _consume(catching: Catching, is_over: Callable[[RoundRecord], bool], events: Any) -> None:
@@ -216,9 +281,10 @@ def _consume(catching: Catching, is_over: Callable[[RoundRecord], bool], events:
 
 
 def _numbers(record: RoundRecord) -> Any:
-    """Return what a round came to: all but times."""
+    """Return what a round came to: all but times; and where devices were real, but envelopes and who failed."""
     metrics = {name: json_float(value) for name, value in record.metrics.items()}
-    return record.round, record.clients, record.failures, sorted(metrics.items()), record.bytes_up, record.bytes_down
+    sent = () if record.landings else (record.failures, record.bytes_up, record.bytes_down)
+    return record.round, record.clients, sent, record.landings, sorted(metrics.items())
 
 
 def _decoded(catching: Catching, content: Any) -> ClientUpdate | Failure:

@@ -29,7 +29,7 @@ experiment = Experiment(
 
 
 PARITY = """
-from umbel import Experiment, FedAvg, FixedCohort, Local, Scaffold, TopK
+from umbel import Experiment, FedAvg, FedBuff, FixedCohort, Local, Scaffold, TopK
 from umbel.data import Arrays, LogNormal, Partitioned
 import numpy as np
 
@@ -50,6 +50,7 @@ common = dict(
 experiments = {
     "scaffold": Experiment(name="scaffold", strategy=Scaffold(), **common),
     "fedbn": Experiment(name="fedbn", strategy=FedAvg(), personal=("batch_normalization",), codec=TopK(0.2), **common),
+    "fedbuff": Experiment(name="fedbuff", strategy=FedBuff(2), personal=("batch_normalization",), **common),
 }
 """
 

@@ -25,7 +25,7 @@ def kill_at(monkeypatch: Any, point: str, round: int) -> None:
             left.clear()
             raise Killed
 
-    for module in ("server.rounds", "server.journal", "server.asynchronous", "server.collect"):
+    for module in ("server.rounds", "server.journal", "server.asynchronous", "server.live", "server.collect"):
         monkeypatch.setattr(f"umbel.{module}.crash_point", crash_point)
 
 

@@ -164,7 +164,7 @@ def _reply(
     if isinstance(update, Failure):
         return update
     if order.memory:
-        _home().write(order.memory, client, broadcast.round, kept)
+        _home().write(order.memory, client, order.number, kept)
     crash_point("client-trained", broadcast.round)
     return wire.pack_update(broadcast.round, update) if part is None else secure_tasks.enter(run, part, update)
 

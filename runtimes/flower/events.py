@@ -46,10 +46,10 @@ def unpacked(messages: Iterable[Message]) -> Iterator[Event]:
         if name == "wait":
             yield Queued(content["behind"])
         elif name == "start":
-            records = tuple(RoundRecord(**record) for record in content["records"])
+            records = tuple(RoundRecord.of(record) for record in content["records"])
             yield Started(None, None, content["run"], records)
         elif name == "round":
-            record = RoundRecord(**content["record"])
+            record = RoundRecord.of(content["record"])
             if record.round > last:
                 last = record.round
                 yield RoundDone(record, [Failure(*failure) for failure in content["failures"]])

@@ -1,4 +1,4 @@
-"""One exchange: a message to each client of a cohort, and the replies, until all are in or the time is up."""
+"""One exchange: messages to clients, and their replies, until all are in or each one's time is up."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
+from typing import NamedTuple
 
 from flwr.app import Message, RecordDict
 
@@ -47,27 +48,30 @@ class Late:
             log.warning("client %d: its reply was refused: %s is closed", client, label)
 
 
+class Asked(NamedTuple):
+    """A message that a client was sent, and what is expected in reply."""
+
+    content: RecordDict
+    max_bytes: int  # the most bytes of the reply's arrays
+    label: str  # what it is for, in words
+    until: float  # time at which nobody waits for the reply any longer
+
+
 class Exchange:
     """Messages that were sent, and replies that have arrived. A `with` block: what is still out when it ends is late.
 
-    kind: "train" or "evaluate". contents: by client. label: what the exchange is for, in words. A client that is
-    started again, or whose process dies, is sent its message once more, while the time lasts; all are after the
-    SuperLink was gone, and so is who was uploading then, should the upload not go on. The first whole reply counts.
+    kind: "train" or "evaluate". seconds: for each reply. beside: another exchange over the same mail, under way at the
+    same time. More may be sent while replies are out. A client that is started again, or whose process dies, is sent
+    its message once more, while the time lasts; all are after the SuperLink was gone, and so is who was uploading then,
+    should the upload not go on. The first whole reply counts.
     """
 
     def __init__(
-        self,
-        mail: Mail,
-        nodes: Nodes,
-        late: Late,
-        kind: str,
-        contents: Mapping[int, RecordDict],
-        seconds: float,
-        max_bytes: int,
-        label: str,
+        self, mail: Mail, nodes: Nodes, late: Late, kind: str, seconds: float, *, beside: Exchange | None = None
     ):
-        self._mail, self._nodes, self._late, self._kind, self._contents = mail, nodes, late, kind, contents
-        self._seconds, self._max_bytes, self._label = seconds, max_bytes, label
+        self._mail, self._nodes, self._late, self._kind = mail, nodes, late, kind
+        self._seconds, self._beside = seconds, beside
+        self._out: dict[int, Asked] = {}  # by client, in the order in which they were asked
         self._waiting: dict[str, int] = {}  # {message: client}
         self._arrived: dict[int, Envelope | Failure] = {}  # arrived and not read yet
         self._read: dict[int, Message | Failure] = {}  # read and not yielded yet: one at most
@@ -75,59 +79,85 @@ class Exchange:
         self._doubtful: dict[int, float] = {}  # who may have stopped uploading, and when
         self._away: dict[int, tuple[float, Envelope]] = {}  # {client that is away: (until when, what then)}
         self._again: set[int] = set()  # clients that were sent their message twice
+        self._was_cut, self._moved = False, set[int]()  # what another exchange was told first
+        self._next_look = 0.0
         self._lock = threading.Lock()  # a reply is read by several threads, which look around while they wait
 
     def __enter__(self) -> Exchange:
-        self._late.refuse()
-        self._nodes.gather(self._contents)
-        self._deadline, self._next_look = time.monotonic() + self._seconds, time.monotonic() + NODES_SECONDS
-        self._send(list(self._contents))
         return self
 
     def __exit__(self, *_: object) -> None:
         for identifier, client in self._waiting.items():
-            self._late.add(identifier, client, self._label)
+            self._late.add(identifier, client, self._out[client].label)
         for reply in self._arrived.values():  # a round may have enough of them
             if not isinstance(reply, Failure):
                 reply.drop()
         self._arrived.clear()
 
+    @property
+    def is_out(self) -> bool:
+        """Whether a reply is still to come."""
+        return bool(self._out)
+
+    def ask(self, contents: Mapping[int, RecordDict], max_bytes: int, label: str) -> None:
+        """Send more messages, by client; to nobody whose reply is still to come.
+
+        max_bytes: the most that a reply's arrays may have. label: what they are for, in words.
+        """
+        self._late.refuse()
+        if not self._out:  # who is not there has a moment to come back, where that keeps nobody else waiting
+            self._tell_beside(False, self._nodes.gather(contents))
+            self._next_look = time.monotonic() + NODES_SECONDS
+        until = time.monotonic() + self._seconds
+        for client, content in contents.items():
+            self._out[client] = Asked(content, max_bytes, label, until)
+            self._again.discard(client)
+            self._doubtful.pop(client, None)
+        self._send(list(contents))
+
     def replies(self, in_order: bool = True) -> Iterator[tuple[int, Message | Failure]]:
-        """Yield (client, reply) for each client, in the order of contents, or else as they arrive.
+        """Yield every reply that is still to come. See `reply`."""
+        while self._out:
+            yield self.reply(in_order)
+
+    def reply(self, in_order: bool = True) -> tuple[int, Message | Failure]:
+        """Return the next (client, reply), in the order in which they were asked, or else as they arrive.
 
         A reply is a Message, with content or Flower's error, or a Failure: "timeout", "unreachable", or what is wrong
         with its form. Only one is in memory at a time.
         """
-        left = list(self._contents)
-        while left:
-            wanted = left[:1] if in_order else left
+        while True:
+            wanted = list(self._out)[: 1 if in_order else None]
             client = next((client for client in wanted if client in self._arrived), None)
             if client is not None:
                 if self._take(client, in_order):
-                    left.remove(client)
-                    yield client, self._read.pop(client)
-                else:  # whoever is waited for comes last
-                    left.sort(key=lambda one: not in_order and one == client)
+                    del self._out[client]
+                    return client, self._read.pop(client)
+                if not in_order:  # whoever is waited for comes last
+                    self._out[client] = self._out.pop(client)
                 continue
-            if time.monotonic() >= self._deadline:
-                self._look()
-                self._give_up_away(math.inf)
-                self._arrived |= {client: self._timeout(client) for client in left if client not in self._arrived}
-                continue
+            moment = time.monotonic()
+            overdue = [client for client, asked in self._out.items() if asked.until <= moment]
             self._look()
-            if not any(client in self._arrived for client in wanted):
+            if overdue:
+                self._give_up_away(moment)
+                self._arrived |= {client: self._timeout(client) for client in overdue if client not in self._arrived}
+            elif not any(client in self._arrived for client in wanted):
                 time.sleep(POLL_SECONDS)
 
-    def _send(self, clients: list[int]) -> None:
-        ttl = max(1.0, self._deadline - time.monotonic()) + TTL_MARGIN_SECONDS
+    def _send(self, clients: Collection[int]) -> None:
         there = [client for client in clients if client in self._nodes.of]
-        messages = [Message(self._contents[client], self._nodes.of[client], self._kind, ttl=ttl) for client in there]
-        identifiers = dict(zip(there, self._mail.push(messages), strict=True))
+        identifiers = dict(zip(there, self._mail.push([self._message(client) for client in there]), strict=True))
         for client in clients:
             if identifiers.get(client):
                 self._waiting[identifiers[client]] = client
             elif not self._is_open(client):
                 self._arrived[client] = Failure(client, "unreachable", "its node is not connected")
+
+    def _message(self, client: int) -> Message:
+        asked = self._out[client]
+        ttl = max(1.0, asked.until - time.monotonic()) + TTL_MARGIN_SECONDS
+        return Message(asked.content, self._nodes.of[client], self._kind, ttl=ttl)
 
     def _is_open(self, client: int) -> bool:
         """Whether a reply of this client is on its way, or there."""
@@ -149,19 +179,34 @@ class Exchange:
             if code == CRASHED:
                 self._repeat([client], "its process died")
             elif code == GONE:
-                self._away[client] = time.monotonic() + AWAY_SECONDS, envelope
+                self._away[client] = min(time.monotonic() + AWAY_SECONDS, self._out[client].until), envelope
             else:
                 self._arrived[client] = envelope
-        if self._mail.was_cut() and (out := self._affected(set(self._contents))):
-            log.warning("%s: the SuperLink was gone; clients %s are asked once more", self._label, out)
+        was_cut = self._mail.was_cut()
+        self._tell_beside(was_cut, ())
+        if (was_cut or self._was_cut) and (out := self._affected(set(self._out))):
+            log.warning("the SuperLink was gone; clients %s are asked once more", out)
             self._send(out)
+        self._was_cut = False
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + NODES_SECONDS
-            moved = [client for client in self._affected(set(self._nodes.refresh())) if self._may_repeat(client)]
-            for client in moved:
-                self._forget(client)
-            self._repeat(moved, "its node was started again")
+            self._send_to_moved(self._nodes.refresh())
             self._give_up_away(time.monotonic())
+
+    def _send_to_moved(self, clients: Collection[int]) -> None:
+        """Ask those again of whom nothing has arrived, and whose node was started again."""
+        self._tell_beside(False, clients)
+        moved = [client for client in self._affected({*clients, *self._moved}) if self._may_repeat(client)]
+        self._moved = set()
+        for client in moved:
+            self._forget(client)
+        self._repeat(moved, "its node was started again")
+
+    def _tell_beside(self, was_cut: bool, moved: Collection[int]) -> None:
+        """Pass on what is told once: that the SuperLink was gone, and whose node was started again."""
+        if self._beside is not None:
+            self._beside._was_cut |= was_cut
+            self._beside._moved.update(moved)
 
     def _give_up_away(self, moment: float) -> None:
         """Wait no longer for those whose node should have been back by then."""
@@ -179,15 +224,15 @@ class Exchange:
         self._away.pop(client, None)
         for identifier in [one for one, of in self._waiting.items() if of == client]:
             del self._waiting[identifier]
-            self._late.add(identifier, client, self._label)
+            self._late.add(identifier, client, self._out[client].label)
 
     def _may_repeat(self, client: int) -> bool:
-        return client not in self._again and time.monotonic() < self._deadline
+        return client not in self._again and time.monotonic() < self._out[client].until
 
     def _repeat(self, clients: list[int], reason: str) -> None:
         self._again.update(clients)
         for client in clients:
-            log.warning("%s: client %d is asked once more: %s", self._label, client, reason)
+            log.warning("%s: client %d is asked once more: %s", self._out[client].label, client, reason)
         if clients:
             self._send(clients)
 
@@ -196,10 +241,11 @@ class Exchange:
         envelope = self._arrived.pop(client)
         if isinstance(envelope, Failure):
             self._read[client] = envelope
+            self._forget(client)
             return True
         self._reading = client
         try:
-            self._read[client] = envelope.open(self._max_bytes, partial(self._wait, client, in_order))
+            self._read[client] = envelope.open(self._out[client].max_bytes, partial(self._wait, client, in_order))
         except Superseded:
             if self._arrived.setdefault(client, envelope) is not envelope:
                 envelope.drop()
@@ -211,7 +257,7 @@ class Exchange:
         except (ConnectionError, UmbelError):
             raise  # of the SuperLink's, not of what the client sent
         except Exception as error:
-            log.warning("%s: client %d's reply cannot be read", self._label, client, exc_info=True)
+            log.warning("%s: client %d's reply cannot be read", self._out[client].label, client, exc_info=True)
             self._read[client] = Failure(client, "schema", f"its reply cannot be read: {type(error).__name__}")
         finally:
             self._reading = None
@@ -223,14 +269,14 @@ class Exchange:
 
         Errors: Malformed at the deadline; Superseded for another try's reply, and, in any order, for another client's.
         """
-        wait_until(self._deadline)(seconds)
+        wait_until(self._out[client].until)(seconds)
         with self._lock:
             if client not in self._arrived:
                 self._look()
             doubted = self._doubtful.get(client, math.inf)
             if min(seconds, time.monotonic() - doubted) >= STALLED_SECONDS:
                 del self._doubtful[client]
-                log.warning("%s: client %d is asked once more: its upload has ended", self._label, client)
+                log.warning("%s: client %d is asked once more: its upload has ended", self._out[client].label, client)
                 self._send([client])
             others = self._arrived if not in_order and seconds >= STALLED_SECONDS else ()
             if client in self._arrived or others:

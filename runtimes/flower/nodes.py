@@ -70,13 +70,17 @@ class Nodes:
                 )
             time.sleep(POLL_SECONDS)
 
-    def gather(self, cohort: Collection[int]) -> None:
-        """Look who is there; give members of the cohort that are not there a moment to come back."""
+    def gather(self, cohort: Collection[int]) -> set[int]:
+        """Look who is there; give members of the cohort that are not there a moment to come back.
+
+        Returns: see `refresh`.
+        """
         deadline = time.monotonic() + RETURN_SECONDS
-        self.refresh()
+        moved = self.refresh()
         while not self._are_online(cohort) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-            self.refresh()
+            moved |= self.refresh()
+        return moved
 
     def refresh(self) -> set[int]:
         """Look again who is there. Return the clients whose node was started since the last look, or is another one."""

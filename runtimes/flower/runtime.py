@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ...core.algorithms import SplitStrategy
+from ...core.algorithms import AsynchronousStrategy, SplitStrategy
 from ...core.backend import require_tensorflow
 from ...core.directions import Measures
 from ...core.errors import ConfigError, IncompatibleError
@@ -49,6 +49,7 @@ from .signing import SignedMail
 
 log = logging.getLogger(__name__)
 
+Packed = dict[int, tuple[Broadcast, RecordDict]]  # broadcasts as they travel, by their id() while they live
 NO_KEY = Key(bytes(16))  # evaluation draws no random numbers
 MEMORY = "memory"  # key among a run's choices: the name that its clients keep their memory under
 
@@ -104,6 +105,7 @@ class FlowerRuntime:
         self._experiment: Experiment | None = None
         self._connection: Connection | None = None
         self._hidden: tuple[Meeting, int]  # the sum under way, and its next stage
+        self._training: Exchange | None = None  # the last that clients trained in: it may be under way
 
     def __repr__(self) -> str:
         clients = 0 if self._connection is None else len(self._connection.nodes.of)
@@ -123,6 +125,11 @@ class FlowerRuntime:
             raise IncompatibleError(
                 f"over_selection={self.over_selection:g} counts the fastest, so that one client decides whether "
                 f"another is counted; {experiment.plan!r} accounts for clients that are counted each on its own. Use 1"
+            )
+        if self.over_selection > 1 and isinstance(experiment.resolved.strategy, AsynchronousStrategy):
+            raise IncompatibleError(
+                f"over_selection={self.over_selection:g} counts the fastest of a cohort, and {experiment.strategy!r} "
+                "has no cohorts: an update counts whenever it arrives. Use 1"
             )
         require_tensorflow("Clients over Flower train")
         opened = self._server.open(experiment, memory, choices)
@@ -165,15 +172,24 @@ class FlowerRuntime:
         return sorted(self._connected.nodes.of)
 
     def train(self, work: Iterable[Assignment | None], summation: Summation) -> Iterator[Arrival]:
-        """Send clients their broadcasts, all at once until the work waits; check each reply as its turn comes."""
-        batch: dict[int, Assignment] = {}
-        for assignment in work:
-            if assignment is WAIT:
-                yield from self._train_at_once(batch, summation)
-                batch = {}
-            else:
-                batch[assignment.client] = assignment
-        yield from self._train_at_once(batch, summation)
+        """Send clients their broadcasts, all at once until the work waits; check each reply as its turn comes.
+
+        While it waits the others stay out, for as long as it takes: work may outlive a round.
+        """
+        batch: list[Assignment] = []
+        with self._exchange(FIRST) as self._training:
+            asking = _Asking(self, self._training, summation)
+            for assignment in work:
+                if assignment is not WAIT:
+                    batch.append(assignment)
+                    continue
+                asking.ask(batch)
+                batch = []
+                if self._training.is_out:
+                    yield asking.arrival()
+            asking.ask(batch)
+            while self._training.is_out:
+                yield asking.arrival()
 
     def hidden_sum(
         self, aggregation: SecureAggregation, meeting: Meeting, cohort: Sequence[int]
@@ -188,37 +204,16 @@ class FlowerRuntime:
         contents = pack_messages(meeting, number, messages)
         label = f"stage {number} of round {meeting.round}"
         bytes_down = bytes_sent(contents)
-        with self._exchange(LATER, contents, label, reply_bytes + SLACK_BYTES, is_short=True) as exchange:
+        with self._exchange(LATER, is_short=True) as exchange:
+            exchange.ask(contents, reply_bytes + SLACK_BYTES, label)
             for client, reply in exchange.replies(in_order=False):
                 content = check_stage(meeting, number, client, reply)
                 self._note(meeting.round, content)
                 yield Arrival((client,), content, {}, bytes_received(reply), bytes_down)
                 bytes_down = 0
 
-    def _train_at_once(self, batch: Mapping[int, Assignment], summation: Summation) -> Iterator[Arrival]:
-        """Make one exchange for all of a batch."""
-        if not batch:
-            return
-        first = next(iter(batch.values()))
-        expect, contents = self._expectations(summation), self._contents(list(batch.values()))
-        most = expect(first).bytes
-        if first.opening is not None:
-            self._hidden = first.opening.meeting, 1
-            openings = {client: one.opening.message for client, one in batch.items() if one.opening is not None}
-            stages = pack_messages(first.opening.meeting, 0, openings)
-            contents = {client: RecordDict({**content, **stages[client]}) for client, content in contents.items()}
-            most = first.opening.reply_bytes + SLACK_BYTES
-        bytes_down = bytes_sent(contents)
-        with self._exchange(FIRST, contents, f"round {first.broadcast.round}", most) as exchange:
-            for client, reply in exchange.replies(summation.in_order):
-                arrival = self._arrival(batch[client], reply, expect(batch[client]))
-                del reply  # one in memory at a time
-                yield arrival._replace(bytes_down=bytes_down)
-                del arrival
-                bytes_down = 0
-
     def _arrival(self, assignment: Assignment, reply: Message | Failure, expected: Expected) -> Arrival:
-        """Return what came of an assignment, once it has been checked; its memory is the round that counts."""
+        """Return what came of an assignment, once it has been checked; its memory is the number that counts."""
         client, round = assignment.client, assignment.broadcast.round
         content: ClientUpdate | bytes | Failure
         if isinstance(reply, Failure):
@@ -229,7 +224,7 @@ class FlowerRuntime:
             content = check_update(reply, expected)
         self._note(round, content)
         keeps = self._keeps and not isinstance(content, Failure)
-        memory = {client: [np.array([round], np.int64)]} if keeps else {}
+        memory = {client: [np.array([assignment.number or round], np.int64)]} if keeps else {}
         return Arrival((client,), content, memory, bytes_received(reply), 0)
 
     def evaluate(self, params: Vector, examples: Examples) -> Metrics:
@@ -252,7 +247,8 @@ class FlowerRuntime:
         broadcast = Broadcast(0, params, extra, (), None)
         contents = self._contents([Assignment(broadcast, client, NO_KEY) for client in clients if sizes[client]])
         joins = self._server.joins("test")
-        with self._exchange("evaluate", contents, "an evaluation", state_bytes(joins)) as exchange:
+        with self._exchange("evaluate") as exchange:
+            exchange.ask(contents, state_bytes(joins), "an evaluation")
             return self._server.gathered(_measured(exchange.replies(), joins))
 
     def close(self) -> None:
@@ -290,22 +286,25 @@ class FlowerRuntime:
         elif content.reason in FORGED:
             self._refused("node.refused", f"client {content.client}: {content.reason}: {content.detail}")
 
-    def _contents(self, assignments: Sequence[Assignment]) -> dict[int, RecordDict]:
-        """Pack each client's message: its broadcast, packed once, its own key, and which of its memories counts."""
+    def _contents(self, assignments: Sequence[Assignment], packed: Packed | None = None) -> dict[int, RecordDict]:
+        """Pack each client's message: its broadcast, its own key, and which of its memories counts.
+
+        packed: broadcasts that were packed before; these are added.
+        """
         choice, name = self._server.describe()["compile"], self._name if self._keeps else ""
-        shared: dict[int, RecordDict] = {}
+        packed = {} if packed is None else packed
         contents = {}
         terms = self._server.terms()
-        for broadcast, client, key, _ in assignments:
-            if id(broadcast) not in shared:
-                shared[id(broadcast)] = wire.pack_broadcast(broadcast)
+        for broadcast, client, key, _, number in assignments:
+            if id(broadcast) not in packed:
+                packed[id(broadcast)] = broadcast, wire.pack_broadcast(broadcast)
             own, since = key.derive("client", client), self._since(client)
-            order = wire.Order(self._digest, choice, own, name, since, terms, self._base)
-            contents[client] = wire.pack_order(shared[id(broadcast)], order)
+            order = wire.Order(self._digest, choice, own, name, since, terms, self._base, number or broadcast.round)
+            contents[client] = wire.pack_order(packed[id(broadcast)][1], order)
         return contents
 
     def _since(self, client: int) -> int:
-        """Return the last round that client counted in, 0 if there is none."""
+        """Return the number of the last work of client that counted, 0 if there is none."""
         noted = self._memory.read(client) if self._keeps else None
         return 0 if noted is None else int(noted[0][0])
 
@@ -321,13 +320,49 @@ class FlowerRuntime:
 
         return expected
 
-    def _exchange(
-        self, kind: str, contents: Mapping[int, RecordDict], label: str, max_bytes: int, is_short: bool = False
-    ) -> Exchange:
+    def _exchange(self, kind: str, is_short: bool = False) -> Exchange:
         """Make an exchange over this run's connection. is_short: nobody trains for it."""
         mail, nodes, late = self._connected
         seconds = min(self.timeout_seconds, STAGE_SECONDS) if is_short else self.timeout_seconds
-        return Exchange(mail, nodes, late, kind, contents, seconds, max_bytes, label)
+        return Exchange(mail, nodes, late, kind, seconds, beside=None if kind == FIRST else self._training)
+
+
+class _Asking:
+    """Work of a run as it goes out, and what came back of it."""
+
+    def __init__(self, runtime: FlowerRuntime, exchange: Exchange, summation: Summation):
+        self._runtime, self._exchange, self._in_order = runtime, exchange, summation.in_order
+        self._expect = runtime._expectations(summation)
+        self._out: dict[int, Assignment] = {}
+        self._packed: Packed = {}
+        self._bytes_down = 0
+
+    def ask(self, batch: Sequence[Assignment]) -> None:
+        """Send a batch of work to its clients, each broadcast packed once for as long as anybody is at work on it."""
+        if not batch:
+            return
+        first = batch[0]
+        self._out |= {assignment.client: assignment for assignment in batch}
+        contents = self._runtime._contents(batch, self._packed)
+        used = {id(assignment.broadcast) for assignment in self._out.values()}
+        self._packed = {place: packed for place, packed in self._packed.items() if place in used}
+        most = self._expect(first).bytes
+        if first.opening is not None:
+            self._runtime._hidden = first.opening.meeting, 1
+            openings = {one.client: one.opening.message for one in batch if one.opening is not None}
+            stages = pack_messages(first.opening.meeting, 0, openings)
+            contents = {client: RecordDict({**content, **stages[client]}) for client, content in contents.items()}
+            most = first.opening.reply_bytes + SLACK_BYTES
+        self._bytes_down += bytes_sent(contents)
+        self._exchange.ask(contents, most, f"round {first.broadcast.round}")
+
+    def arrival(self) -> Arrival:
+        """Wait for the next reply; return what came of its assignment."""
+        client, reply = self._exchange.reply(self._in_order)
+        assignment = self._out.pop(client)
+        arrival = self._runtime._arrival(assignment, reply, self._expect(assignment))
+        bytes_down, self._bytes_down = self._bytes_down, 0
+        return arrival._replace(bytes_down=bytes_down)
 
 
 class Connection(NamedTuple):

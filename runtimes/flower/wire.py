@@ -1,7 +1,7 @@
 """Messages on the wire: broadcasts, updates and metrics as Flower records, and back, bit for bit.
 
     to a client      "vectors": params, extra           "broadcast": round, rate, transforms
-                                                     "order": digest, compile, key, memory, since, terms, base
+                                                     "order": digest, compile, key, memory, since, terms, base, number
     from a client    "vectors": delta, extra            "update": round, weight          "metrics": name → [sum, count]
                      with a codec: payload, extra                                        "states": name → float64
                  or  "failure": round, reason, detail
@@ -33,7 +33,7 @@ RAW = "umbel.raw"  # type of an Array whose bytes are in C order, little-endian,
 NAMES = frozenset(
     ["bool", "float16", "float32", "float64", "bfloat16"] + [f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64)]
 )
-FORMAT = 4  # number of the format that is described here
+FORMAT = 5  # number of the format that is described here
 VERSION = version("umbel")
 MAX_METRICS = 256
 Joins = Mapping[str, tuple[tuple[Join, int], ...]]
@@ -48,9 +48,10 @@ class Order(NamedTuple):
     compile: str  # "xla" or "graph": the same as for the server's own model
     key: Key  # this client's key in this round
     memory: str = ""  # name under which clients keep their memory in this run; "" where they keep nothing
-    since: int = 0  # the last round that this client counted in: the one whose memory counts; 0 for none
+    since: int = 0  # number of this client's last work that counted: the one whose memory counts; 0 for none
     terms: str = ""  # terms on which the server's model measures, which the client's takes over
     base: str = ""  # digest of what the server's model holds in its frozen variables; "" where none is frozen
+    number: int = 0  # number of this work, under which the client keeps its memory: the round's, or one of its own
 
 
 class Reply(NamedTuple):
@@ -96,7 +97,8 @@ def pack_order(shared: RecordDict, order: Order) -> RecordDict:
 def unpack_order(content: RecordDict) -> Order:
     """Invert `pack_order`."""
     record = _record(content, "order", ConfigRecord)
-    kinds = {"digest": str, "compile": str, "key": bytes, "memory": str, "since": int, "terms": str, "base": str}
+    texts, numbers = ("digest", "compile", "memory", "terms", "base"), ("since", "number")
+    kinds: dict[str, type] = {**dict.fromkeys(texts, str), **dict.fromkeys(numbers, int), "key": bytes}
     fields = {name: _field(record, name, kind) for name, kind in kinds.items()}
     return Order(**{**fields, "key": Key(fields["key"])})
 

@@ -124,12 +124,12 @@ class Inbox:
                 experiment = SimpleNamespace(
                     rounds=event["rounds"], population=range(event["clients"]), secure_aggregation=aggregation
                 )
-                last = [RoundRecord(**record) for record in event["done"]]
+                last = [RoundRecord.of(record) for record in event["done"]]
                 monitor.on_start(experiment, None, None, last * event["count"])
             case "round":
                 reasons = event["reasons"].items()
                 failures = [Failure(-1, reason, "") for reason, count in reasons for _ in range(count)]
-                monitor.on_round(RoundRecord(**event["record"]), failures)
+                monitor.on_round(RoundRecord.of(event["record"]), failures)
             case "end":
                 monitor.on_end(None)
             case "error":

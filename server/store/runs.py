@@ -170,6 +170,7 @@ def record_row(record: RoundRecord) -> dict[str, Any]:
     """Turn a record into the columns of `rounds`."""
     flat: dict[str, Any] = record._asdict() | {"metrics": to_json_floats(record.metrics), "committed": now()}
     del flat["directions"]  # the same for all rounds: the run has them
+    flat["landings"] = json.dumps(record.landings) if record.landings else None
     integers = {name: flat[name] for name in COUNTS}
     doubles = {name: flat[name] for name in ("seconds", "eval_seconds", "epsilon")}
     flat |= {name: None if value is None else int(value) for name, value in integers.items()}
@@ -183,7 +184,14 @@ def records(connection: Connection, run: str, after: int = 0) -> list[RoundRecor
     rows = connection.execute(select(*columns).where(*wanted).order_by(rounds.c.round))
     directions = json.loads(connection.scalar(select(runs.c.directions).where(runs.c.run == run)) or "{}")
     more = {"directions": directions}
-    return [RoundRecord(**row._asdict() | {"metrics": from_json_floats(row.metrics)} | more) for row in rows]
+    return [
+        RoundRecord.of(
+            row._asdict()
+            | {"metrics": from_json_floats(row.metrics), "landings": json.loads(row.landings or "[]")}
+            | more
+        )
+        for row in rows
+    ]
 
 
 def to_json_floats(values: Mapping[str, Value]) -> str:

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "umbel_schema"  # Alembic's; a name of our own tells our databases from other programs'
-HEAD = "0007"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
+HEAD = "0008"  # the newest revision, known here so that opening an up-to-date store need not import Alembic
 
 metadata = MetaData(
     naming_convention={
@@ -78,6 +78,7 @@ rounds = Table(
     Column("bytes_down", BigInteger),
     Column("epsilon", Double),
     Column("trainable_bytes", BigInteger),  # size of the vector, where the model has frozen variables besides
+    Column("landings", Text),  # JSON array: who landed in an asynchronous round among real devices; else NULL
     Column("committed", String(32), nullable=False),
 )
 

@@ -22,6 +22,7 @@ from umbel.runtimes.flower.remote import RemoteFederation
 from umbel.runtimes.flower.secured import Operator
 from umbel.server import RoundDone
 from umbel.server.store import Store
+from umbel.studies.replay import replay_run
 
 pytestmark = pytest.mark.deployment
 
@@ -89,6 +90,32 @@ def test_a_run_survives_its_superlink(fed):
     assert event.final["params_sha256"] == simulated(fed.parent, "scaffold", overrides)
     assert records[3].seconds > STILL_SECONDS
     assert seconds < 180
+
+
+def test_an_asynchronous_run_survives_its_superlink(fed):
+    """Killed while clients are at work, twice: nobody fails, nothing counts twice, and a simulation has the bits in the
+    order of arrival."""
+    for place in (fed.parent, *(fed / party / "experiments" for party in PARTIES)):
+        (place / "buffered.py").write_text(PARITY)
+    overrides = ["rounds=8", "local.epochs=100", "local.batch_size=1"]
+
+    def superlinks():
+        return [pid for line, pid in children(process_of(fed / "server/state")).items() if "flower.secured" in line]
+
+    records = []
+    with RemoteFederation(*connection(fed)) as remote:
+        for event in remote.submit("buffered.py:fedbuff", overrides):
+            if isinstance(event, RoundDone):
+                records.append(event.record)
+                if event.record.round in (2, 5):
+                    wait_for(superlinks)
+                    os.kill(*superlinks(), signal.SIGKILL)
+    assert [(record.clients, record.failures) for record in records] == [(2, 0)] * 8
+    landed = [landing.number for record in records for landing in record.landings]
+    assert len(landed) == len(set(landed)) == 16
+    experiment = load_experiment(f"{fed.parent}/buffered.py:fedbuff", overrides)
+    with Store.open(OperatorKit.load(fed / "operator").store) as store:
+        assert replay_run(experiment, store, "latest", workers=1).history.params_sha256 == event.final["params_sha256"]
 
 
 def test_over_tls_runs_at_once_are_the_simulations_bit_for_bit(fed):

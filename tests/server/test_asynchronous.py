@@ -332,7 +332,7 @@ def test_what_has_no_cohorts_refuses_what_is_about_them():
     with pytest.raises(IncompatibleError, match="more than a server's half"):
         FedBuff(server=FedBuff())
     with pytest.raises(ConfigError, match="on the virtual clock, Simulation's"):
-        run(federation(strategy=FedBuff()), Live(Simulation(workers=1)))
+        run(federation(strategy=SemiSynchronous()), Live(Simulation(workers=1)))
 
 
 @pytest.mark.parametrize("make", [lambda: FedBuff(0), lambda: FedAsync(0.0), lambda: FedAsync(1.5), lambda: Hinge(-1)])

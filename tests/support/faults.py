@@ -107,6 +107,13 @@ FAULTS = [
         "tests/server/test_asynchronous.py::test_staleness_weights_are_those_of_the_papers",
     ),
     Fault(
+        "a resumed run forgets who was at work",
+        "server/live.py",
+        "for flight in sorted(self._flights.values(), key=lambda one: one.number):",
+        "for flight in []:",
+        "tests/server/test_live.py::test_a_killed_run_neither_loses_nor_repeats_what_landed",
+    ),
+    Fault(
         "noise is half of what it claims",
         "privacy/noise.py",
         "length *= np.float32(scale)",

@@ -29,7 +29,7 @@ class Link:
         self.is_cut, self.moved, self.dropped = False, set(), []
 
     def gather(self, cohort):
-        pass
+        return set()
 
     def refresh(self):
         moved, self.moved = self.moved, set()
@@ -90,7 +90,8 @@ def collect(monkeypatch):
 
         link.look = look
         content = RecordDict({"order": ConfigRecord({"round": 1})})
-        with Exchange(link, link, late, "train", dict.fromkeys(link.of, content), SECONDS, 100, "round 1") as exchange:
+        with Exchange(link, link, late, "train", SECONDS) as exchange:
+            exchange.ask(dict.fromkeys(link.of, content), 100, "round 1")
             replies = {
                 client: reply.reason if isinstance(reply, Failure) else reply
                 for client, reply in exchange.replies(in_order)
@@ -116,7 +117,8 @@ def test_what_is_never_read_is_let_go(collect):
     assert link.dropped == ["0"]
     link, late = Link(c0=["whole"], c1=["whole"]), Late(Link())
     content = RecordDict({"order": ConfigRecord({"round": 1})})
-    with Exchange(link, link, late, "train", dict.fromkeys(link.of, content), SECONDS, 100, "round 1") as exchange:
+    with Exchange(link, link, late, "train", SECONDS) as exchange:
+        exchange.ask(dict.fromkeys(link.of, content), 100, "round 1")
         assert next(exchange.replies()) == (0, "0: 0")
     assert link.dropped == ["1"]
 

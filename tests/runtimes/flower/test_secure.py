@@ -433,7 +433,8 @@ def test_a_client_evaluates_for_nobody_to_see(written, kits):
     path = written()
     runtime, _ = opened(path, kits)
     contents = runtime._contents([Assignment(Broadcast(1, runtime.initial_params(), NOTHING, (), None), 2, KEY)])
-    with runtime._exchange("evaluate", contents, "a question", 4096) as exchange:
+    with runtime._exchange("evaluate") as exchange:
+        exchange.ask(contents, 4096, "a question")
         ((_, reply),) = exchange.replies()
     assert reply.content["failure"]["reason"] == "policy"
     validated = written(SECURE + ", validation=data.Partitioned(data.Arrays(*federations.blobs(80, 3)), clients=8)")

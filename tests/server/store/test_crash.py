@@ -111,6 +111,7 @@ def old_store(tmp_path, scenario, sql, revision):
     drop = [f"DROP TABLE {table}" for added, tables in ADDED.items() if added > revision for table in tables]
     drop.append("ALTER TABLE runs DROP COLUMN directions")  # revision 0005's
     drop.append("ALTER TABLE rounds DROP COLUMN trainable_bytes")  # revision 0006's
+    drop.append("ALTER TABLE rounds DROP COLUMN landings")  # revision 0008's
     sql(url, *drop, *triggers_of(revision), f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
     return url, run
 
