@@ -129,14 +129,6 @@ def test_where_nobody_answers_the_run_ends_and_says_why(simulation):
         run(federation(strategy=FedBuff(2)), Unordered(simulation, failing=1.0), progress=False)
 
 
-def test_a_run_of_cohorts_is_played_again_as_its_seed_says(tmp_path, simulation):
-    url, experiment = f"sqlite:///{tmp_path}/runs.db", federation(rounds=2, test=None)
-    history = played(experiment, url, simulation)
-    with Store.open(url) as store:
-        again = replay_run(experiment, store, "latest", workers=1)
-    assert (again.history.params_sha256, again.landings) == (history.params_sha256, 0)
-
-
 PLAN = PrivacyPlan(epsilon=8.0, delta=1e-4, rounds=2, population=8, sampling_rate=0.5, clip_norm=1.0)
 
 

@@ -1,6 +1,7 @@
 """A client's round is played again bit for bit: what a cohort sent is by how much the model moved."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -120,3 +121,20 @@ def test_the_command_prints_and_keeps_what_was_sent(store, tmp_path, monkeypatch
     assert row["checked"] is True
     assert execute([*words[:4], "--client", "9", *words[6:], "--store", store.address]) == 2
     assert "client 9 did not take part in round 2; those who did: 0, 1" in capfd.readouterr().err
+
+
+def test_the_command_plays_a_whole_run_and_says_where_it_is_another(store, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE)
+    words = ["replay", "latest", "--experiment", "mine.py", "--workers", "1", "--store", store.address]
+    assert execute([*words, "--json"]) == 0
+    row = json.loads(capfd.readouterr().out)
+    stored = store.load_run("latest")
+    assert (row["rounds"], row["landings"]) == (3, 0)
+    assert row["params_sha256"] == hashlib.sha256(stored.server_state.params.tobytes()).hexdigest()
+    assert execute([*words, "--round", "2"]) == 2
+    assert "expected both --round and --client" in capfd.readouterr().err
+    moved = stored.server_state._replace(params=stored.server_state.params + 1)
+    monkeypatch.setattr(Store, "load_run", lambda self, run: dataclasses.replace(stored, server_state=moved))
+    assert execute(words) == 2
+    assert "the last model of run" in capfd.readouterr().err
