@@ -15,8 +15,9 @@ from ..clients.policy import POLICY_VARIABLE, Policy
 from ..core.errors import ConfigError, UmbelError
 from ..privacy.keys.kit import KitFile
 from ..runtimes.flower.identity import KIT_VARIABLE
+from ..runtimes.flower.link.tokens import TOKENS_VARIABLE
 from ..runtimes.flower.processes import NOTHING_OF_OTHERS, environment, free_ports
-from ..runtimes.flower.secured import TOKENS_VARIABLE, Operator
+from ..runtimes.flower.secured import Operator
 from ..runtimes.flower.server import STORE_VARIABLE
 from . import certificates
 from .kits import ClientKit, ServerKit
@@ -121,15 +122,10 @@ def _register(operator: Operator, name: str, key: bytes) -> None:
 
 
 def _superlink(kit: ServerKit) -> list[str]:
-    files: dict[str, str] = {
-        "--ssl-ca-certfile": KitFile.AUTHORITY,
-        "--ssl-certfile": KitFile.CERTIFICATE,
-        "--ssl-keyfile": KitFile.CERTIFICATE_KEY,
-    }
-    files |= {"--superexec-auth-secret-file": KitFile.RUNTIME_SECRET, "--database": "state/superlink.db"}
+    files: dict[str, str] = {"--certificate": KitFile.CERTIFICATE, "--key": KitFile.CERTIFICATE_KEY}
+    files |= {"--secret": KitFile.RUNTIME_SECRET, "--database": "state/superlink.db"}
     options = [word for option, file in files.items() for word in (option, str(kit.folder / file))]
-    options += ["--host", "127.0.0.1", "--port", str(kit.port), "--isolation", "process", "--enable-supernode-auth"]
-    return [*_python("secured"), *options, "--disable-runtime-dependency-installation"]
+    return [*_python("link"), "--port", str(kit.port), *options]
 
 
 def _superlink_environment(kit: ServerKit, token: str) -> dict[str, str]:

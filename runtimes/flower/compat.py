@@ -26,11 +26,13 @@ from flwr.cli.build import build_fab_from_files
 # How large the pieces are, what a call's headers are called, and how long a signature counts.
 from flwr.common.constant import (
     ACCESS_TOKEN_KEY,
+    ISOLATION_MODE_PROCESS,
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
     SYSTEM_TIME_TOLERANCE,
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
+    TRANSPORT_TYPE_GRPC_RERE,
     Status,
 )
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
@@ -50,7 +52,15 @@ from flwr.proto.control_pb2 import (
 )
 
 # The Fleet API, a node's, and what messages and their objects travel in.
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesResponse
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PushObjectRequest, PushObjectResponse
 from flwr.proto.node_pb2 import Node
 
@@ -116,6 +126,7 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.supercore.protobuf.client import ProtobufClient, ProtobufRequestContext
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 # Whether and when a failed call is tried again.
 from flwr.supercore.retry import RetryInvoker
@@ -134,9 +145,11 @@ RELEASES = ("1.41", "1.42")  # releases that Umbel was tried with, the lowest fi
 # What a SuperLink answers at, where Umbel stands before it.
 FLEET_PATH, RUNTIME_PATH, CONTROL_PATH = "/v1/fleet/", "/v1/runtime/", "/v1/control/"
 PULL_PATH = FLEET_PATH + "pull-messages"  # a node's question
+REPLY_PATH, OBJECT_PATH = FLEET_PATH + "push-messages", FLEET_PATH + "push-object"  # its answer, and a piece of that
+CONFIRM_PATH = FLEET_PATH + "confirm-message-received"
+ACTIVATE_PATH, HEARTBEAT_PATH = FLEET_PATH + "activate-node", FLEET_PATH + "send-node-heartbeat"
 PUSH_PATH = RUNTIME_PATH + "push-messages"  # a run's messages
-REPLY_PATH = FLEET_PATH + "push-messages"
-OBJECT_PATH = FLEET_PATH + "push-object"
+OUTPUT_PATH = RUNTIME_PATH + "push-task-output"  # a run's end
 
 
 def warn_of_another_release(found: str | None = None) -> None:
@@ -147,14 +160,82 @@ def warn_of_another_release(found: str | None = None) -> None:
         log.warning("Flower %s is installed; Umbel was tried with %s: make test-flower FLWR=%s", found, known, found)
 
 
-def fleet_handlers() -> ModuleType:
-    """Return the module of a SuperLink's answers to its nodes."""
-    return importlib.import_module("flwr.superlink.servicer.fleet.fleet_handlers")
+def superlink_app(
+    host: str,
+    port: int,
+    database: str | None = None,
+    authenticator: ControlAuthnPlugin | None = None,
+    secret: bytes | None = None,
+    keys_are_registered: bool = False,
+) -> Any:
+    """Make a SuperLink's ASGI application, whose runs are played by a process that is not its own.
+
+    database: its file; None: it keeps what it knows in memory. authenticator: of its Control API; None lets everybody
+    in. secret: what who plays runs proves himself by; None for no proof. keys_are_registered: whether a node is let in
+    for a key that the operator registered, or registers itself.
+    """
+    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+    from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+    from flwr.superlink.config_loader import SuperLinkLifespanConfig
+    from flwr.superlink.main import create_app
+
+    # What concerns certificates and addresses is read by servers that Flower starts below its own; none is started.
+    config = SuperLinkLifespanConfig(
+        control_address="",
+        health_server_address=None,
+        host=host,
+        port=port,
+        insecure=True,
+        certificates=None,
+        superexec_auth_secret=secret,
+        authn_plugin=authenticator or NoOpControlAuthnPlugin(),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=keys_are_registered,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,
+        fleet_api_address=None,
+        simulation=False,
+        ssl_ca_certfile=None,
+        ssl_certfile=None,
+        ssl_keyfile=None,
+        database=database or FLWR_IN_MEMORY_DB_NAME,
+        isolation=ISOLATION_MODE_PROCESS,
+        runtime_dependency_install=False,
+    )
+    return create_app(config, SuperLinkLifespan)
 
 
-def runtime_handlers() -> ModuleType:
-    """Return the module of a SuperLink's answers to the processes of its runs."""
-    return importlib.import_module("flwr.superlink.servicer.runtime.runtime_handlers")
+def state_of(app: Any) -> Any:
+    """Return what a SuperLink knows."""
+    return app.state.linkstate_factory.state()
+
+
+def let_session_go(state: Any, session: str, roots: list[str]) -> None:
+    """Let a SuperLink forget an upload, the objects that it has, and the message that they belong to."""
+    for root in roots:
+        state.object_store.delete(root)
+    state._cleanup_push_session(session, cleanup_messages=True)
+
+
+def log_config() -> dict[str, Any]:
+    """Return the settings of uvicorn's log that Flower's servers have: successes on routine paths are not written."""
+    from flwr.supercore.http_logging import get_uvicorn_log_config
+
+    return get_uvicorn_log_config(logging.INFO)
+
+
+def let_tasks_last(seconds: float) -> None:
+    """Let tasks that are worked on be given up after so many seconds of silence; half of it until they are begun.
+
+    A patch: the interval is a constant of the modules of what a process knows of tasks, and Flower gives it no
+    parameter. Flower's own is half a minute, in which a busy machine may not have started a run's process; and a
+    SuperLink that was away for a minute ends every run when it is back. For 1.41 and 1.42.
+    """
+    for tasks in task_states():
+        tasks.HEARTBEAT_DEFAULT_INTERVAL = seconds / 2  # type: ignore[attr-defined]
 
 
 def node_handlers() -> ModuleType:
@@ -162,26 +243,9 @@ def node_handlers() -> ModuleType:
     return importlib.import_module("flwr.supernode.servicer.runtime.runtime_handlers")
 
 
-def databases() -> ModuleType:
-    """Return the module that opens Flower's databases."""
-    return importlib.import_module("flwr.supercore.sql_mixin")
-
-
 def task_states() -> list[ModuleType]:
     """Return the modules of what a process knows of tasks: in memory, and in a database."""
     return [importlib.import_module(f"flwr.supercore.corestate.{kind}_corestate") for kind in ("in_memory", "sql")]
-
-
-def link_states() -> list[tuple[ModuleType, type]]:
-    """Return the modules of what a SuperLink knows of nodes, each with its class: in memory, and in a database."""
-    from flwr.server.superlink.linkstate import in_memory_linkstate, sql_linkstate
-
-    return [(in_memory_linkstate, in_memory_linkstate.InMemoryLinkState), (sql_linkstate, sql_linkstate.SqlLinkState)]
-
-
-def superlink_command() -> Any:
-    """Return the module behind `flower-superlink`, whose package exports the function under the module's own name."""
-    return importlib.import_module("flwr.superlink.cli.flower_superlink")
 
 
 def superexec_module() -> ModuleType:

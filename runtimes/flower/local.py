@@ -127,9 +127,7 @@ class LocalFederation:
     def _start(self) -> None:
         link, *nodes = free_ports(1 + self.clients)
         address = f"127.0.0.1:{link}"
-        # With "process" isolation, what runs the ServerApp is ours to start and to end; a SuperLink would detach it.
-        options = ["--insecure", "--disable-runtime-dependency-installation", "--isolation", "process"]
-        self._processes.start("SuperLink", ["superlink", *options, "--port", str(link)], NOTHING_OF_OTHERS)
+        self._processes.start("SuperLink", ["link", "--port", str(link)], NOTHING_OF_OTHERS)
         self._processes.wait_until(lambda: healthy(address), START_SECONDS, "the SuperLink does not answer")
         executor, own = ["superexec", "--insecure", "--runtime-api-address", address], self._variables("server")
         self._processes.start("SuperExec", executor, {STORE_VARIABLE: self.store or ""} | own)

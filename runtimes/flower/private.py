@@ -32,21 +32,20 @@ from .compat import (
     TaskEvent,
     build_fab_from_files,
     fab_to_proto,
+    let_tasks_last,
     node_connection,
     node_loop,
     start_parent_process_monitor,
     superexec_command,
     superexec_module,
-    superlink_command,
     supernode_command,
     warn_of_another_release,
 )
+from .link.patience import PATIENCE_SECONDS
 from .private_crashes import miss_workers
-from .private_delivery import hand_out_again
-from .private_patience import Retried, be_patient, upload_on
+from .private_patience import Retried, upload_on
 from .private_return import return_at_once
 from .private_tls import follow, follow_from_now_on
-from .private_waiting import serve
 
 LOOPBACK = "127.0.0.1"
 RETRY_SECONDS = 1.0  # longest time between two tries to reach a server that is gone
@@ -247,7 +246,7 @@ def quicken_supernode() -> None:
 
 
 def main() -> None:
-    """Run `python -m umbel.runtimes.flower.private superlink|superexec|supernode PARENT [OPTION …]`, tied to PARENT.
+    """Run `python -m umbel.runtimes.flower.private superexec|supernode PARENT [OPTION …]`, tied to PARENT.
 
     Flower's own commands outlive whoever started them. Here a parent that was killed, and could clean nothing up,
     leaves nothing behind: each command ends itself, and Flower ends what they had started.
@@ -257,19 +256,13 @@ def main() -> None:
     warn_of_another_release()
     follow_from_now_on(options)
     sys.argv = [f"flower-{command}", *options]
-    if command == "superlink":
-        be_patient()
-        hand_out_again()
-        command_of_flower = superlink_command()
-        command_of_flower.uvicorn = SimpleNamespace(run=serve)
-        run = command_of_flower.flower_superlink
-    elif command == "superexec":
+    if command == "superexec":
         run = superexec_command()
         _wait_for_servers(superexec_module())
     else:
         run = supernode_command()
         finish_uploads()
-        be_patient()
+        let_tasks_last(PATIENCE_SECONDS)
         quicken_supernode()
         miss_workers()
         if KEY_OPTION in options:

@@ -11,30 +11,22 @@ the next one. Nothing else depends on it: a node that lies about it can lock out
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import re
 import ssl
-from base64 import b64decode
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 # httpx: Flower's clients raise its errors, and are made of one of its clients each.
 import httpx
 
-from .compat import CONTROL_PATH, FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_PATH, ProtobufClient
+from .compat import ProtobufClient
 from .identity import KitFile
-from .private_sizes import Bounded, senders
-from .private_waiting import serve
 
 log = logging.getLogger(__name__)
 
 TRUSTS_HEADER = "umbel-trusts"
-TRUSTS_PATH = CONTROL_PATH + "umbel-trusts"
-TRUSTS = re.compile(rb"[0-9a-f]{64}(,[0-9a-f]{64}){0,7}")
 ROOT_OPTION = "--root-certificates"
 
 
@@ -148,54 +140,3 @@ class Announcer:
             self._said = current, ",".join(sorted(found))
         context.request.headers[TRUSTS_HEADER] = self._said[1]
         return call_next(context)
-
-
-class TrustBook:
-    """A SuperLink's ASGI application, which takes note of what its nodes trust, and tells the operator.
-
-    What a node says counts where Flower took its call, and so its signature. lets_in: whether a bearer token is the
-    operator's. Its memory is as much as there are nodes whose keys were let in.
-    """
-
-    def __init__(self, app: Any, lets_in: Callable[[bytes], bool]):
-        self._app, self._lets_in = app, lets_in
-        self._trusts: dict[str, list[str]] = {}  # {public key, PEM: SHA-256 of each authority, hex}
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Handle a request; see the ASGI specification."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        headers = dict(scope["headers"])
-        if scope["path"] == TRUSTS_PATH:
-            return await self._tell(headers.get(b"authorization", b""), send)
-        said, key = headers.get(TRUSTS_HEADER.encode(), b""), headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER.encode())
-        if not scope["path"].startswith(FLEET_PATH) or key is None or not TRUSTS.fullmatch(said):
-            return await self._app(scope, receive, send)
-
-        async def note(message: Any) -> None:
-            if message["type"] == "http.response.start" and message["status"] < 300:
-                self._trusts[b64decode(key).decode()] = said.decode().split(",")
-            await send(message)
-
-        return await self._app(scope, receive, note)
-
-    async def _tell(self, authorization: bytes, send: Any) -> None:
-        is_operator = self._lets_in(authorization.removeprefix(b"Bearer "))
-        status, body = (200, json.dumps(self._trusts).encode()) if is_operator else (401, b"{}")
-        head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": head})
-        await send({"type": "http.response.body", "body": body})
-
-
-def serve_following(lets_in: Callable[[bytes], bool]) -> Callable[..., None]:
-    """Make `serve` with a `TrustBook` and bounds around the application, and a certificate that may be replaced."""
-
-    def context_of(config: Any, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        return FollowingContext([Path(config.ssl_certfile), Path(config.ssl_keyfile)], make)
-
-    def run(*, app: Any, **options: Any) -> None:
-        who = senders(lambda: app.state.linkstate_factory.state(), lets_in)
-        around = partial(Bounded, who=who)
-        serve(TrustBook(app, lets_in), around, ssl_context_factory=context_of, **options)
-
-    return run

@@ -1,23 +1,11 @@
-"""A SuperLink that asks for the operator's token, and the operator's side of it. Not public in Flower; see `compat`.
-
-Flower's open SuperLink takes every call of its Control API for its owner's: whoever reaches the port starts runs, which
-are code, and registers nodes. Here a call carries a bearer token; the SuperLink knows the SHA-256 of those it takes.
-
-    python -m umbel.runtimes.flower.secured PARENT [OPTION …]     as flower-superlink; UMBEL_CONTROL_TOKENS: the hashes
-"""
+"""The operator's side of a SuperLink that asks for a token (see `link.tokens`). Not public in Flower; see `compat`."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
-import os
-import re
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 # httpx: Flower's clients raise its errors.
@@ -25,28 +13,17 @@ import httpx
 
 from ...core.errors import ConfigError, UmbelError
 from .compat import (
-    ACCESS_TOKEN_KEY,
-    NOOP_ACCOUNT_NAME,
-    NOOP_FLWR_AID,
-    AccountInfo,
-    ControlAuthnPlugin,
     ListNodesRequest,
     ListRunsRequest,
     RegisterNodeRequest,
     StopRunRequest,
     StreamRunEventsRequest,
     UnregisterNodeRequest,
-    superlink_command,
 )
-from .private import ControlApi, end_with_parent
-from .private_delivery import hand_out_again
-from .private_patience import PATIENCE_SECONDS, be_patient
-from .private_sizes import give_back, keep_within_bounds
-from .private_tls import TRUSTS_PATH, serve_following
+from .link.patience import PATIENCE_SECONDS
+from .link.trust import TRUSTS_PATH
+from .private import ControlApi
 
-TOKENS_VARIABLE = "UMBEL_CONTROL_TOKENS"  # SHA-256 of each token that is taken, hex, separated by commas
-
-DATABASE_OPTION = "--database"
 RETRY_SECONDS = 0.5  # time between two calls to a SuperLink that is gone
 
 
@@ -66,46 +43,6 @@ class RunInfo(NamedTuple):
     run: int
     status: str
     started: str
-
-
-class TokenAuthenticator(ControlAuthnPlugin):
-    """An authenticator of calls that carry one of the tokens whose SHA-256 it was given, compared in constant time.
-
-    Errors: ConfigError without any: a SuperLink that takes nobody's calls is of no use, and one that takes everybody's
-    is not to be had.
-    """
-
-    def __init__(self, hashes: Sequence[str] | None = None):
-        found = os.environ.get(TOKENS_VARIABLE, "").split(",") if hashes is None else hashes
-        if not found or not all(re.fullmatch("[0-9a-f]{64}", one) for one in found):
-            raise ConfigError(f"expected {TOKENS_VARIABLE} to hold the SHA-256 of each token, hex, separated by commas")
-        self._hashes = tuple(found)
-
-    def __repr__(self) -> str:
-        return f"TokenAuthenticator({len(self._hashes)} tokens)"
-
-    def validate_tokens_in_metadata(self, metadata: Any) -> tuple[bool, AccountInfo | None]:
-        """Return whether a call's token is known, and the account: Flower's only one; its federations know no other."""
-        token = dict(metadata).get(ACCESS_TOKEN_KEY, "")
-        if not self.lets_in(token if isinstance(token, bytes) else token.encode()):
-            return False, None
-        return True, AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
-
-    def lets_in(self, token: bytes) -> bool:
-        """Whether this is one of the tokens."""
-        digest = hashlib.sha256(token).hexdigest()
-        matches = [hmac.compare_digest(digest, known) for known in self._hashes]
-        return any(matches)
-
-    def get_login_details(self) -> None:
-        """Return None: there is no logging in, since tokens are handed out with kits."""
-
-    def get_auth_tokens(self, device_code: str) -> None:
-        """Return None: see `get_login_details`."""
-
-    def refresh_tokens(self, metadata: Any) -> tuple[None, None]:
-        """Return no tokens: they do not expire, and a new kit brings a new one."""
-        return None, None
 
 
 class Bearer:
@@ -232,23 +169,3 @@ def explained(error: Exception, address: str) -> UmbelError:
     if isinstance(error, httpx.TransportError):
         return UmbelError(f"the server at {address} does not answer ({error}); start it: umbel server start KIT")
     return UmbelError(f"the server at {address} failed: {type(error).__name__}: {error}")
-
-
-def main() -> None:
-    """Run a SuperLink, with the arguments that the module describes."""
-    _, parent, *options = sys.argv
-    end_with_parent(int(parent))
-    authenticator = TokenAuthenticator()
-    be_patient()
-    hand_out_again()
-    keep_within_bounds()
-    give_back(Path(options[options.index(DATABASE_OPTION) + 1]))
-    sys.argv = ["flower-superlink", *options]
-    command = superlink_command()
-    command.load_control_authn_plugin = lambda: authenticator
-    command.uvicorn = SimpleNamespace(run=serve_following(authenticator.lets_in))
-    command.flower_superlink()
-
-
-if __name__ == "__main__":
-    main()

@@ -25,9 +25,10 @@ from umbel.deploy import federation, kits
 from umbel.deploy.federated import Flower
 from umbel.deploy.kits import OperatorKit, ServerKit
 from umbel.deploy.supervisor import process_of
-from umbel.runtimes.flower.private_patience import RESTART_SECONDS
+from umbel.runtimes.flower.link.patience import RESTART_SECONDS
+from umbel.runtimes.flower.link.tokens import TokenAuthenticator
 from umbel.runtimes.flower.processes import free_ports
-from umbel.runtimes.flower.secured import Operator, TokenAuthenticator
+from umbel.runtimes.flower.secured import Operator
 from umbel.server.store import Store
 
 pytestmark = pytest.mark.deployment
@@ -224,9 +225,9 @@ def test_a_superlink_that_dies_comes_back_and_knows_its_clients(fed, operator):
     server = process_of(fed / "server/state")
     with opened(operator) as control:
         before = {node.name: node.node for node in control.nodes()}
-    (victim,) = (process for line, process in children(server).items() if "flower.secured" in line)
+    (victim,) = (process for line, process in children(server).items() if "flower.link" in line)
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: any("flower.secured" in line and pid != victim for line, pid in children(server).items()))
+    wait_for(lambda: any("flower.link" in line and pid != victim for line, pid in children(server).items()))
     wait_for(lambda: federation.nodes(operator) is not None)
     assert {node.name: node.node for node in federation.nodes(operator)} == before
     wait_for(lambda: {node.status for node in federation.nodes(operator) or []} == {"online"})

@@ -200,7 +200,7 @@ FOREIGN = {
     "_keras_mask _functional trainable_variables looking_back",
     "TensorFlow, PyTorch": "shape dtype",
     "NumPy": "files",
-    "Flower": "_runtime_client _retry_invoker first",
+    "Flower": "_runtime_client _retry_invoker",
 }
 ADAPTING = {
     "core/beside.py": "modules beside a user's file",
@@ -227,7 +227,6 @@ ADAPTING = {
     "privacy/contexts.py": "TenSEAL's vectors, by name",
     "runtimes/ray/crew.py": "Ray's actors, a method by name, and the error that Ray wraps",
     "runtimes/flower/private_objects.py": "Flower's requests",
-    "runtimes/flower/private_patience.py": "Flower's nodes",
     "runtimes/flower/secured.py": "Flower's client, a method by name",
     "server/monitoring/logs.py": "log records of any library",
 }

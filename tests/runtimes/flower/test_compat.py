@@ -7,15 +7,19 @@ import ast
 import importlib
 import inspect
 import logging
+import time
 import tomllib
 from pathlib import Path
 
 import httpx
 import pytest
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.superlink.grid.http_grid import HttpGrid
 
 import umbel
+from superlinks import NodeKey, called
 from umbel.runtimes.flower import compat
+from umbel.runtimes.flower.link import quota
 
 ROOT = Path(umbel.__file__).parent
 PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation", "flwr.serverapp.strategy"}
@@ -39,7 +43,7 @@ def test_one_file_alone_imports_what_flower_does_not_call_public():
 
 
 def test_what_is_imported_for_others_is_used_by_them():
-    texts = [path.read_text("utf-8") for path in (ROOT / "runtimes/flower").rglob("*.py") if path.name != "compat.py"]
+    texts = [path.read_text("utf-8") for path in (ROOT / "runtimes/flower").rglob("*.py")]
     names = {node.id for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
     tree = ast.parse((ROOT / "runtimes/flower/compat.py").read_text("utf-8"))
     imported = {
@@ -122,6 +126,7 @@ def test_what_is_called_takes_what_it_is_given(name):
 MESSAGES = {
     "AcquireTaskRequest": "supported_task_types=1",
     "ActivateNodeRequest": "public_key=1 heartbeat_interval=2",
+    "ActivateNodeResponse": "node_id=1",
     "ConfirmMessageReceivedRequest": "node=1 run_id=2 message_object_id=3",
     "DeactivateNodeRequest": "node_id=1",
     "ListNodesRequest": "",
@@ -129,14 +134,17 @@ MESSAGES = {
     "Node": "node_id=1",
     "ObjectTree": "object_id=1 children=2",
     "PullAppMessagesRequest": "message_ids=2",
+    "PullMessagesRequest": "node=1",
     "PullMessagesResponse": "messages_list=2 message_object_trees=3",
     "PullTaskInputRequest": "",
     "PushAppMessagesRequest": "messages_list=2 message_object_trees=3",
+    "PushMessagesRequest": "messages_list=2 message_object_trees=3",
     "PushObjectRequest": "node=1 run_id=2 object_id=3 object_content=4 session_id=5",
     "PushObjectResponse": "stored=1",
     "PushTaskEventsRequest": "events=1",
     "PushTaskOutputRequest": "sub_status=2 details=3",
     "RegisterNodeRequest": "public_key=1 name=3",
+    "SendNodeHeartbeatRequest": "node=1 heartbeat_interval=2",
     "SendTaskHeartbeatRequest": "",
     "StartRunRequest": "fab=1",
     "StopRunRequest": "run_id=1",
@@ -194,9 +202,56 @@ PATHS = {
 
 
 def test_a_superlink_answers_at_these_paths():
-    paths = set(importlib.import_module("flwr.superlink.main").create_app().openapi()["paths"])
+    flower = compat.superlink_app("127.0.0.1", 1)
+    paths = set(flower.openapi()["paths"])
     assert {prefix + name for prefix, names in PATHS.items() for name in names.split()} <= paths
-    assert {compat.PULL_PATH, compat.PUSH_PATH, compat.REPLY_PATH, compat.OBJECT_PATH} <= paths
+    words = (compat.PULL_PATH, compat.REPLY_PATH, compat.OBJECT_PATH, compat.CONFIRM_PATH, compat.ACTIVATE_PATH)
+    assert {*words, compat.HEARTBEAT_PATH, compat.PUSH_PATH, compat.OUTPUT_PATH} <= paths
+
+
+def test_a_superlink_refuses_whoever_cannot_prove_his_key_with_a_status_of_its_own():
+    """The layers go by these: 401 before all else, 412 for a node that is online, 403 about a run that has ended."""
+    flower, key = compat.superlink_app("127.0.0.1", 1), NodeKey()
+    request = compat.ActivateNodeRequest(public_key=key.public, heartbeat_interval=1800)
+    assert called(flower, compat.ACTIVATE_PATH, request, NodeKey().proof).status == 401
+    assert called(flower, compat.ACTIVATE_PATH, request, key.proof).status == 412
+    state = compat.state_of(flower)
+    node = state.create_node(compat.NOOP_FLWR_AID, "", key.public, 30)
+    answer = called(flower, compat.ACTIVATE_PATH, request, key.proof)
+    assert compat.ActivateNodeResponse.FromString(answer.body).node_id == node
+    assert dict(answer.sent[0]["headers"])[b"content-type"] == compat.PROTOBUF_MEDIA_TYPE.encode()
+    (found,) = state.get_node_info(node_ids=[node], statuses=["online"])
+    assert found.online_until - time.time() == pytest.approx(3600, abs=60)
+    run = state.create_run(None, None, "", {}, NOOP_FEDERATION_ID, None, compat.NOOP_FLWR_AID, TaskType.SERVER_APP)
+    over = compat.ConfirmMessageReceivedRequest(node=compat.Node(node_id=node), run_id=run, message_object_id="a")
+    assert called(flower, compat.CONFIRM_PATH, over, key.proof).status == 403
+
+
+SETTINGS = """
+control_address health_server_address host port insecure certificates superexec_auth_secret authn_plugin
+event_log_plugin fleet_event_log_plugin enable_event_log artifact_provider enable_supernode_auth fleet_api_type
+fleet_api_address simulation ssl_ca_certfile ssl_certfile ssl_keyfile database isolation runtime_dependency_install
+"""
+
+
+def test_a_superlinks_settings_are_those_that_are_given():
+    """One more would be one that Umbel has not thought about."""
+    settings = importlib.import_module("flwr.superlink.config_loader").SuperLinkLifespanConfig
+    assert set(inspect.signature(settings).parameters) == set(SETTINGS.split())
+    assert {"default", "access"} <= set(compat.log_config()["handlers"])
+
+
+def test_a_superlinks_database_has_what_is_asked_of_it(tmp_path):
+    state = compat.state_of(compat.superlink_app("127.0.0.1", 1, str(tmp_path / "superlink.db")))
+    for question in (quota.STORED, quota.ROOTS):
+        state.query(question, {"session": "a"})
+    for question in (quota.HOLDING, quota.CUT):
+        state.query(question)
+    compat.let_session_go(state, "a", ["0" * 64])
+    assert state.get_run_status(set()) == {}
+    inspect.signature(state.cleanup_run).bind(1)
+    assert len(state.object_store) == 0
+    assert state.get_task_by_token("a") is None
 
 
 def test_clients_have_what_is_exchanged_in_them():
@@ -235,37 +290,11 @@ def test_an_authenticator_has_the_methods_that_flower_asks():
     }
 
 
-# What is patched: parameters as Flower calls it, and the file in which it is looked up in its module at each call.
-HANDLERS = {
-    "fleet_handlers": {
-        "pull_messages": "request state store",
-        "confirm_message_received": "request state store",
-        "activate_node": "request state",
-        "push_messages": "request state",
-        "push_object": "request state",
-    },
-    "runtime_handlers": {"push_task_output": "request state task"},
-    "node_handlers": {"acquire_task": "request state"},
-}
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "parameters"),
-    [(module, name, said) for module, names in HANDLERS.items() for name, said in names.items()],
-)
-def test_a_handler_has_the_parameters_of_what_stands_in_for_it(module, name, parameters):
-    handler = vars(vars(compat)[module]())[name]
-    assert list(inspect.signature(handler).parameters) == parameters.split()
-
-
-def test_the_states_and_the_loop_have_what_is_set_in_them():
+def test_what_is_patched_is_there():
     for tasks in compat.task_states():
         assert (tasks.HEARTBEAT_PATIENCE, tasks.HEARTBEAT_DEFAULT_INTERVAL) == (2, 30)
-    for nodes, states in compat.link_states():
-        assert nodes.HEARTBEAT_PATIENCE == 2
-        assert list(inspect.signature(states.activate_node).parameters) == ["self", "node_id", "heartbeat_interval"]
-    assert dict(compat.databases().SQLITE_PRAGMAS)["journal_mode"] == "WAL"
-    loop, connection, command = compat.node_loop(), compat.node_connection(), compat.superlink_command()
+    assert list(inspect.signature(vars(compat.node_handlers())["acquire_task"]).parameters) == ["request", "state"]
+    loop, connection = compat.node_loop(), compat.node_connection()
     assert next(iter(inspect.signature(loop._pull_and_store_message).parameters)) == "state"
     assert {"max_tries_per_object", "initial_backoff", "backoff_cap"} <= set(
         inspect.signature(loop.pull_objects).parameters
@@ -274,7 +303,6 @@ def test_the_states_and_the_loop_have_what_is_set_in_them():
     assert len(inspect.signature(connection.make_push_object_fn_protobuf).parameters) == 4
     assert not inspect.signature(connection.make_simple_http_retry_invoker).parameters
     assert not inspect.signature(compat.superexec_module().make_simple_http_retry_invoker).parameters
-    assert inspect.ismodule(command.uvicorn)
-    for entry in (command.flower_superlink, compat.superexec_command(), compat.supernode_command()):
+    for entry in (compat.superexec_command(), compat.supernode_command()):
         assert not inspect.signature(entry).parameters
     assert {"ActivateNode", "DeactivateNode"} <= set(vars(compat.node_client()))

@@ -1,66 +1,102 @@
-"""What a SuperLink hands out until it is confirmed: around Flower's three handlers, each a function here."""
+"""What a SuperLink hands out until it is confirmed, before a SuperLink that is a list."""
 
 import time
-from types import SimpleNamespace
 
 import pytest
-from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesRequest, PullMessagesResponse
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ConfirmMessageReceivedResponse, Message, Metadata
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    PullMessagesResponse,
+)
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, Message, Metadata
 from flwr.proto.node_pb2 import Node
 
-from umbel.runtimes.flower.private_delivery import MOST_TIMES, Deliveries
+from superlinks import called
+from umbel.runtimes.flower.compat import ACTIVATE_PATH, CONFIRM_PATH, PULL_PATH
+from umbel.runtimes.flower.link.asgi import answered, body_of
+from umbel.runtimes.flower.link.delivery import MOST_TIMES, Delivery
 
 
 class Fleet:
-    """Each node's messages, in order, once each: as Flower hands them out."""
+    """Each node's messages, in order, once each: as Flower hands them out, to whoever has a key."""
 
-    def __init__(self, ttl=60.0):
+    def __init__(self, ttl=60.0, confirmed=200):
         self.queues = {1: ["a", "b"], 2: ["c"]}
-        self.ttl = ttl
+        self.ttl, self.confirmed = ttl, confirmed
 
-    def pull_messages(self, request, state, store):
-        found = [self.queues[request.node.node_id].pop(0)] if self.queues[request.node.node_id] else []
+    async def __call__(self, scope, receive, send):
+        body = await body_of(receive)
+        if dict(scope["headers"])[b"name"] == b"stranger":
+            return await answered(401, b"{}").give(send)
+        if scope["path"] == PULL_PATH:
+            reply = self.pulled(PullMessagesRequest.FromString(body).node.node_id)
+            return await answered(200, reply.SerializeToString()).give(send)
+        if scope["path"] == ACTIVATE_PATH:
+            return await answered(200, ActivateNodeResponse(node_id=1).SerializeToString()).give(send)
+        await answered(self.confirmed, b"").give(send)
+
+    def pulled(self, node):
+        found = [self.queues[node].pop(0)] if self.queues[node] else []
         about = {"created_at": time.time(), "ttl": self.ttl}
         return PullMessagesResponse(
             messages_list=[Message(metadata=Metadata(message_id=one, **about)) for one in found]
         )
 
-    def confirm_message_received(self, request, state, store):
-        return ConfirmMessageReceivedResponse()
 
-    def activate_node(self, request, state):
-        return ActivateNodeResponse(node_id=request.node_id)
-
-
-def pulled(deliveries, node):
-    answer = deliveries.pull_messages(request=PullMessagesRequest(node=Node(node_id=node)), state=None, store=None)
-    return [one.metadata.message_id for one in answer.messages_list]
+def pulled(delivery, node, name="north"):
+    answer = called(delivery, PULL_PATH, PullMessagesRequest(node=Node(node_id=node)), {"name": name})
+    if not answer.is_taken:
+        return answer.status
+    return [one.metadata.message_id for one in PullMessagesResponse.FromString(answer.body).messages_list]
 
 
-def confirm(deliveries, node):
-    request = ConfirmMessageReceivedRequest(node=Node(node_id=node))
-    assert isinstance(
-        deliveries.confirm_message_received(request=request, state=None, store=None), ConfirmMessageReceivedResponse
-    )
+def confirm(delivery, node, message, name="north"):
+    request = ConfirmMessageReceivedRequest(node=Node(node_id=node), message_object_id=message)
+    called(delivery, CONFIRM_PATH, request, {"name": name})
 
 
-def test_what_is_not_confirmed_is_handed_out_again_to_its_node_alone():
-    deliveries = Deliveries(Fleet())
-    assert [pulled(deliveries, node) for node in (1, 2, 1, 2)] == [["a"], ["c"], ["a"], ["c"]]
-    confirm(deliveries, 1)
-    confirm(deliveries, 2)
-    assert [pulled(deliveries, node) for node in (1, 2)] == [["b"], []]
+@pytest.mark.parametrize("confirmed", [200, 403])
+def test_what_is_not_confirmed_is_handed_out_again_to_its_node_alone(confirmed):
+    """Confirmed is also what is over: Flower says of a run that has ended that it has."""
+    delivery = Delivery(Fleet(confirmed=confirmed))
+    assert [pulled(delivery, node) for node in (1, 2, 2)] == [["a"], ["c"], ["c"]]
+    confirm(delivery, 1, "a")
+    confirm(delivery, 2, "c")
+    assert [pulled(delivery, node) for node in (1, 2)] == [["b"], []]
+
+
+def test_what_comes_meanwhile_comes_afterwards():
+    delivery = Delivery(Fleet())
+    assert [pulled(delivery, 1) for _ in range(2)] == [["a"], ["a"]]
+    confirm(delivery, 1, "a")
+    assert pulled(delivery, 1) == ["b"]
+    confirm(delivery, 1, "b")
+    assert pulled(delivery, 1) == []
 
 
 def test_a_message_that_nobody_can_take_makes_way():
-    deliveries = Deliveries(Fleet())
-    assert [pulled(deliveries, 1) for _ in range(MOST_TIMES + 1)] == [*[["a"]] * MOST_TIMES, ["b"]]
+    delivery = Delivery(Fleet())
+    assert [pulled(delivery, 1) for _ in range(MOST_TIMES + 1)] == [*[["a"]] * MOST_TIMES, ["b"]]
+
+
+def test_nobody_without_the_nodes_key_gets_or_confirms_its_message():
+    delivery = Delivery(Fleet())
+    assert pulled(delivery, 1) == ["a"]
+    assert pulled(delivery, 1, "stranger") == 401
+    confirm(delivery, 1, "a", "stranger")
+    assert pulled(delivery, 1) == ["a"]
 
 
 @pytest.mark.parametrize("what", ["expired", "restarted"])
 def test_neither_a_closed_round_nor_a_node_that_was_started_anew_gets_an_old_message(what):
-    deliveries = Deliveries(Fleet(ttl=-1.0 if what == "expired" else 60.0))
-    assert pulled(deliveries, 1) == ["a"]
+    fleet = Fleet()
+    delivery = Delivery(fleet)
+    if what == "expired":
+        fleet.ttl = 0.05
+    assert pulled(delivery, 1) == ["a"]
+    fleet.ttl = 60.0
+    time.sleep(0.1)
     if what == "restarted":
-        deliveries.activate_node(request=SimpleNamespace(node_id=1), state=None)
-    assert pulled(deliveries, 1) == ["b"]
+        called(delivery, ACTIVATE_PATH, ActivateNodeRequest(), {"name": "north"})
+    assert pulled(delivery, 1) == ["b"]

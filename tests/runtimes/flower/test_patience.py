@@ -1,42 +1,48 @@
 """Which of Flower's failed calls are made again, and for how long; when whoever is silent is given up."""
 
 import contextlib
+import inspect
 import os
 import threading
 import time
 from datetime import UTC, datetime
 from functools import partial
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import PushObjectResponse
 from flwr.proto.node_pb2 import Node
-from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.server.superlink.linkstate import in_memory_linkstate, sql_linkstate
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.error import FlowerError
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
-from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
-from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.servicer.fleet import fleet_handlers
 
+from superlinks import NodeKey, called
 from umbel import UmbelError
-from umbel.runtimes.flower import private_patience
-from umbel.runtimes.flower.compat import link_states, task_states
-from umbel.runtimes.flower.private import RETRY_SECONDS, make_patient
-from umbel.runtimes.flower.private_patience import (
-    BEAT_SECONDS,
-    PATIENCE_SECONDS,
-    RESTART_SECONDS,
-    Retried,
-    be_patient,
-    upload_on,
+from umbel.runtimes.flower.compat import (
+    ACTIVATE_PATH,
+    HEARTBEAT_PATH,
+    let_tasks_last,
+    state_of,
+    superlink_app,
+    task_states,
 )
+from umbel.runtimes.flower.link import patience
+from umbel.runtimes.flower.link.patience import PATIENCE_SECONDS, RESTART_SECONDS
+from umbel.runtimes.flower.link.superlink import layered
+from umbel.runtimes.flower.private import RETRY_SECONDS, make_patient
+from umbel.runtimes.flower.private_patience import Retried, upload_on
 from umbel.runtimes.flower.private_return import Returning
 from umbel.runtimes.flower.secured import Operator, RunInfo
+
+BEAT_SECONDS = 30.0  # longest time between two signs of life of Flower's nodes
 
 
 def status(code):
@@ -103,30 +109,38 @@ class Clock:
 def clock(monkeypatch):
     """What Flower's states, changed to be patient, go by; they are as before afterwards."""
     clock = Clock()
-    for tasks, (nodes, states) in zip(task_states(), link_states(), strict=True):
-        kept = [(nodes, "HEARTBEAT_PATIENCE"), (tasks, "HEARTBEAT_PATIENCE"), (tasks, "HEARTBEAT_DEFAULT_INTERVAL")]
-        for place, constant in [*kept, (states, "activate_node")]:
-            monkeypatch.setattr(place, constant, getattr(place, constant))
-        for module in (nodes, tasks):
-            monkeypatch.setattr(module, "now", lambda: datetime.fromtimestamp(clock.now, UTC))
-    monkeypatch.setattr(private_patience.time, "time", lambda: clock.now)
-    be_patient()
+    for tasks in task_states():
+        monkeypatch.setattr(tasks, "HEARTBEAT_DEFAULT_INTERVAL", tasks.HEARTBEAT_DEFAULT_INTERVAL)
+    for module in (*task_states(), in_memory_linkstate, sql_linkstate):
+        monkeypatch.setattr(module, "now", lambda: datetime.fromtimestamp(clock.now, UTC))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(time=lambda: clock.now))
     return clock
 
 
 @pytest.fixture(params=["sql", "in_memory"])
-def state(clock, request, tmp_path):
-    """What a SuperLink knows, in its file or in memory."""
-    database = str(tmp_path / "state.db") if request.param == "sql" else FLWR_IN_MEMORY_DB_NAME
-    federations = NoOpFederationManager()
-    factory = LinkStateFactory(database, federations, ObjectStoreFactory(database))
-    federations.linkstate = found = factory.state()
-    return found
+def superlink(clock, request, tmp_path):
+    """A SuperLink that is patient with nodes, and knows what it knows in its file or in memory."""
+    flower = superlink_app("127.0.0.1", 1, str(tmp_path / "state.db") if request.param == "sql" else None)
+    return layered(flower, None), state_of(flower)
 
 
-def joined(state):
-    node = state.create_node(NOOP_FLWR_AID, "", b"a key", BEAT_SECONDS)
-    assert state.activate_node(node, BEAT_SECONDS)
+@pytest.fixture
+def state(superlink):
+    return superlink[1]
+
+
+KEY = NodeKey()
+
+
+def activated(app):
+    """Whether a node with the key is let in, as Flower's own asks for it."""
+    request = ActivateNodeRequest(public_key=KEY.public, heartbeat_interval=BEAT_SECONDS)
+    return called(app, ACTIVATE_PATH, request, KEY.proof).is_taken
+
+
+def joined(app, state):
+    node = state.create_node(NOOP_FLWR_AID, "", KEY.public, BEAT_SECONDS)
+    assert activated(app)
     return node
 
 
@@ -135,9 +149,11 @@ def statuses(state):
 
 
 @pytest.mark.parametrize("away", [60.0, 120.0, PATIENCE_SECONDS - BEAT_SECONDS])
-def test_nodes_and_tasks_outlive_an_outage_of_minutes(clock, state, away):
+def test_nodes_and_tasks_outlive_an_outage_of_minutes(clock, superlink, away):
     """Nobody was heard for so long, whoever's fault it was: all go on as if nothing had happened."""
-    node = joined(state)
+    let_tasks_last(PATIENCE_SECONDS)
+    app, state = superlink
+    node = joined(app, state)
     began = state.get_node_info()[0].last_activated_at
     run = state.create_run(None, None, "a hash", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
     task = state.get_run_info(run_ids=[run])[0].primary_task_id
@@ -145,7 +161,8 @@ def test_nodes_and_tasks_outlive_an_outage_of_minutes(clock, state, away):
     state.activate_task(task)
     clock.sleep(away)
     assert statuses(state) == ["online"]
-    assert state.acknowledge_node_heartbeat(node, BEAT_SECONDS)
+    beat = SendNodeHeartbeatRequest(node=Node(node_id=node), heartbeat_interval=BEAT_SECONDS)
+    assert called(app, HEARTBEAT_PATH, beat, KEY.proof).is_taken
     assert state.acknowledge_task_heartbeat(task)
     assert state.get_node_info()[0].last_activated_at == began  # it is not asked once more
     clock.sleep(PATIENCE_SECONDS + 1)
@@ -153,14 +170,36 @@ def test_nodes_and_tasks_outlive_an_outage_of_minutes(clock, state, away):
     assert not state.acknowledge_task_heartbeat(task)
 
 
-def test_a_node_that_was_silent_can_be_started_anew_before_it_is_given_up(clock, state):
+def test_a_node_that_was_silent_can_be_started_anew_before_it_is_given_up(clock, superlink):
     """One that is heard cannot: its key is in use."""
-    node = joined(state)
+    app, state = superlink
+    joined(app, state)
     clock.sleep(RESTART_SECONDS - 1)
-    assert not state.activate_node(node, BEAT_SECONDS)
+    assert not activated(app)
     clock.sleep(2)
-    assert state.activate_node(node, BEAT_SECONDS)
+    assert activated(app)
     assert statuses(state) == ["online"]
+
+
+def test_nobody_is_started_anew_without_his_key(clock, superlink):
+    app, state = superlink
+    joined(app, state)
+    clock.sleep(RESTART_SECONDS + 1)
+    request = ActivateNodeRequest(public_key=KEY.public, heartbeat_interval=BEAT_SECONDS)
+    assert called(app, ACTIVATE_PATH, request, NodeKey().proof).status == 401
+    assert statuses(state) == ["online"]
+
+
+def test_flower_still_gives_a_tasks_process_half_a_minute(clock, state):
+    """What `let_tasks_last` patches; once Flower takes a parameter for it, the patch can go."""
+    run = state.create_run(None, None, "a hash", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
+    task = state.get_run_info(run_ids=[run])[0].primary_task_id
+    assert list(inspect.signature(state.claim_task).parameters) == ["task_id"]
+    token = state.claim_task(task)
+    clock.sleep(29)
+    assert state.get_task_by_token(token) is not None
+    clock.sleep(2)
+    assert state.get_task_by_token(token) is None
 
 
 class Fleet:

@@ -1,9 +1,9 @@
 """What a SuperLink reads and keeps is bounded: of strangers, of nodes, of replies, of runs that have ended."""
 
 import asyncio
-import base64
 import hashlib
 import http.client
+import json
 import os
 import re
 import sqlite3
@@ -14,41 +14,40 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, TIMESTAMP_HEADER
+from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
-from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PushTaskOutputRequest
-from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.supercore import sql_mixin
 from flwr.supercore.constant import (
-    FLEET_HTTP_PUBLIC_KEY_HEADER,
-    FLEET_HTTP_SIGNATURE_HEADER,
     NOOP_FEDERATION_ID,
     TaskType,
 )
-from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.federation import NoOpFederationManager
-from flwr.superlink.servicer.fleet import fleet_handlers
-from flwr.superlink.servicer.runtime import runtime_handlers
 
+from superlinks import NodeKey, called
 from umbel.core.errors import ConfigError
 from umbel.deploy import kits
 from umbel.deploy.kits import OperatorKit, ServerKit
 from umbel.deploy.parties import _superlink
-from umbel.runtimes.flower import private_sizes
-from umbel.runtimes.flower.private_sizes import AT_ONCE, FLEET_BYTES, MIB, STRANGER_BYTES, Bounded, give_back
+from umbel.runtimes.flower.compat import (
+    OBJECT_PATH,
+    OUTPUT_PATH,
+    REPLY_PATH,
+    TASK_TOKEN_HEADER,
+    PushObjectResponse,
+    state_of,
+    superlink_app,
+)
+from umbel.runtimes.flower.link import bounds, quota
+from umbel.runtimes.flower.link.bounds import AT_ONCE, FLEET_BYTES, MIB, STRANGER_BYTES, Bounded
+from umbel.runtimes.flower.link.quota import Quota, prepare
 from umbel.runtimes.flower.processes import free_ports
 from umbel.runtimes.flower.secured import Operator
 
-OBJECT_PATH = "/v1/fleet/push-object"
 OBJECT_BYTES = FLEET_BYTES[OBJECT_PATH]
 
 
@@ -105,7 +104,7 @@ def test_no_more_is_read_than_a_sender_may_send(who, path, size, status):
         await call
         assert sent[0]["status"] == status
         assert app.bodies == ([b"x" * size] if status == 200 else [])
-        most = private_sizes.most_bytes(path) if who == "north" else STRANGER_BYTES
+        most = bounds.most_bytes(path) if who == "north" else STRANGER_BYTES
         assert read[0] <= most + (16 << 10)
 
     asyncio.run(story())
@@ -131,30 +130,21 @@ def test_a_sender_has_few_large_requests_in_memory_and_delays_nobody_else():
 
 
 @pytest.fixture
-def link(tmp_path, monkeypatch):
-    """A SuperLink's state in a file of its own, with a node and a run; its handlers have a quota of 2 MiB a reply."""
-    for module, names in (
-        (fleet_handlers, ("push_messages", "push_object")),
-        (runtime_handlers, ("push_task_output",)),
-        (sql_mixin, ("SQLITE_PRAGMAS",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setenv(private_sizes.REPLY_VARIABLE, str(2 * MIB))
-    private_sizes.keep_within_bounds()
+def link(tmp_path):
+    """A SuperLink with a file of its own, a node and a run; it has a quota of 2 MiB a reply."""
     database = tmp_path / "superlink.db"
-    federations = NoOpFederationManager()
-    federations.linkstate = state = LinkStateFactory(
-        str(database), federations, ObjectStoreFactory(str(database))
-    ).state()
-    node = state.create_node(NOOP_FLWR_AID, "", b"a key", 30.0)
+    prepare(database)
+    flower = superlink_app("127.0.0.1", 1, str(database))
+    state, key = state_of(flower), NodeKey()
+    node = state.create_node(NOOP_FLWR_AID, "", key.public, 30.0)
     assert state.activate_node(node, 30.0)
     run = state.create_run(None, None, "a hash", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
-    task = SimpleNamespace(task_id=state.get_run_info(run_ids=[run])[0].primary_task_id, run_id=run)
-    state.claim_task(task.task_id)
-    state.activate_task(task.task_id)
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run, task.task_id, SUPERLINK_NODE_ID
-    return SimpleNamespace(state=state, node=node, run=run, task=task, database=database)
+    task = state.get_run_info(run_ids=[run])[0].primary_task_id
+    token = state.claim_task(task)
+    state.activate_task(task)
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run, task, SUPERLINK_NODE_ID
+    app = Quota(flower, lambda: state, 2 * MIB)
+    return SimpleNamespace(app=app, state=state, key=key, node=node, run=run, token=token, database=database)
 
 
 def order(link):
@@ -178,13 +168,14 @@ def answer(link, message, sizes, identifier=None):
     request = PushMessagesRequest(
         node=node, messages_list=[about], message_object_trees=[get_object_tree(reply)], clientapp_runtime_list=[0.0]
     )
-    session = fleet_handlers.push_messages(request=request, state=link.state).session_id
-    stored = []
+    announced = called(link.app, REPLY_PATH, request, link.key.proof)
+    if not announced.is_taken:
+        return json.loads(announced.body)["detail"]
+    session, stored = PushMessagesResponse.FromString(announced.body).session_id, []
     for name, part in get_all_nested_objects(reply).items():
-        pushed = PushObjectRequest(
-            node=node, run_id=link.run, session_id=session, object_id=name, object_content=part.deflate()
-        )
-        stored.append(fleet_handlers.push_object(request=pushed, state=link.state).stored)
+        about = {"node": node, "run_id": link.run, "object_id": name, "object_content": part.deflate()}
+        pushed = called(link.app, OBJECT_PATH, PushObjectRequest(session_id=session, **about), link.key.proof)
+        stored.append(PushObjectResponse.FromString(pushed.body).stored)
     return stored
 
 
@@ -200,8 +191,29 @@ def test_a_reply_beyond_the_quota_is_let_go_whole(link):
 def test_a_message_has_one_reply_which_is_what_it_says(link):
     """Flower takes another tree of objects with each call for a message that it knows."""
     message = order(link)
-    with pytest.raises(ValueError, match="its own objects"):
-        answer(link, message, [10], identifier="0" * 64)
+    assert answer(link, message, [10], identifier="0" * 64) == "expected a reply to consist of its own objects"
+
+
+def test_an_object_of_no_reply_is_not_kept(link):
+    """Of nodes older than Flower 1.30: it would be in no account."""
+    before = len(link.state.object_store)
+    pushed = PushObjectRequest(node=Node(node_id=link.node), run_id=link.run, object_id="0" * 64, object_content=b"a")
+    assert called(link.app, OBJECT_PATH, pushed, link.key.proof).status == 400
+    assert len(link.state.object_store) == before
+
+
+def test_nobody_lets_go_of_anothers_reply(link):
+    """A stranger who knows an upload's name cannot make it too large: Flower refuses him first."""
+    message = order(link)
+    content = RecordDict({"a": ConfigRecord({"bytes": os.urandom(MIB)})})
+    stored = answer(link, message, [MIB])
+    assert all(stored)
+    kept = len(link.state.object_store)
+    (session,) = {row["session_id"] for row in link.state.query("SELECT session_id FROM object_push_session_roots")}
+    about = {"node": Node(node_id=link.node), "run_id": link.run, "session_id": session, "object_id": content.object_id}
+    pushed = PushObjectRequest(object_content=bytes(4 * MIB), **about)
+    assert called(link.app, OBJECT_PATH, pushed, NodeKey().proof).status == 401
+    assert len(link.state.object_store) == kept
 
 
 def test_a_run_that_ended_leaves_nothing_and_the_file_shrinks(link):
@@ -213,7 +225,8 @@ def test_a_run_that_ended_leaves_nothing_and_the_file_shrinks(link):
     for _ in range(4):
         assert all(answer(link, order(link), [900_000, 900_001]))
     assert size() > before + 7_000_000
-    runtime_handlers.push_task_output(PushTaskOutputRequest(sub_status="completed"), link.state, link.task)
+    done = PushTaskOutputRequest(sub_status="completed")
+    assert called(link.app, OUTPUT_PATH, done, {TASK_TOKEN_HEADER: link.token}).is_taken
     assert len(link.state.object_store) == 0
     assert size() < before + 200_000
 
@@ -228,17 +241,15 @@ def test_a_database_of_before_is_shrunk_when_the_superlink_begins(tmp_path):
         connection.commit()
     connection.close()
     assert place.stat().st_size > 2_000_000
-    give_back(place)
+    prepare(place)
     assert place.stat().st_size < 150_000
-    give_back(tmp_path / "none.db")
-    assert not (tmp_path / "none.db").exists()
 
 
 @pytest.mark.parametrize("said", ["0", "many", "-1", "1e9"])
 def test_a_quota_that_is_none_is_refused(monkeypatch, said):
-    monkeypatch.setenv(private_sizes.REPLY_VARIABLE, said)
-    with pytest.raises(ConfigError, match=re.escape(f"{private_sizes.REPLY_VARIABLE}='{said}'")):
-        private_sizes.reply_bytes()
+    monkeypatch.setenv(quota.REPLY_VARIABLE, said)
+    with pytest.raises(ConfigError, match=re.escape(f"{quota.REPLY_VARIABLE}='{said}'")):
+        quota.reply_bytes()
 
 
 @pytest.fixture
@@ -299,12 +310,8 @@ def test_a_superlink_reads_no_body_of_a_stranger_and_none_of_a_nodes_that_is_too
         except OSError:
             assert time.monotonic() < deadline
             time.sleep(0.3)
-    before, private = megabytes(process), ec.generate_private_key(ec.SECP384R1())
-    moment = now().isoformat()
-    signature = base64.b64encode(sign_message(private, moment.encode())).decode()
-    key = public_key_to_bytes(private.public_key())
-    encoded = base64.b64encode(key).decode()
-    proof = {FLEET_HTTP_PUBLIC_KEY_HEADER: encoded, TIMESTAMP_HEADER: moment, FLEET_HTTP_SIGNATURE_HEADER: signature}
+    before, key = megabytes(process), NodeKey()
+    proof = key.proof
     for path in ("/v1/fleet/pull-messages", OBJECT_PATH, "/v1/control/start-run", "/v1/runtime/push-object"):
         headers = proof if "fleet" in path else {"Authorization": "Bearer another"}
         assert upload(kit, operator, path, 64 * MIB, **headers) in (413, None)
@@ -312,7 +319,7 @@ def test_a_superlink_reads_no_body_of_a_stranger_and_none_of_a_nodes_that_is_too
     assert upload(kit, operator, "/v1/control/start-run", 64 * MIB, **bearer) in (413, None)
     assert upload(kit, operator, OBJECT_PATH, OBJECT_BYTES, **proof) in (413, None)
     with Operator(operator.address, operator.authority.read_bytes(), operator.token) as control:
-        control.register("north", key)
+        control.register("north", key.public)
     assert upload(kit, operator, OBJECT_PATH, OBJECT_BYTES, **proof) == 400  # read, and no object
     assert upload(kit, operator, OBJECT_PATH, 64 * MIB, **proof) in (413, None)
     assert upload(kit, operator, "/v1/fleet/pull-messages", MIB, **proof) in (413, None)

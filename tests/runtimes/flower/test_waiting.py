@@ -7,8 +7,9 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 from flwr.proto.message_pb2 import Message
 from flwr.proto.node_pb2 import Node
 
-from umbel.runtimes.flower import private_waiting
-from umbel.runtimes.flower.private_waiting import PULL_PATH, PUSH_PATH, Waiting
+from umbel.runtimes.flower.compat import PULL_PATH, PUSH_PATH
+from umbel.runtimes.flower.link import waiting
+from umbel.runtimes.flower.link.waiting import HOLDS_HEADER, Waiting
 
 QUESTION = PullMessagesRequest(node=Node(node_id=7)).SerializeToString()
 
@@ -63,20 +64,20 @@ def play(story, link, **options):
 
 @pytest.fixture(autouse=True)
 def hold(monkeypatch):
-    monkeypatch.setattr(private_waiting, "HOLD_SECONDS", 1.0)
-    monkeypatch.setattr(private_waiting, "STEP_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "HOLD_SECONDS", 1.0)
+    monkeypatch.setattr(waiting, "STEP_SECONDS", 0.05)
 
 
 def test_a_message_is_handed_to_all_who_wait_as_soon_as_it_is_pushed():
     link = SuperLink()
 
     async def story(app):
-        waiting = [Call(app, PULL_PATH), Call(app, PULL_PATH)]
+        calls = [Call(app, PULL_PATH), Call(app, PULL_PATH)]
         await asyncio.sleep(0.1)
-        assert not any(call.sent for call in waiting)
+        assert not any(call.sent for call in calls)
         await Call(app, PUSH_PATH, b"one").task
-        await asyncio.gather(*(call.task for call in waiting))
-        assert sorted(call.messages for call in waiting) == [0, 1]  # who was not meant asks again
+        await asyncio.gather(*(call.task for call in calls))
+        assert sorted(call.messages for call in calls) == [0, 1]  # who was not meant asks again
 
     assert play(story, link) < 0.8
     assert link.questions == [QUESTION] * 4
@@ -97,6 +98,7 @@ def test_nobody_waits_longer_than_they_may():
         call = Call(app, PULL_PATH)
         await call.task
         assert (call.sent[0]["status"], call.messages) == (200, 0)
+        assert dict(call.sent[0]["headers"]) == {HOLDS_HEADER.encode(): b"1"}
 
     link = SuperLink()
     assert 0.9 < play(story, link) < 5

@@ -1,0 +1,72 @@
+"""A SuperLink: Flower's application in its layers, and the server that it runs in."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..compat import let_tasks_last, log_config, state_of, superlink_app
+from ..private_tls import FollowingContext
+from .asgi import App
+from .bounds import Bounded
+from .delivery import Delivery
+from .patience import PATIENCE_SECONDS, Patience
+from .quota import Quota, prepare, reply_bytes
+from .senders import senders
+from .tokens import TokenAuthenticator
+from .trust import Trusting
+from .waiting import Waiting
+
+STARTUP_FAILURE = 3  # uvicorn's own exit status
+
+
+class LinkGuard(NamedTuple):
+    """Files and secrets of a SuperLink that others can reach."""
+
+    database: Path
+    certificate: Path  # PEM; it may be replaced, with its key
+    key: Path
+    secret: bytes  # what who plays runs proves himself by
+    authenticator: TokenAuthenticator  # of the operator
+
+
+def layered(flower: Any, guard: LinkGuard | None, is_ending: Callable[[], bool] = lambda: False) -> App:
+    """Put Flower's application in its layers; what is refused by an outer one, no inner one hears of."""
+    state = partial(state_of, flower)
+    app: App = flower
+    if guard is not None:
+        app = Quota(app, state, reply_bytes())
+    app = Delivery(Patience(app, state))
+    if guard is not None:
+        app = Trusting(app, guard.authenticator.lets_in)
+    app = Waiting(app, is_ending)
+    return Bounded(app, senders(state, guard.authenticator.lets_in)) if guard is not None else app
+
+
+def serve(host: str, port: int, guard: LinkGuard | None = None) -> None:
+    """Run a SuperLink until the process is asked to end. Without a guard it takes everybody's calls, in the clear."""
+    import uvicorn
+
+    let_tasks_last(PATIENCE_SECONDS)
+    options: dict[str, Any] = {}
+    if guard is None:
+        flower = superlink_app(host, port)
+    else:
+        prepare(guard.database)
+        flower = superlink_app(host, port, str(guard.database), guard.authenticator, guard.secret, True)
+        options |= {"ssl_certfile": guard.certificate, "ssl_keyfile": guard.key, "ssl_context_factory": _following}
+    app = layered(flower, guard, lambda: server.should_exit)
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_config=log_config(), **options))
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
+
+
+def _following(config: Any, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    return FollowingContext([Path(config.ssl_certfile), Path(config.ssl_keyfile)], make)
