@@ -87,7 +87,8 @@ class ServerMemory:
     def _find(self) -> Path:
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                is_server = b"flwr-serverapp" in (entry / "cmdline").read_bytes()
+                words = (entry / "cmdline").read_bytes()
+                is_server = b"flwr-serverapp" in words or b"flower.link.play" in words
                 if is_server and self._mark in (entry / "environ").read_bytes().split(b"\0"):
                     return entry
         raise RuntimeError("the process of the ServerApp was not found")
@@ -134,7 +135,6 @@ def _stock_federation(home: Path, clients: int) -> Iterator[ControlApi]:
     """Start a SuperLink and SuperNodes as their documentation does."""
     link, *ports = free_ports(1 + clients)
     environment = without_proxy({**os.environ, **SWITCHES, "FLWR_HOME": str(home)})
-    environment.pop("FLWR_SUPEREXEC_TASK_POLL_INTERVAL")  # ours, not Flower's
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     scripts = Path(sys.executable).parent
     environment["PATH"] = os.pathsep.join([str(scripts), environment.get("PATH", os.defpath)])

@@ -139,14 +139,9 @@ def _superlink_environment(kit: ServerKit, token: str) -> dict[str, str]:
 
 
 def _superexec(kit: ServerKit) -> list[str]:
-    address = [
-        "--runtime-api-address",
-        f"127.0.0.1:{kit.port}",
-        "--root-certificates",
-        str(kit.folder / KitFile.AUTHORITY),
-    ]
-    secret = ["--superexec-auth-secret-file", str(kit.folder / KitFile.RUNTIME_SECRET)]
-    return [*_python("private", "superexec"), *address, *secret]
+    files: dict[str, str] = {"--authority": KitFile.AUTHORITY, "--secret": KitFile.RUNTIME_SECRET}
+    options = [word for option, file in files.items() for word in (option, str(kit.folder / file))]
+    return [*_python("link.executor"), f"127.0.0.1:{kit.port}", *options]
 
 
 def _supernode(kit: ClientKit, server: str, runtime: int) -> list[str]:

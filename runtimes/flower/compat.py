@@ -17,11 +17,12 @@ from types import ModuleType
 from typing import Any
 
 # A message without its content, and the pieces that arrays are cut into.
-from flwr.app.message import remove_content_from_message
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.message.arraychunk import ArrayChunk
 
 # `flwr run` builds its app archive with it; there is no public way to build one in memory.
 from flwr.cli.build import build_fab_from_files
+from flwr.common.config import get_fused_config_from_fab
 
 # How large the pieces are, what a call's headers are called, and how long a signature counts.
 from flwr.common.constant import (
@@ -29,16 +30,24 @@ from flwr.common.constant import (
     ISOLATION_MODE_PROCESS,
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
+    SUPERLINK_NODE_ID,
     SYSTEM_TIME_TOLERANCE,
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
     TRANSPORT_TYPE_GRPC_RERE,
     Status,
+    SubStatus,
 )
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 
 # Between Flower's values and its protobuf messages.
-from flwr.common.serde import context_from_proto, fab_to_proto, message_from_proto, message_to_proto
+from flwr.common.serde import (
+    context_from_proto,
+    fab_to_proto,
+    message_from_proto,
+    message_to_proto,
+    run_from_proto,
+)
 
 # The Control API, the operator's: submit, follow, stop; nodes come and go.
 from flwr.proto.control_pb2 import (
@@ -67,6 +76,7 @@ from flwr.proto.node_pb2 import Node
 # The Runtime API: a run's process to its SuperLink, a worker to its SuperNode.
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    GetNodesRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
     PushAppMessagesRequest,
@@ -96,7 +106,7 @@ from flwr.supercore.constant import (
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.date import now
 from flwr.supercore.fab import Fab
-from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 
 # What a message consists of.
 from flwr.supercore.inflatable.inflatable_object import (
@@ -129,7 +139,7 @@ from flwr.supercore.protobuf.client import ProtobufClient, ProtobufRequestContex
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 # Whether and when a failed call is tried again.
-from flwr.supercore.retry import RetryInvoker
+from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 
 # Message() reads from it which run it belongs to.
@@ -227,6 +237,19 @@ def log_config() -> dict[str, Any]:
     return get_uvicorn_log_config(logging.INFO)
 
 
+def play_as(task: int, run: int, node: int) -> None:
+    """Let messages that this process makes be of a run's task.
+
+    A patch: Message() reads it from a class of Flower's, and takes no parameter for it. For 1.41 and 1.42.
+    """
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task, run, node
+
+
+def run_config_of(task: Any) -> dict[str, Any]:
+    """Return the configuration that a run was submitted with; task: the input of the task that plays it."""
+    return dict(get_fused_config_from_fab(task.fab.content, run_from_proto(task.run)))
+
+
 def let_tasks_last(seconds: float) -> None:
     """Let tasks that are worked on be given up after so many seconds of silence; half of it until they are begun.
 
@@ -246,18 +269,6 @@ def node_handlers() -> ModuleType:
 def task_states() -> list[ModuleType]:
     """Return the modules of what a process knows of tasks: in memory, and in a database."""
     return [importlib.import_module(f"flwr.supercore.corestate.{kind}_corestate") for kind in ("in_memory", "sql")]
-
-
-def superexec_module() -> ModuleType:
-    """Return the module of a SuperExec's main loop."""
-    return importlib.import_module("flwr.supercore.superexec.run_superexec")
-
-
-def superexec_command() -> Callable[[], None]:
-    """Return the function behind `flower-superexec`."""
-    from flwr.supercore.cli import flower_superexec
-
-    return flower_superexec
 
 
 def supernode_command() -> Callable[[], None]:

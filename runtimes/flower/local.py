@@ -129,7 +129,7 @@ class LocalFederation:
         address = f"127.0.0.1:{link}"
         self._processes.start("SuperLink", ["link", "--port", str(link)], NOTHING_OF_OTHERS)
         self._processes.wait_until(lambda: healthy(address), START_SECONDS, "the SuperLink does not answer")
-        executor, own = ["superexec", "--insecure", "--runtime-api-address", address], self._variables("server")
+        executor, own = ["link.executor", address], self._variables("server")
         self._processes.start("SuperExec", executor, {STORE_VARIABLE: self.store or ""} | own)
         for client, port in enumerate(nodes):
             config = f"partition-id={client} num-partitions={self.clients}"

@@ -6,8 +6,8 @@ import functools
 import hashlib
 import json
 import os
+import ssl
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,16 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-# httpx: Flower's clients raise its errors.
-import httpx
-
+from .calls import make_patient
 from .compat import (
     ControlHttpClient,
     Fab,
     ListRunsRequest,
     ProtobufRequestContext,
     PushTaskEventsRequest,
-    RetryInvoker,
     RuntimeVersionHttpInterceptor,
     StartRunRequest,
     StopRunRequest,
@@ -36,21 +33,17 @@ from .compat import (
     node_connection,
     node_loop,
     start_parent_process_monitor,
-    superexec_command,
-    superexec_module,
     supernode_command,
     warn_of_another_release,
 )
+from .link.grid import LinkGrid
 from .link.patience import PATIENCE_SECONDS
 from .private_crashes import miss_workers
 from .private_patience import Retried, upload_on
 from .private_return import return_at_once
-from .private_tls import follow, follow_from_now_on
+from .private_tls import follow_from_now_on, trusting
 
 LOOPBACK = "127.0.0.1"
-RETRY_SECONDS = 1.0  # longest time between two tries to reach a server that is gone
-TOO_MANY = 429  # a proxy's answer to who calls too often; Flower retries 502, 503 and 504
-CUT = ("eof", "reset", "closed", "broken pipe")  # words in the error of a handshake that was cut
 WAIT_SECONDS = 0.05  # the wait in place of the SuperNode's own of 3 and 0.5 seconds
 LONGEST_WAIT_SECONDS = 0.2  # longest wait for what the server is still uploading; longer ones leave a link idle
 KEY_OPTION = "--auth-supernode-private-key"  # without it, a SuperNode has a new key and number each time
@@ -67,12 +60,10 @@ class RunStatus(NamedTuple):
 def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
     """Hand an event of this run to whoever submitted it; nothing on a grid that cannot carry events.
 
-    Flower returns no results from a ServerApp: task events are its only way back to the submitter, and only
-    HttpGrid's own client pushes them.
+    Flower returns no results from a ServerApp: task events are its only way back to the submitter.
     """
-    client = getattr(grid, "_runtime_client", None)
-    if client is not None:
-        client.PushTaskEvents(PushTaskEventsRequest(events=[TaskEvent(event=name, data=json.dumps(content))]))
+    if isinstance(grid, LinkGrid):
+        grid.client.PushTaskEvents(PushTaskEventsRequest(events=[TaskEvent(event=name, data=json.dumps(content))]))
 
 
 class ControlApi:
@@ -84,14 +75,11 @@ class ControlApi:
 
     def __init__(self, address: str, certificates: bytes | Path | None = None, interceptors: Sequence[Any] = ()):
         with _no_proxy():
-            self._client = ControlHttpClient.from_server_address(
-                address,
-                insecure=certificates is None,
-                root_certificates=certificates.read_bytes() if isinstance(certificates, Path) else certificates,
+            self._client = ControlHttpClient(
+                f"{'http' if certificates is None else 'https'}://{address}",
                 interceptors=[RuntimeVersionHttpInterceptor(component_name="umbel"), *interceptors],
+                verify=_verified(certificates),
             )
-            if isinstance(certificates, Path):
-                follow(self._client, certificates)
 
     def start_run(self, pyproject: str) -> int:
         """Submit an app that consists of pyproject.toml alone: its components are installed on the nodes.
@@ -128,6 +116,17 @@ class ControlApi:
         self._client.close()
 
 
+def _verified(certificates: bytes | Path | None) -> ssl.SSLContext | bool:
+    """Return how to verify a server by these certificates; without any, nothing is encrypted."""
+    if certificates is None:
+        return False
+    if isinstance(certificates, Path):
+        return trusting(certificates)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=certificates.decode("ascii"))
+    return context
+
+
 def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
     """Return environment with loopback exempt from any HTTP proxy: httpx would send even 127.0.0.1 to it."""
     exempt = ",".join(filter(None, [environment.get("NO_PROXY") or environment.get("no_proxy"), LOOPBACK, "localhost"]))
@@ -151,8 +150,7 @@ def _no_proxy() -> Iterator[None]:
 
 def nodes_of(grid: Any) -> dict[int, str]:
     """Return {node: when it was last started} of nodes that are online; on a grid that cannot tell, an empty text."""
-    client = getattr(grid, "_runtime_client", None)
-    if client is None:
+    if not isinstance(grid, LinkGrid):
         return dict.fromkeys(grid.get_node_ids(), "")
     return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
 
@@ -165,42 +163,6 @@ def names_of(grid: Any) -> dict[int, str]:
 def end_with_parent(parent: int) -> None:
     """Let this process be interrupted, as by Ctrl-C, when the process `parent` has ended."""
     start_parent_process_monitor(parent)
-
-
-def make_patient(invoker: RetryInvoker, noted: Callable[[], None] | None = None) -> RetryInvoker:
-    """Let Flower's calls wait for a server that is started again, and come back soon after it has.
-
-    Its own give up whatever has TLS in the words of its error, and wait up to 20 seconds between tries. Here only a
-    handshake that was refused is final. noted: called whenever the server could not be reached, by the thread that
-    wanted to.
-    """
-    gives_up, waits, notes = invoker.should_giveup, invoker.wait_function, invoker.on_backoff
-
-    def is_final(error: Exception) -> bool:
-        is_cut = isinstance(error, httpx.TransportError) and (
-            not isinstance(error, httpx.ConnectError) or any(word in str(error).lower() for word in CUT)
-        )
-        is_busy = isinstance(error, httpx.HTTPStatusError) and error.response.status_code == TOO_MANY
-        return not (is_cut or is_busy) and gives_up is not None and gives_up(error)
-
-    def note(state: Any) -> None:
-        if noted is not None and isinstance(state.exception, httpx.TransportError):
-            noted()
-        if notes is not None:
-            notes(state)
-
-    invoker.should_giveup, invoker.on_backoff = is_final, note
-    invoker.wait_function = lambda seconds: waits(min(seconds, RETRY_SECONDS))
-    return invoker
-
-
-def outages_of(grid: Any) -> threading.Event:
-    """Return an event that is set whenever the grid's SuperLink could not be reached; its calls wait for it now."""
-    outages = threading.Event()
-    invoker = getattr(grid, "_retry_invoker", None)
-    if invoker is not None:
-        make_patient(invoker, outages.set)
-    return outages
 
 
 def _wait_for_servers(flower: Any, noted: Callable[[], None] | None = None) -> None:
@@ -246,7 +208,7 @@ def quicken_supernode() -> None:
 
 
 def main() -> None:
-    """Run `python -m umbel.runtimes.flower.private superexec|supernode PARENT [OPTION …]`, tied to PARENT.
+    """Run `python -m umbel.runtimes.flower.private supernode PARENT [OPTION …]`, tied to PARENT.
 
     Flower's own commands outlive whoever started them. Here a parent that was killed, and could clean nothing up,
     leaves nothing behind: each command ends itself, and Flower ends what they had started.
@@ -256,17 +218,13 @@ def main() -> None:
     warn_of_another_release()
     follow_from_now_on(options)
     sys.argv = [f"flower-{command}", *options]
-    if command == "superexec":
-        run = superexec_command()
-        _wait_for_servers(superexec_module())
-    else:
-        run = supernode_command()
-        finish_uploads()
-        let_tasks_last(PATIENCE_SECONDS)
-        quicken_supernode()
-        miss_workers()
-        if KEY_OPTION in options:
-            return_at_once(Path(os.environ["FLWR_HOME"]))
+    run = supernode_command()
+    finish_uploads()
+    let_tasks_last(PATIENCE_SECONDS)
+    quicken_supernode()
+    miss_workers()
+    if KEY_OPTION in options:
+        return_at_once(Path(os.environ["FLWR_HOME"]))
     run()
 
 

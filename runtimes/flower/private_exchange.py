@@ -22,14 +22,15 @@ from .compat import (
     PushObjectRequest,
     get_all_nested_objects,
     get_object_tree,
+    make_message,
     make_pull_object_fn_protobuf,
     message_from_proto,
     message_to_proto,
     no_object_id_recompute,
     remove_content_from_message,
 )
+from .link.grid import LinkGrid
 from .malformed import Malformed
-from .private import outages_of
 from .private_objects import ObjectReader, Wait, upload
 
 
@@ -84,11 +85,11 @@ class GridMail:
 
 
 class SuperLinkMail:
-    """Mail through the Runtime API of a SuperLink, as its HttpGrid uses it."""
+    """Mail through the Runtime API of a SuperLink."""
 
-    def __init__(self, grid: Any):
-        self._client, self._node, self._run = grid._runtime_client, grid.node, grid.run.run_id
-        self._outages = outages_of(grid)
+    def __init__(self, grid: LinkGrid):
+        self._client, self._node, self._run = grid.client, grid.node, grid.run
+        self._outages = grid.outages
 
     def push(self, messages: Sequence[Message]) -> list[str]:
         """Push messages; return their ids, empty for one that was not taken.
@@ -100,18 +101,17 @@ class SuperLinkMail:
         with no_object_id_recompute():
             objects: dict[str, Any] = {}
             for message in messages:
-                message.metadata.__dict__["_message_id"] = message.object_id
                 objects.update(get_all_nested_objects(message))
             request = PushAppMessagesRequest(
-                messages_list=[message_to_proto(remove_content_from_message(one)) for one in messages],
+                messages_list=[_announced(one) for one in messages],
                 message_object_trees=[get_object_tree(one) for one in messages],
             )
-        reply, place = self._client.PushMessages(request), {"node": self._node, "run_id": self._run}
+        reply = self._client.PushMessages(request)
         asked_for = set(reply.objects_to_push)
         wanted = {identifier: one for identifier, one in objects.items() if identifier in asked_for}
         # What is not taken was stored before, and the SuperLink died before it said so; or it comes too late. The two
         # look alike.
-        about = PushObjectRequest(session_id=reply.session_id, **place)
+        about = PushObjectRequest(node=self._node, run_id=self._run, session_id=reply.session_id)
         upload(self._client, about, wanted, lambda identifier: self._outages.set())
         return_memory()
         return list(reply.message_ids)
@@ -155,8 +155,7 @@ class SuperLinkMail:
                 self._confirm(tree)
                 raise
             self._confirm(tree)
-            content.metadata.__dict__.update(message.metadata.__dict__)
-            return content
+            return make_message(message.metadata, content.content)
 
         return open_it
 
@@ -185,7 +184,14 @@ class SuperLinkMail:
 
 def mail_of(grid: Any) -> Mail:
     """Return the mail that sends and receives over grid."""
-    return SuperLinkMail(grid) if hasattr(grid, "_runtime_client") else GridMail(grid)
+    return SuperLinkMail(grid) if isinstance(grid, LinkGrid) else GridMail(grid)
+
+
+def _announced(message: Message) -> Any:
+    """Return a message without its content, which goes by its name."""
+    proto = message_to_proto(remove_content_from_message(message))
+    proto.metadata.message_id = message.object_id
+    return proto
 
 
 def return_memory() -> None:

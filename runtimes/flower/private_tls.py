@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 import httpx
 
 from .compat import ProtobufClient
-from .identity import KitFile
 
 log = logging.getLogger(__name__)
 
@@ -94,19 +92,6 @@ def trusting(bundle: Path) -> FollowingContext:
         return context
 
     return FollowingContext([bundle], make)
-
-
-def follow(client: ProtobufClient, bundle: Path) -> None:
-    """Let one of Flower's clients trust what the file holds, from its next connection on."""
-    timeout = client._client.timeout
-    client._client = httpx.Client(verify=trusting(bundle), timeout=timeout, follow_redirects=True)
-
-
-def follow_kit(grid: Any, kit: str | None) -> None:
-    """Let a run's grid trust what the kit's file holds; nothing without a kit, or on a grid that makes no calls."""
-    client, bundle = getattr(grid, "_runtime_client", None), Path(kit or os.devnull) / KitFile.AUTHORITY
-    if client is not None and bundle.is_file():
-        follow(client, bundle)
 
 
 def follow_from_now_on(options: Sequence[str]) -> None:

@@ -29,7 +29,6 @@ SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",  # each of Flower's processes would report to its maker,
     "FLWR_DISABLE_UPDATE_CHECK": "1",  # ask for a newer version,
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # and make an environment anew for every run
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds, 1 otherwise; each look costs the SuperLink
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
@@ -64,7 +63,7 @@ class Processes:
         restart: when it dies, `check` starts it again, at once and then ever later, up to MAX_DEATHS times in a row.
         """
         package, (kind, *options) = __name__.rpartition(".")[0], command
-        module = [f"{package}.{kind}"] if kind in ("link", "worker") else [f"{package}.private", kind]
+        module = [f"{package}.{kind}"] if kind in ("link", "link.executor", "worker") else [f"{package}.private", kind]
         words = [sys.executable, "-m", *module, str(os.getpid()), *options]
         self._commands[name] = words, environment(self.home, extra or {})
         if restart:

@@ -26,7 +26,6 @@ from .events import packed, packed_error
 from .identity import KIT_VARIABLE, identity_of_this_process
 from .line import Ticket, turn
 from .private import push_event
-from .private_tls import follow_kit
 from .runtime import FlowerRuntime
 
 if TYPE_CHECKING:  # SQLAlchemy is imported where there is a store
@@ -51,7 +50,6 @@ def main(grid: Grid, context: Context) -> None:
     The store's URL is read from the variable UMBEL_STORE.
     """
     config = context.run_config
-    follow_kit(grid, os.environ.get(KIT_VARIABLE))
     try:
         experiment = named_experiment(config)
         runtime = FlowerRuntime(

@@ -47,7 +47,7 @@ def test_garbage_is_answered_with_an_error_and_costs_no_memory(fed):
     kit, random = OperatorKit.load(fed / "operator"), np.random.default_rng(0)
     host, port = kit.address.split(":")
     server = process_of(fed / "server/state")
-    (superlink,) = (pid for line, pid in children(server).items() if "flower.link" in line)
+    (superlink,) = (pid for line, pid in children(server).items() if "flower.link " in line)
     before, statuses, context = None, set(), ssl.create_default_context(cafile=str(kit.authority))
     to = http.client.HTTPSConnection(host, int(port), timeout=20, context=context)
     for number in range(REQUESTS):

@@ -225,9 +225,9 @@ def test_a_superlink_that_dies_comes_back_and_knows_its_clients(fed, operator):
     server = process_of(fed / "server/state")
     with opened(operator) as control:
         before = {node.name: node.node for node in control.nodes()}
-    (victim,) = (process for line, process in children(server).items() if "flower.link" in line)
+    (victim,) = (process for line, process in children(server).items() if "flower.link " in line)
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: any("flower.link" in line and pid != victim for line, pid in children(server).items()))
+    wait_for(lambda: any("flower.link " in line and pid != victim for line, pid in children(server).items()))
     wait_for(lambda: federation.nodes(operator) is not None)
     assert {node.name: node.node for node in federation.nodes(operator)} == before
     wait_for(lambda: {node.status for node in federation.nodes(operator) or []} == {"online"})

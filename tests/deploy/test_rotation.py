@@ -218,7 +218,7 @@ def child(process, words):
 @contextlib.contextmanager
 def held_back(running):
     """Inside, the process that plays the run stands still: no round ends."""
-    process = child(child(process_of(running / "server/state"), "private superexec"), "flwr-serverapp")
+    process = child(child(process_of(running / "server/state"), "link.executor"), "link.play")
     os.kill(process, signal.SIGSTOP)
     try:
         yield
@@ -270,7 +270,7 @@ def test_a_run_does_not_notice_that_the_authority_is_replaced(running, desk, cap
             if isinstance(event, RoundDone) and len(records) == 1:
                 with held_back(running):
                     replace_it()
-                    os.kill(child(process_of(running / "server/state"), "flower.link"), signal.SIGKILL)
+                    os.kill(child(process_of(running / "server/state"), "flower.link "), signal.SIGKILL)
     expected = [(number, 3, 0) for number in range(1, ROUNDS + 1)]
     assert [(one.round, one.clients, one.failures) for one in records] == expected
     experiment = load_experiment(f"{running.parent}/parity.py:scaffold", overrides)

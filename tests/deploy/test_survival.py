@@ -49,7 +49,7 @@ def test_a_run_survives_its_superlink(fed):
     overrides = ["rounds=4", "local.epochs=100", "local.batch_size=1"]  # half a second of work
 
     def superlinks():
-        return [pid for line, pid in children(process_of(fed / "server/state")).items() if "flower.link" in line]
+        return [pid for line, pid in children(process_of(fed / "server/state")).items() if "flower.link " in line]
 
     def signal_superlink(number):
         wait_for(superlinks)  # one that was killed is being started again

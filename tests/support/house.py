@@ -200,7 +200,6 @@ FOREIGN = {
     "_keras_mask _functional trainable_variables looking_back",
     "TensorFlow, PyTorch": "shape dtype",
     "NumPy": "files",
-    "Flower": "_runtime_client _retry_invoker",
 }
 ADAPTING = {
     "core/beside.py": "modules beside a user's file",

@@ -4,6 +4,7 @@ A release that keeps it can be used; where one does not, what fails here is to b
 """
 
 import ast
+import hashlib
 import importlib
 import inspect
 import logging
@@ -13,15 +14,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from flwr.app import Array, Message, RecordDict
+from flwr.proto import node_pb2, runtime_pb2
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.superlink.grid.http_grid import HttpGrid
 
 import umbel
 from superlinks import NodeKey, called
 from umbel.runtimes.flower import compat
 from umbel.runtimes.flower.link import quota
+from umbel.runtimes.flower.local import app_config, pyproject
 
 ROOT = Path(umbel.__file__).parent
+SERVERS = ("compat.py", "calls.py", "private_exchange.py", "secured.py", "server.py")
+# Values of ours, and fields of messages on their way, which are made to be written.
+OWN = ("self.", "refusals.", "request.heartbeat_interval", "proto.metadata.message_id", "held[0].times")
 PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation", "flwr.serverapp.strategy"}
 
 
@@ -78,7 +84,7 @@ def test_another_release_is_taken_with_a_warning(caplog):
 CALLS = {
     "AccountInfo": (0, "flwr_aid account_name"),
     "ArrayChunk": (1, ""),
-    "ControlHttpClient.from_server_address": (1, "insecure root_certificates interceptors"),
+    "ControlHttpClient": (1, "interceptors verify"),
     "Fab": (3, ""),
     "HeartbeatSender": (1, ""),
     "HeartbeatSender.start": (1, ""),
@@ -86,6 +92,12 @@ CALLS = {
     "ObjectPushError": (3, ""),
     "ProtobufClient": (1, "interceptors verify timeout retry_invoker"),
     "ProtobufRequestContext": (3, ""),
+    "RetryInvoker": (
+        0,
+        "wait_gen_factory recoverable_exceptions max_tries max_time on_success on_backoff on_giveup should_giveup "
+        "wait_function",
+    ),
+    "RuntimeHttpClient": (1, "interceptors verify retry_invoker"),
     "RuntimeHttpClient.from_server_address": (1, "insecure root_certificates interceptors"),
     "RuntimeTokenHttpInterceptor": (1, ""),
     "RuntimeVersionHttpInterceptor": (0, "component_name"),
@@ -95,17 +107,22 @@ CALLS = {
     "context_from_proto": (1, ""),
     "fab_to_proto": (1, ""),
     "get_all_nested_objects": (1, ""),
+    "get_fused_config_from_fab": (2, ""),
     "get_object_body": (2, ""),
     "get_object_head_values_from_object_content": (1, ""),
     "get_object_tree": (1, ""),
     "iterate_object_tree": (1, ""),
     "make_confirm_message_received_fn_protobuf": (3, ""),
     "make_pull_object_fn_protobuf": (3, ""),
+    "make_message": (2, ""),
+    "make_simple_http_retry_invoker": (0, ""),
+    "make_task_heartbeat_fn_http": (1, ""),
     "message_from_proto": (1, ""),
     "message_to_proto": (1, ""),
     "no_object_id_recompute": (0, ""),
     "now": (0, ""),
     "remove_content_from_message": (1, ""),
+    "run_from_proto": (1, ""),
     "start_parent_process_monitor": (1, ""),
     "verify_signature": (3, ""),
 }
@@ -129,6 +146,7 @@ MESSAGES = {
     "ActivateNodeResponse": "node_id=1",
     "ConfirmMessageReceivedRequest": "node=1 run_id=2 message_object_id=3",
     "DeactivateNodeRequest": "node_id=1",
+    "GetNodesRequest": "",
     "ListNodesRequest": "",
     "ListRunsRequest": "run_id=1",
     "Node": "node_id=1",
@@ -180,6 +198,8 @@ def test_words_of_the_wire():
     )
     assert (compat.HEAD_VALUE_DIVIDER, compat.HEAD_BODY_DIVIDER, compat.CHUNK_BYTES) == (" ", b"\0", 5 << 20)
     assert (compat.SYSTEM_TIME_TOLERANCE, compat.TIMESTAMP_TOLERANCE) == (5, 300)
+    assert (compat.SubStatus.COMPLETED, compat.SubStatus.FAILED, compat.SUPERLINK_NODE_ID) == ("completed", "failed", 1)
+    assert compat.TaskType.SERVER_APP == "flwr-serverapp"
     assert (compat.NOOP_ACCOUNT_NAME, compat.NOOP_FLWR_AID) == ("none", "<id:none>")
     assert (compat.Status.RUNNING, compat.Status.FINISHED, compat.TaskType.CLIENT_APP) == (
         "running",
@@ -264,20 +284,70 @@ def test_clients_have_what_is_exchanged_in_them():
         client.close()
     for name in ["StartRun", "StopRun", "ListRuns", "StreamRunEvents", "ListNodes", "RegisterNode", "UnregisterNode"]:
         inspect.signature(vars(compat.ControlHttpClient)[name]).bind(None, None)
-    names = "AcquireTask PullTaskInput PullMessages PushMessages PushObject PullObject ConfirmMessageReceived"
+    names = "AcquireTask GetNodes PullTaskInput PullMessages PushMessages PushObject PullObject ConfirmMessageReceived"
     for name in (*names.split(), "PushTaskEvents", "PushTaskOutput", "SendTaskHeartbeat"):
         inspect.signature(vars(compat.RuntimeHttpClient)[name]).bind(None, None)
 
 
-def test_a_grid_has_the_client_that_mail_goes_through():
-    grid = HttpGrid("127.0.0.1:9", insecure=True, token="a")
-    try:
-        assert isinstance(grid._runtime_client, compat.RuntimeHttpClient)
-        assert isinstance(grid._retry_invoker, compat.RetryInvoker)
-        assert {"should_giveup", "wait_function", "on_backoff"} <= set(vars(grid._retry_invoker))
-        assert grid.node.node_id == 1
-    finally:
-        grid.close()
+def test_what_makes_calls_wait_can_be_taken_apart():
+    """Ours is made of Flower's, with another patience."""
+    invoker = compat.make_simple_http_retry_invoker()
+    parts = "wait_gen_factory recoverable_exceptions max_tries max_time on_success on_backoff on_giveup"
+    assert {*parts.split(), "should_giveup", "wait_function"} <= set(vars(invoker))
+    assert (invoker.max_tries, invoker.max_time) == (None, None)
+
+
+def test_a_run_is_played_as_it_was_submitted():
+    """What Flower's own process does of it: the input of its task, and the configuration in the run's archive."""
+    names = {field.name for field in runtime_pb2.PullTaskInputResponse.DESCRIPTOR.fields}
+    assert {"context", "run", "fab", "task_id"} <= names
+    content, _ = compat.build_fab_from_files({"pyproject.toml": pyproject(app_config("digits", [], 3, None)).encode()})
+    task = runtime_pb2.PullTaskInputResponse(
+        fab=compat.fab_to_proto(compat.Fab(hashlib.sha256(content).hexdigest(), content, {})),
+    )
+    config = compat.run_config_of(task)
+    assert (config["experiment"], config["clients"], config["timeout_seconds"]) == ("digits", 3, 600.0)
+    assert {field.name for field in node_pb2.NodeInfo.DESCRIPTOR.fields} >= {"node_id", "name", "last_activated_at"}
+
+
+def test_messages_ask_a_class_whose_they_are():
+    """What `play_as` patches; once Message() takes it for a parameter, the patch can go."""
+    assert "run_id" not in inspect.signature(Message).parameters
+    compat.play_as(2, 3, 1)
+    made = Message(RecordDict(), 7, "train", ttl=60.0).metadata
+    assert (made.run_id, made.src_node_id) == (3, 1)
+
+
+def test_pieces_of_an_array_are_hashed_at_every_look_and_are_where_ours_are_put():
+    """What `Chunk` and `raw_array` stand in for; once Flower remembers a hash and takes memory as it is, they go."""
+    content = bytes(range(8))
+    chunk = compat.ArrayChunk(memoryview(content))
+    assert chunk.is_dirty
+    assert chunk.deflate().endswith(content)
+    array = Array("uint8", (8,), "numpy.ndarray", content)
+    assert [piece.deflate() for _, piece in array.slice_array()] == [chunk.deflate()]
+    assert list(array.__dict__)[-1] == "_chunks"
+    assert "chunks" not in inspect.signature(Array).parameters
+
+
+def assigned(path):
+    """Yield the text of each attribute that a file assigns to."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield ast.unparse(node)
+
+
+def test_nothing_else_of_flower_is_assigned_to():
+    """In the server's files: what is assigned to an attribute there belongs to the object itself."""
+    folder = ROOT / "runtimes/flower"
+    files = [*(folder / "link").glob("*.py"), *map(folder.joinpath, SERVERS)]
+    found = {f"{path.name}: {text}" for path in files for text in assigned(path) if not text.startswith(OWN)}
+    assert found == {
+        "compat.py: TaskIdentity.task_id",
+        "compat.py: TaskIdentity.run_id",
+        "compat.py: TaskIdentity.node_id",
+        "compat.py: tasks.HEARTBEAT_DEFAULT_INTERVAL",
+    }
 
 
 def test_an_authenticator_has_the_methods_that_flower_asks():
@@ -302,7 +372,5 @@ def test_what_is_patched_is_there():
     assert inspect.ismodule(loop.time)
     assert len(inspect.signature(connection.make_push_object_fn_protobuf).parameters) == 4
     assert not inspect.signature(connection.make_simple_http_retry_invoker).parameters
-    assert not inspect.signature(compat.superexec_module().make_simple_http_retry_invoker).parameters
-    for entry in (compat.superexec_command(), compat.supernode_command()):
-        assert not inspect.signature(entry).parameters
+    assert not inspect.signature(compat.supernode_command()).parameters
     assert {"ActivateNode", "DeactivateNode"} <= set(vars(compat.node_client()))

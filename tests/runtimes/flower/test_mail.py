@@ -1,6 +1,7 @@
 """Replies read object by object, from a SuperLink that is a dictionary: bit for bit, and never more than agreed."""
 
 import itertools
+import threading
 import time
 from types import SimpleNamespace
 
@@ -60,7 +61,7 @@ def link():
 
 
 def mail_of(link):
-    return SuperLinkMail(SimpleNamespace(_runtime_client=link, node=Node(node_id=1), run=SimpleNamespace(run_id=1)))
+    return SuperLinkMail(SimpleNamespace(client=link, node=Node(node_id=1), run=1, outages=threading.Event()))
 
 
 def update(delta):

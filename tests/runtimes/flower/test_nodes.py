@@ -8,14 +8,13 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from umbel import ConfigError, RunStopped
 from umbel.runtimes.flower import wire
+from umbel.runtimes.flower.link.grid import LinkGrid
 from umbel.runtimes.flower.nodes import Nodes
 from umbel.runtimes.flower.private_exchange import Envelope
 
 
-class Link:
+class Link(LinkGrid):
     """A SuperLink, as far as Nodes sees it: who is online since when, and what they answer when asked."""
-
-    _runtime_client = True
 
     def __init__(self, clients):
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1

@@ -1,5 +1,6 @@
 """What a message consists of: Flower's own objects, under its ids, and in no more memory than a model takes."""
 
+import threading
 import tracemalloc
 from types import SimpleNamespace
 
@@ -87,7 +88,7 @@ def peak_of(call):
 def test_a_model_is_sent_in_a_fraction_of_its_own_memory():
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     link, node = Link(), Node(node_id=1)
-    mail = SuperLinkMail(SimpleNamespace(_runtime_client=link, node=node, run=SimpleNamespace(run_id=1)))
+    mail = SuperLinkMail(SimpleNamespace(client=link, node=node, run=1, outages=threading.Event()))
     message = Message(content(), 7, "train", ttl=60)
     _, peak = peak_of(lambda: mail.push([message]))
     assert sum(link.sizes) > MODEL

@@ -26,6 +26,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 
 from superlinks import NodeKey, called
 from umbel import UmbelError
+from umbel.runtimes.flower.calls import RETRY_SECONDS, make_patient
 from umbel.runtimes.flower.compat import (
     ACTIVATE_PATH,
     HEARTBEAT_PATH,
@@ -37,7 +38,6 @@ from umbel.runtimes.flower.compat import (
 from umbel.runtimes.flower.link import patience
 from umbel.runtimes.flower.link.patience import PATIENCE_SECONDS, RESTART_SECONDS
 from umbel.runtimes.flower.link.superlink import layered
-from umbel.runtimes.flower.private import RETRY_SECONDS, make_patient
 from umbel.runtimes.flower.private_patience import Retried, upload_on
 from umbel.runtimes.flower.private_return import Returning
 from umbel.runtimes.flower.secured import Operator, RunInfo
@@ -274,7 +274,7 @@ def test_calls_wait_for_a_server_that_is_away(away):
         return "done"
 
     invoker = make_simple_http_retry_invoker()
-    invoker.wait_function = clock.sleep
+    invoker.wait_function = clock.sleep  # what it waits with, and so what ours does
     assert make_patient(invoker).invoke(call) == "done"
     assert clock.now <= back + RETRY_SECONDS
 
