@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.backend import require_tensorflow
-from ..core.errors import UmbelError
+from ..core.errors import ConfigError, UmbelError
 from ..core.quiet import without_native_logs
 from .console import print_table, to_json
 from .options import StoreOption
@@ -36,6 +36,10 @@ def audit(
     experiment: Annotated[
         str | None, typer.Argument(help="The run's .py file, if its experiment is not one of Umbel's own.")
     ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--experiment", metavar="FILE.py", help="The same, as an option."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Setting that the run was started with; may be repeated."),
@@ -59,7 +63,9 @@ def audit(
     """
     from ..server.store import Store
 
-    request = Request(reference=experiment, settings=settings or [], store=store, resume=run)
+    if experiment is not None and file is not None:
+        raise ConfigError(f"the experiment is named twice, {experiment!r} and --experiment {file!r}; name it once")
+    request = Request(reference=experiment or file, settings=settings or [], store=store, resume=run)
     with Store.open(store, create=False) as opened:
         stored = opened.load_run(run)
     with without_native_logs():

@@ -103,9 +103,9 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
-    def on_wait(self, behind: str) -> None:
-        """Say who is played first."""
-        self._progress.console.print(f"waiting {behind}", markup=False, highlight=False)
+    def on_notice(self, text: str) -> None:
+        """Print what there is to know."""
+        self._progress.console.print(text, markup=False, highlight=False)
 
     def on_start(
         self, experiment: Experiment, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, UmbelError
 from ..privacy.keys.kit import KitFile
 from .console import print_table, to_json
 
@@ -187,6 +186,34 @@ def token(folder: FolderArgument) -> None:
 
 
 @deploy.command()
+def remove(folder: FolderArgument, name: Annotated[str, typer.Argument(metavar="CLIENT", show_default=False)]) -> None:
+    """Take a client that left for good out of the federation. The others' kits stay as they are, and so do numbers.
+
+    Prints the files that changed: copy the server's to its kit elsewhere, and restart it there. A server that answers
+    lets the client go at once; what the store holds of it is erased.
+    """
+    from ..deploy.membership import let_go
+    from ..deploy.membership import remove as take_out
+
+    print("\n".join(map(str, take_out(folder, name))))
+    print("\n".join(let_go(folder, name)))
+
+
+@deploy.command()
+def add(folder: FolderArgument, name: Annotated[str, typer.Argument(metavar="CLIENT", show_default=False)]) -> None:
+    """Make a kit for one more client. The others' kits stay as they are; runs that began go on without it.
+
+    Prints the new kit, and the files that changed: copy the server's to its kit elsewhere, and restart it there. A
+    server that answers lets the client in at once.
+    """
+    from ..deploy.membership import add as take_in
+    from ..deploy.membership import let_in
+
+    print("\n".join(map(str, take_in(folder, name))))
+    print(let_in(folder, name))
+
+
+@deploy.command()
 def keys(folder: FolderArgument, experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT")]) -> None:
     """Give the kits in DIR what the experiment's aggregation needs besides: for homomorphic encryption, its keys.
 
@@ -216,6 +243,7 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
     found = federation.status(folder)
     if as_json:
         print(to_json(found))
+        _require_server(found)
         return
     answers = "answers" if found["server"]["connected"] else "does not answer"
     print(f"server {found['server']['address']} {answers}")
@@ -230,6 +258,15 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
         print(f"{one['file']} {one['sha256'][:8]} expires in {one['days']:.0f} days{warning}")
     if found["authority"]["next"]:
         print(f"the authority is being replaced; next, {found['authority']['next']} {folder}")
+    _require_server(found)
+
+
+def _require_server(status: dict[str, Any]) -> None:
+    """Raise UmbelError where the server does not answer: a script sees it by the status."""
+    if not status["server"]["connected"]:
+        raise UmbelError(
+            f"the server at {status['server']['address']} does not answer; start it: umbel server start KIT"
+        )
 
 
 def _trust(client: dict[str, Any]) -> str:
@@ -253,14 +290,14 @@ def start_server(
 ) -> None:
     """Run the server in the foreground, for a service manager. SIGTERM ends it within 30 seconds, with status 0."""
     from ..deploy.kits import ServerKit
-    from ..deploy.parties import run_server
+    from ..deploy.parties import run_server, superlink_check
     from ..deploy.supervisor import stop_on_signals
     from ..server.monitoring.watching import monitored_party
 
-    certificates = {"server": kit / KitFile.CERTIFICATE, "ca": kit / KitFile.AUTHORITY}
-    store = ServerKit.load(kit).store
-    with stop_on_signals() as stop_event, monitored_party(monitor, certificates, store):
-        run_server(kit, stop_event, _say, partial(_note, store))
+    certificates, loaded = {"server": kit / KitFile.CERTIFICATE, "ca": kit / KitFile.AUTHORITY}, ServerKit.load(kit)
+    alive = {"superlink": superlink_check(loaded)}
+    with stop_on_signals() as stop_event, monitored_party(monitor, certificates, loaded.store, alive):
+        run_server(kit, stop_event, _say)
 
 
 @client.command("start")
@@ -326,16 +363,6 @@ def digest(experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", show_
     from ..core.loading import load_experiment
 
     print(load_experiment(experiment).digest)
-
-
-def _note(store: str, changes: Sequence[tuple[str, str]]) -> None:
-    """Put on record, in a store's audit log, what was done to whom."""
-    from ..server.store import Store
-    from ..server.store.audit import whoever
-
-    with Store.open(store) as opened:
-        for action, subject in changes:
-            opened.audit.append(whoever(), action, subject)
 
 
 def _say(text: Any) -> None:

@@ -20,7 +20,7 @@ from ..core.quiet import without_native_logs
 from ..core.runtime import Runtime
 from ..core.types import Failure, RoundRecord
 from ..core.validation import require
-from ..deploy.federated import follow, player
+from ..deploy.federated import follow, opened_here, player, size_of
 from ..server import History, run
 from ..server.events import Events, history_of, watched
 from ..server.vault import VAULT_VARIABLE
@@ -115,8 +115,6 @@ def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
 
     Errors: those of `umbel.run`; RunStopped says how to resume, as does Paused, for Ctrl-C, SIGTERM and closed output.
     """
-    from ..server.store import Store
-
     request = at_federation(request)
     with contextlib.ExitStack() as stack:
         stack.enter_context(named_store_key(request.store_key))
@@ -129,10 +127,11 @@ def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
                 if request.federation is None:  # whose data are its clients', and its server's
                     experiment.population.sizes()
                     experiment.resolved.test_examples()
-                store = stack.enter_context(Store.open(request.store))
+                store = stack.enter_context(opened_for(request))
             else:
-                store = stack.enter_context(Store.open(request.store, create=False))
-                reference, overrides = resumed(request, store.load_run(request.resume))
+                store = stack.enter_context(opened_for(request))
+                stored = None if store is None else store.load_run(request.resume)
+                reference, overrides = resumed(request, stored)
                 experiment = load_experiment(reference, overrides)
         if request.clients is not None:
             experiment = override(experiment, fit_to(experiment, request.clients))
@@ -141,18 +140,36 @@ def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
             play = federate if request.runtime == "flower" else simulate
             history, compiled = play(request, reference, overrides, experiment, store, [kept, *watchers])
         more = f"rounds={2 * len(history.rounds)}"
-        commands = {
-            "go on": request.again(str(history.run), "--set", more),
-            "list": shlex.join(["umbel", "runs", *replace(request, federation=None).store_words]),
-        }
+        commands = {"go on": request.again(str(history.run), "--set", more)}
+        if history.elsewhere is None:
+            commands["list"] = shlex.join(["umbel", "runs", *replace(request, federation=None).store_words])
         return Ended(experiment, history, compiled, commands)
 
 
-def resumed(request: Request, stored: StoredRun) -> tuple[str, list[str]]:
+def opened_for(request: Request) -> contextlib.AbstractContextManager[Store | None]:
+    """Open the store of a request, which a resumed run does not make; None where it is a server's on another host."""
+    from ..server.store import Store
+
+    if request.federation is None:
+        return Store.open(request.store, create=request.resume is None)
+    from ..deploy.kits import OperatorKit
+
+    return opened_here(OperatorKit.find(Path(request.federation)))
+
+
+def resumed(request: Request, stored: StoredRun | None) -> tuple[str, list[str]]:
     """Return a stored run's reference and overrides: its number of rounds, and one of Umbel's own its settings.
 
-    A file may have been edited since, so its settings are its own: resuming compares them with the run's.
+    stored: None where the store is not reached from here: then all has to be typed again. A file may have been edited
+    since, so its settings are its own: resuming compares them with the run's.
     """
+    if stored is None:
+        if request.reference is None:
+            raise ConfigError(
+                f"the server's store is not reached from here; name the experiment of run {request.resume}, with its "
+                f"settings: umbel run NAME --resume {request.resume} …"
+            )
+        return request.reference, request.overrides
     reference = request.reference or stored.name
     is_own = reference in experiment_names()
     if request.reference is None and not is_own:
@@ -169,7 +186,7 @@ def simulate(
     reference: str,
     overrides: Sequence[str],
     experiment: Experiment,
-    store: Store,
+    store: Store | None,
     watchers: Sequence[Watcher],
 ) -> tuple[History, str | None]:
     """Play the run's rounds in this process: clients train here, or on a cluster."""
@@ -206,27 +223,28 @@ def federate(
     reference: str,
     overrides: Sequence[str],
     experiment: Experiment,
-    store: Store,
+    store: Store | None,
     watchers: Sequence[Watcher],
 ) -> tuple[History, str | None]:
     """Play the run over Flower, on this machine or a federation; the history is read back from the store."""
-    play, clients = played_by(request, experiment, store)
-    fitted = override(experiment, fit_to(experiment, clients))
+    play, clients, members = played_by(request, experiment, store)
+    fitted = override(experiment, fit_to(experiment, clients, members))
     events = follow(play(reference, overrides, resume=request.resume), fitted, store)
     return history_of(watched(events, watchers)), None
 
 
-def played_by(request: Request, experiment: Experiment, store: Store) -> tuple[Callable[..., Events], int]:
-    """Return what plays a run over Flower, on this machine or a federation, and how many clients it has."""
+def played_by(request: Request, experiment: Experiment, store: Store | None) -> tuple[Callable[..., Events], int, int]:
+    """Return what plays a run over Flower, on this machine or a federation, and among how many clients, still there."""
     if request.federation is None:
         from ..runtimes.flower.local import play_local
 
         clients = request.clients or default_clients(experiment, store, request.resume)
-        return partial(play_local, clients=clients, store=request.store), clients
+        return partial(play_local, clients=clients, store=request.store), clients, clients
     from ..deploy.kits import OperatorKit
 
     kit = OperatorKit.find(Path(request.federation))
-    return player(kit), len(kit.clients)
+    clients, members = size_of(kit, store, request.resume)
+    return player(kit, clients, members), clients, members
 
 
 def at_federation(request: Request) -> Request:
@@ -247,9 +265,9 @@ def at_federation(request: Request) -> Request:
     return replace(request, store=store)
 
 
-def default_clients(experiment: Experiment, store: Store, resume: str | None) -> int:
+def default_clients(experiment: Experiment, store: Store | None, resume: str | None) -> int:
     """Return how many clients a run over Flower has: those it began with, or a few."""
-    if resume is None:
+    if resume is None or store is None:
         return FLOWER_CLIENTS
     stored = store.load_run(resume).description.get("population.clients", "")
     return int(stored) if stored.isdecimal() else len(experiment.population)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -125,6 +126,15 @@ def experiment_names() -> list[str]:
     return sorted(
         name for _, name, is_package in pkgutil.iter_modules(folder) if not is_package and not name.startswith("_")
     )
+
+
+def source_digest(reference: str) -> str:
+    """Return the SHA-256 of the file that a reference names, as in "mine.py" or "mine.py:NAME"; "" where it is none."""
+    path, suffix, _ = reference.rpartition(".py")
+    try:
+        return hashlib.sha256(Path(f"{path}.py").expanduser().read_bytes()).hexdigest() if suffix else ""
+    except OSError:
+        return ""
 
 
 def _module(reference: str) -> ModuleType:

@@ -39,10 +39,11 @@ def override(value: T, assignments: Sequence[str]) -> T:
     return value
 
 
-def fit_to(experiment: Experiment, clients: int) -> list[str]:
+def fit_to(experiment: Experiment, clients: int, members: int | None = None) -> list[str]:
     """Return overrides under which experiment has `clients` clients, and samples no more of them than there are.
 
-    Errors: ConfigError for a population of another number of clients that cannot be divided anew.
+    members: number of clients that are still there, where others left for good; None: all. Errors: ConfigError for a
+    population of another number of clients that cannot be divided anew.
     """
     found = []
     if len(experiment.population) != clients:
@@ -55,8 +56,9 @@ def fit_to(experiment: Experiment, clients: int) -> list[str]:
                 f"{len(experiment.population)}"
             ) from error
     size = experiment.resolved.sampler.cohort_size
-    if experiment.sampler is not None and size is not None and size > clients:
-        found.append(f"sampler.size={clients}")
+    most = clients if members is None else members
+    if experiment.sampler is not None and size is not None and size > most:
+        found.append(f"sampler.size={most}")
     return found
 
 

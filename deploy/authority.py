@@ -35,7 +35,8 @@ from .certificates import (
     private_pem,
     shake_hands,
 )
-from .kits import OperatorKit, ServerKit, require_private, write
+from .kit_files import require_private, write
+from .kits import OperatorKit, ServerKit
 
 Stage = Literal["steady", "trusted", "switched"]
 NEXT = {

@@ -162,7 +162,7 @@ def check_dates(path: Path, remedy: str) -> None:
         raise ConfigError(f"certificate {path} is not valid before {begins:%Y-%m-%d %H:%M} UTC; set this host's clock")
 
 
-def probe(host: str, port: int, authority: Path) -> None:
+def probe(host: str, port: int, authority: Path, seconds: float = PROBE_SECONDS) -> None:
     """Shake hands with a server as a client does, and hang up.
 
     Errors: ConfigError that says what is wrong with its certificate, or that it speaks no TLS; OSError for a server
@@ -172,15 +172,15 @@ def probe(host: str, port: int, authority: Path) -> None:
         context = ssl.create_default_context(cafile=str(authority))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{authority} does not hold the federation's certificate: {error}") from error
-    shake_hands(host, port, context)
+    shake_hands(host, port, context, seconds)
 
 
-def shake_hands(host: str, port: int, context: ssl.SSLContext) -> None:
+def shake_hands(host: str, port: int, context: ssl.SSLContext, seconds: float = PROBE_SECONDS) -> None:
     """Shake hands with a server whose certificate has to please the context. Errors: those of `probe`."""
     where = f"the server at {host}:{port}"
     try:
         with (
-            socket.create_connection((host, port), PROBE_SECONDS) as plain,
+            socket.create_connection((host, port), seconds) as plain,
             context.wrap_socket(plain, server_hostname=host),
         ):
             return

@@ -14,18 +14,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.beside import file_of
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, UmbelError
 from ..core.experiment import Experiment
 from ..core.loading import PACKAGE, experiment_names, load_experiment, load_experiments
 from ..core.overrides import fit_to, override, settings_of
 from ..core.protocols import Watcher
-from ..server.events import Events, Finished, Started
+from ..core.spec import ModelSpec
+from ..core.types import NOTHING, RoundRecord
+from ..server.events import Events, Finished, Notice, RoundDone, Started
 from ..server.history import History
 from ..server.progress import Progress
 
 if TYPE_CHECKING:  # SQLAlchemy and Flower are imported when a run begins
     from ..server.store import Store
     from .kits import OperatorKit
+
+ELSEWHERE = (
+    "this run is kept in the store of the federation's server, which is not reached from here: its rounds are shown as "
+    "they come, and its model, umbel runs and compare are to be had on the server's host only; or set store in "
+    "operator.toml and in server.toml to a database that both reach"
+)
 
 
 @dataclass(frozen=True)
@@ -55,41 +63,108 @@ class Flower:
         Errors: those of `umbel.run`; ConfigError for an experiment that other processes cannot find, and for a store:
         a federation has its own.
         """
-        from ..server.store import Store
         from .kits import OperatorKit
 
         kit = OperatorKit.find(Path(self.kit).expanduser())
         if store is not None:
             raise ConfigError("a federation keeps its runs in its server's store; drop store=")
         reference, settings = locate(experiment, self.reference, kit.folder / "experiments")
-        fitted = override(experiment, fit_to(experiment, len(kit.clients)))
-        with Store.open(kit.store, create=resume is None) as opened:
-            yield from follow(player(kit)(reference, settings, resume=resume), fitted, opened)
+        with opened_here(kit) as opened:
+            clients, members = size_of(kit, opened, resume)
+            fitted = override(experiment, fit_to(experiment, clients, members))
+            yield from follow(player(kit, clients, members)(reference, settings, resume=resume), fitted, opened)
 
 
-def player(kit: OperatorKit) -> Callable[..., Events]:
-    """Make what plays a run on a kit's federation."""
+@contextlib.contextmanager
+def opened_here(kit: OperatorKit) -> Iterator[Store | None]:
+    """Open the server's store; None where its file is not on this host, which then has only what the server says.
+
+    Errors: StoreError for one that is here, or is a database that both reach, and cannot be opened.
+    """
+    from ..server.store import Store
+    from ..server.store.address import parse
+
+    path = parse(kit.store).path
+    if path is not None and not path.exists():
+        yield None
+        return
+    with Store.open(kit.store, create=False) as store:
+        yield store
+
+
+def size_of(kit: OperatorKit, store: Store | None, resume: str | None) -> tuple[int, int]:
+    """Return among how many clients a run is divided, and how many of them are still there.
+
+    A resumed run stays as it began, whoever joined or left since.
+    """
+    if resume is None or store is None:
+        return len(kit.clients), len(kit.members)
+    stored = store.load_run(resume).description.get("population.clients", "")
+    clients = int(stored) if stored.isdecimal() else len(kit.clients)
+    return clients, clients
+
+
+def player(kit: OperatorKit, clients: int, members: int) -> Callable[..., Events]:
+    """Make what plays a run on a kit's federation. clients, members: see `size_of`."""
     from ..runtimes.flower.remote import RemoteFederation, play_remote
 
-    federation = RemoteFederation(kit.address, kit.authority, kit.token, len(kit.clients))
+    federation = RemoteFederation(kit.address, kit.authority, kit.token, clients, members, kit.quorum)
     return partial(play_remote, federation, timeout_seconds=float(kit.timeout_seconds))
 
 
-def follow(events: Events, fitted: Experiment, store: Store) -> Events:
+def follow(events: Events, fitted: Experiment, store: Store | None) -> Events:
     """Yield the events of a run that another process plays, with what that left out.
 
-    The history is read from the other's store.
+    The history is read from the other's store. Where that is not reached from here, which the first event after the
+    run's beginning says, it holds the rounds as they were told, and no params.
 
     fitted: the experiment, as it is for as many clients as there are.
     """
-    with contextlib.closing(events):
+    records: list[RoundRecord] = []
+    is_here = False
+    with contextlib.closing(events), _settled(store):
         for event in events:
             match event:
-                case Started():
+                case Started(_, _, run, done):
                     event = replace(event, experiment=fitted)
-                case Finished():
+                    is_here, records = store is not None and store.has(str(run)), list(done)
+                    if not is_here:
+                        yield Notice(ELSEWHERE)
+                case RoundDone(record, _, _):
+                    records.append(record)
+                case Finished() if is_here and store is not None:
                     event = replace(event, history=read_history(store, event.final, fitted))
+                case Finished():
+                    event = replace(event, history=_told(event.final, records, fitted))
             yield event
+
+
+@contextlib.contextmanager
+def _settled(store: Store | None) -> Iterator[None]:
+    """Let a run whose process was lost not stand in the store as if it were played."""
+    try:
+        yield
+    except UmbelError:
+        if store is not None:
+            store.settle()
+        raise
+
+
+def _told(final: Mapping[str, Any], records: Sequence[RoundRecord], experiment: Experiment) -> History:
+    """Return the history of a run as its server told it, without the model, which is in the server's store."""
+    run, version = final["run"], final["model_version"]
+    privacy = final.get("privacy", {})
+    return History(
+        experiment.name,
+        tuple(records),
+        NOTHING,
+        ModelSpec(()),
+        run,
+        version,
+        privacy=privacy,
+        elsewhere=final,
+        played=experiment,
+    )
 
 
 def read_history(store: Store, final: Mapping[str, Any], experiment: Experiment) -> History:

@@ -18,6 +18,7 @@ from ..runtimes.flower.secured import Node, Operator
 from . import certificates
 from .authority import NEXT, stage_of
 from .kits import OperatorKit, ServerKit
+from .parties import require_free
 from .supervisor import process_of
 
 UP_SECONDS = 180.0  # time for every client to be connected
@@ -52,7 +53,7 @@ def parties(folder: Path) -> list[Party]:
         raise ConfigError(f"{folder} is no folder of kits; make one: umbel deploy init {folder}")
     server, operator = ServerKit.load(folder / "server"), OperatorKit.load(folder / "operator")
     found = [Party("server", folder / "server", ("server", "start", str(folder / "server")))]
-    for name in operator.clients:
+    for name in operator.members:
         kit = folder / "clients" / name
         words = ("client", "start", str(kit), "--address", f"127.0.0.1:{server.port}")
         found.append(Party(name, kit, words))
@@ -70,12 +71,14 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
     try:
         for party in found:
             if process_of(party.state) is None:
+                if party.name == "server":  # else its clients would find whoever has the port
+                    require_free(ServerKit.load(party.kit).port)
                 before |= {one for one in _online(operator) if one[0] == party.name}
                 started.append((party, _start(party)))
                 say(f"{party.name}: started, log in {party.log}")
             if party.name == "server":
                 _wait(lambda: nodes(operator) is not None, started)
-        _wait(lambda: {name for name, _ in _online(operator) - before} >= set(operator.clients), started)
+        _wait(lambda: {name for name, _ in _online(operator) - before} >= set(operator.members), started)
     except BaseException:
         stop(folder, only=[party.name for party, _ in started])
         raise
@@ -111,7 +114,7 @@ def status(folder: Path) -> dict[str, Any]:
     by_name, trusts = {node.name: node for node in found or []}, {} if found is None else trusts_of(operator)
     stage = stage_of(operator.folder)
     clients = []
-    for name in operator.clients:
+    for name in operator.members:
         node = by_name.get(name)
         state = "unknown" if found is None else "unregistered" if node is None else node.status
         process = process_of(folder / "clients" / name / "state") if is_whole else None

@@ -13,7 +13,6 @@ of the operator's token.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -22,13 +21,12 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ..clients.policy import Policy
 from ..core.errors import ConfigError
-from ..core.validation import require, require_count, suggest
+from ..core.validation import require, require_count
 from ..privacy.keys import KeyFile
 from ..privacy.keys.identities import RECIPIENT, SERVER, Identity
 from ..privacy.keys.kit import KitFile
@@ -41,8 +39,23 @@ from .certificates import (
     host_and_port,
     is_loopback,
     joined,
+    load_all,
     pem,
     private_pem,
+)
+from .kit_files import (
+    absolute_store,
+    check_node_key,
+    check_secret,
+    check_token,
+    public_node_key,
+    read_settings,
+    read_text,
+    require_private,
+    ssh_private,
+    ssh_public,
+    toml,
+    write,
 )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -68,7 +81,7 @@ class ServerKit:
     @staticmethod
     def load(folder: Path) -> ServerKit:
         """Load the kit in a folder. Errors: ConfigError for one that is incomplete, open to others, or expired."""
-        fields = _read(
+        fields = read_settings(
             folder, "server", {"host": str, "public_port": int, "port": int, "store": str, "token_sha256": str}
         )
         require_private(folder, KitFile.CERTIFICATE_KEY, KitFile.IDENTITY, KitFile.RUNTIME_SECRET)
@@ -77,7 +90,12 @@ class ServerKit:
         require(Identity.load(folder).number is None, f"{folder}: identity.jwk is a client's; restore the server's")
         check_dates(folder / KitFile.AUTHORITY, NEW_AUTHORITY)
         require(bool(re.fullmatch("[0-9a-f]{64}", fields["token_sha256"])), f"{folder}: token_sha256 is not a SHA-256")
-        return ServerKit(folder, **{**fields, "store": _absolute_store(fields["store"], folder)})
+        check_secret(folder / KitFile.RUNTIME_SECRET)
+        kit = ServerKit(folder, **{**fields, "store": absolute_store(fields["store"], folder)})
+        for name in kit.node_keys:
+            if Identity.load(folder).client_of(name) is None:
+                raise ConfigError(f"{folder}/clients/{name}.pub is of nobody in the roster; take it out of the folder")
+        return kit
 
     @property
     def address(self) -> str:
@@ -90,7 +108,7 @@ class ServerKit:
 
         Errors: ConfigError for a file that holds none.
         """
-        return {path.stem: _public_node_key(path) for path in sorted((self.folder / "clients").glob("*.pub"))}
+        return {path.stem: public_node_key(path) for path in sorted((self.folder / "clients").glob("*.pub"))}
 
 
 @dataclass(frozen=True)
@@ -109,16 +127,24 @@ class ClientKit:
 
         Errors: ConfigError for one that is incomplete, open to others, or whose roster is not the operator's.
         """
-        fields = _read(folder, "client", {"name": str, "number": int, "clients": int, "server": str})
+        fields = read_settings(folder, "client", {"name": str, "number": int, "clients": int, "server": str})
         require_private(folder, KitFile.NODE_KEY, KitFile.IDENTITY, KitFile.STORAGE, KitFile.RUNTIME_SECRET)
         host_and_port(fields["server"])
         check_dates(folder / KitFile.AUTHORITY, f"copy a new one into the kit; {NEW_AUTHORITY}")
         kit = ClientKit(folder, **fields)
         KeyFile.load(folder / KitFile.STORAGE).check("storage")
+        identity = Identity.load(folder)
         require(
-            Identity.load(folder).number == kit.number,
+            identity.number == kit.number and identity.members[kit.number] == kit.name,
             f"client {kit.name!r} is not in the roster of {folder} under its key; ask the operator for a new kit",
         )
+        require(
+            kit.number < kit.clients,
+            f"{folder / KitFile.CLIENT_SETTINGS}: expected number={kit.number} < clients={kit.clients}",
+        )
+        check_secret(folder / KitFile.RUNTIME_SECRET)
+        check_node_key(folder / KitFile.NODE_KEY)
+        check_policy(folder / KitFile.POLICY)
         return kit
 
     @property
@@ -140,6 +166,13 @@ class OperatorKit:
     store: str  # URL of the server's store, as it is reached from here
     clients: tuple[str, ...]  # names of the clients, by number
     timeout_seconds: int = ROUND_SECONDS  # deadline of a round
+    quorum: int = 1  # fewest clients that have to be connected for a round to begin
+    removed: tuple[str, ...] = ()  # those of `clients` that left for good: their numbers stay theirs
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the clients that are still there, by number."""
+        return tuple(name for name in self.clients if name not in self.removed)
 
     @staticmethod
     def load(folder: Path) -> OperatorKit:
@@ -148,18 +181,27 @@ class OperatorKit:
         Errors: ConfigError for one that is incomplete or open to others, and for an address off loopback: the control
         API is reached from the server's host alone.
         """
-        kinds = {"address": str, "store": str, "clients": list, "timeout_seconds": int}
-        fields = _read(folder, "operator", kinds, timeout_seconds=ROUND_SECONDS)
-        require_count("timeout_seconds", fields["timeout_seconds"])
+        kinds = {"address": str, "store": str, "clients": list, "timeout_seconds": int, "quorum": int, "removed": list}
+        fields = read_settings(folder, "operator", kinds, timeout_seconds=ROUND_SECONDS, quorum=1, removed=[])
+        fields["clients"], fields["removed"] = (tuple(map(str, fields[name])) for name in ("clients", "removed"))
+        for name in ("timeout_seconds", "quorum"):
+            require_count(name, fields[name])
+        members = len(fields["clients"]) - len(fields["removed"])
+        require(
+            fields["quorum"] <= members,
+            f"{folder / KitFile.OPERATOR_SETTINGS}: expected quorum={fields['quorum']} ≤ {members} clients",
+        )
         require_private(folder, KitFile.TOKEN)
+        check_token(folder / KitFile.TOKEN)
+        load_all(folder / KitFile.AUTHORITY)
         host, _ = host_and_port(fields["address"])
         require(
             is_loopback(host),
             f"expected address={fields['address']!r} on loopback: the control API is not published. Run this on the "
             "server's host, or through a tunnel: ssh -N -L 8443:127.0.0.1:8443 HOST",
         )
-        store = _absolute_store(fields["store"], folder)
-        return OperatorKit(folder, **{**fields, "store": store, "clients": tuple(map(str, fields["clients"]))})
+        store = absolute_store(fields["store"], folder)
+        return OperatorKit(folder, **{**fields, "store": store})
 
     @staticmethod
     def find(folder: Path) -> OperatorKit:
@@ -170,12 +212,19 @@ class OperatorKit:
     @property
     def token(self) -> str:
         """Secret that the control API asks for."""
-        return _read_text(self.folder / KitFile.TOKEN)
+        return read_text(self.folder / KitFile.TOKEN)
 
     @property
     def authority(self) -> Path:
         """File of the federation's certificate authority."""
         return self.folder / KitFile.AUTHORITY
+
+
+def check_policy(path: Path) -> None:
+    """Check that a policy reads, and says something: an empty file would agree to everything. Errors: ConfigError."""
+    Policy.read(path)
+    if not tomllib.loads(path.read_text("utf-8")):
+        raise ConfigError(f"{path} has no setting, which agrees to everything; restore the kit, or say so in it")
 
 
 def make(
@@ -193,7 +242,7 @@ def make(
     Errors: ConfigError for a folder that is not empty, and for names or hosts that are odd or given twice. Nothing is
     left behind then.
     """
-    _check_names(clients)
+    check_names(clients)
     public_port = public_port or (port if is_loopback(host) else PUBLIC_PORT)
     require(0 < port < 65536, f"expected port={port} from 1 to 65535")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -209,27 +258,30 @@ def make(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def require_private(folder: Path, *names: str) -> None:
-    """Check that secret files are there, and their owner's alone.
+def make_client(
+    folder: Path, clients: Sequence[str], number: int, identity: KeyFile, node_key: ec.EllipticCurvePrivateKey
+) -> Path:
+    """Write the kit of one more client into a folder of kits; return it.
 
-    Errors: ConfigError for one that is missing, or that others than its owner may read or change.
+    clients: names by number, its own among them. What an interrupted call left is replaced. Errors: ConfigError for a
+    folder that is something else.
     """
-    for name in names:
-        path = folder / name
-        try:
-            mode = path.stat().st_mode & 0o777
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}; restore the kit") from error
-        if mode & 0o077:
-            raise ConfigError(f"{path} is open to others than its owner (mode {mode:04o}); close it: chmod 600 {path}")
-
-
-def write(path: Path, content: bytes | str, mode: int = 0o644) -> None:
-    """Write a new file with this mode from the start."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with open(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)  # whatever the umask
-        file.write(content.encode() if isinstance(content, str) else content)
+    server, kit = ServerKit.load(folder / "server"), folder / "clients" / clients[number]
+    if kit.exists() and (kit / "state" / "lock").exists():
+        raise ConfigError(f"{kit} is the kit of a client that ran; move it away, or give the new one another name")
+    unfinished = folder / f".{kit.name}.{secrets.token_hex(4)}"
+    names = (KitFile.AUTHORITY, KitFile.ROSTER, KitFile.SERVER_ROSTER, KitFile.OPERATOR)
+    shared: dict[str, bytes | str] = {file: (folder / "operator" / file).read_bytes() for file in names}
+    try:
+        maker = _Maker(unfinished, server.host, server.public_port, server.port, tuple(clients), False)
+        maker.client(number, identity, node_key, shared)
+        shutil.rmtree(kit, ignore_errors=True)
+        os.rename(unfinished / "clients" / kit.name, kit)
+    except OSError as error:
+        raise ConfigError(f"{kit} cannot be written: {error.strerror}; mend that, and repeat the command") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return kit
 
 
 @dataclass(frozen=True)
@@ -263,7 +315,7 @@ class _Maker:
         for file, key in own.items():
             key.save(self.folder / "server" / file)
         for number, (identity, node_key) in enumerate(zip(identities, node_keys, strict=True)):
-            self._client(number, identity, node_key, shared)
+            self.client(number, identity, node_key, shared)
         self._operator(authority, operator, token, shared)
 
     def _server(
@@ -292,9 +344,10 @@ class _Maker:
         write(kit / KitFile.PROXY, texts.nginx(self.host, self.public_port, self.port))
         self._ways_to_start(kit, "server")
 
-    def _client(
+    def client(
         self, number: int, identity: KeyFile, node_key: ec.EllipticCurvePrivateKey, shared: Mapping[str, bytes | str]
     ) -> None:
+        """Write a client's kit. shared: the files that all kits have."""
         name = self.clients[number]
         kit = self._kit(f"clients/{name}", shared)
         write(kit / KitFile.NODE_KEY, ssh_private(node_key), 0o600)
@@ -334,12 +387,8 @@ class _Maker:
         write(kit / "compose.yaml", texts.compose(party, self.public_port))
 
 
-def toml(values: Mapping[str, Any]) -> str:
-    """Write a flat TOML table. JSON's strings, numbers and arrays of strings are TOML's."""
-    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
-
-
-def _check_names(clients: Sequence[str]) -> None:
+def check_names(clients: Sequence[str]) -> None:
+    """Raise ConfigError for names of clients that are odd, or given twice."""
     require(0 < len(clients) <= MOST_CLIENTS, f"expected 1 to {MOST_CLIENTS} clients, got {len(clients)}")
     seen: dict[str, str] = {}
     for name in clients:
@@ -348,59 +397,3 @@ def _check_names(clients: Sequence[str]) -> None:
         if name.lower() in seen:  # two folders that some disks would take for one
             raise ConfigError(f"clients {seen[name.lower()]!r} and {name!r} have the same name; each needs its own")
         seen[name.lower()] = name
-
-
-def _read(folder: Path, party: str, fields: Mapping[str, type], **defaults: Any) -> dict[str, Any]:
-    """Read the kit's configuration: these fields, of these types, and no others."""
-    path = folder / KitFile(f"{party}.toml")
-    if not path.is_file():
-        others = [one for one in ("server", "client", "operator") if (folder / f"{one}.toml").is_file()]
-        found = f"that is the kit of {others[0]}" if others else "make kits: umbel deploy init"
-        raise ConfigError(f"{folder} is no kit of a{'n' if party == 'operator' else ''} {party}: {found}")
-    try:
-        found_fields = {**defaults, **tomllib.loads(path.read_text("utf-8"))}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    for name in found_fields:
-        require(name in fields, f"{path}: no setting {name!r}; {suggest(name, fields)}")
-    for name, kind in fields.items():
-        value = found_fields.get(name)
-        require(type(value) is kind, f"{path}: expected {name}={value!r} of type {kind.__name__}")
-    return found_fields
-
-
-def _absolute_store(url: str, folder: Path) -> str:
-    """Return a store's URL; a SQLite file's path, which is relative to the kit, is made absolute."""
-    prefix, file = "sqlite:///", url.removeprefix("sqlite:///")
-    if not url.startswith(prefix) or file.startswith("/"):
-        return url
-    return f"{prefix}{os.path.normpath(folder.resolve() / file)}"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def ssh_private(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Write a node's key as OpenSSH does, not encrypted."""
-    kind, plain = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, kind, plain)
-
-
-def ssh_public(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Write the public half of a node's key as OpenSSH does."""
-    kind = serialization.PublicFormat.OpenSSH
-    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, kind) + b"\n"
-
-
-def _public_node_key(path: Path) -> bytes:
-    """Read a public node key from a file in OpenSSH's format, and return it as the SuperLink keeps it."""
-    try:
-        key = serialization.load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} does not hold a public key in OpenSSH's format: {error}") from error
-    require(isinstance(key, ec.EllipticCurvePublicKey), f"{path} does not hold an elliptic-curve key")
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

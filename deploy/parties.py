@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,28 +21,30 @@ from ..runtimes.flower.processes import NOTHING_OF_OTHERS, environment, free_por
 from ..runtimes.flower.secured import Operator
 from ..runtimes.flower.server import STORE_VARIABLE
 from . import certificates
+from .clocks import BEHIND_SECONDS, WORTH_SAYING_SECONDS, clock_skew, complaint, described
 from .kits import ClientKit, ServerKit
+from .record import Record
 from .supervisor import Say, Supervisor, only_one
 
 START_SECONDS = 90.0  # time for the SuperLink to answer; it takes a second or two, and longer on a busy machine
+CHECK_SECONDS = 3.0  # time for the SuperLink to answer a check of its health
 DATA_VARIABLE = "UMBEL_CLIENT_DATA"
-Note = Callable[[Sequence[tuple[str, str]]], None]  # (action, about whom), for the audit log
 FLOWER = f"{__name__.partition('.')[0]}.runtimes.flower"
 
 
-def run_server(folder: Path, stop: threading.Event, say: Say, note: Note) -> None:
+def run_server(folder: Path, stop: threading.Event, say: Say) -> None:
     """Run the server of a kit until stop is set: the SuperLink, and what runs the rounds.
 
-    note: puts (action, about whom) on record: that the server is up, and was stopped; who may connect, and no longer.
-    The SuperLink listens on loopback: nginx.conf publishes what clients need of it. Nodes whose keys are in the kit's
-    folder clients are registered, others are not, or no longer. Errors: ConfigError for a kit that cannot be used, a
-    port that is taken, and a kit that runs already.
+    The store's audit log has that the server is up, and was stopped; who may connect, and no longer. The SuperLink
+    listens on loopback: nginx.conf publishes what clients need of it. Nodes whose keys are in the kit's folder clients
+    are registered, others are not, or no longer. Errors: ConfigError for a kit that cannot be used, a port that is
+    taken, and a kit that runs already.
     """
     kit = ServerKit.load(folder.resolve())
-    node_keys = kit.node_keys
+    node_keys, record = kit.node_keys, Record(kit)
     state, token = kit.folder / "state", secrets.token_urlsafe(32)
     with only_one(state), Supervisor(say) as supervisor:
-        _require_free(kit.port)
+        require_free(kit.port)
         _warn_of_expiry(kit.folder, (KitFile.CERTIFICATE, KitFile.AUTHORITY), say)
         supervisor.start("superlink", _superlink(kit), _superlink_environment(kit, token), kit.folder / "experiments")
         with Operator(f"127.0.0.1:{kit.port}", kit.folder / KitFile.AUTHORITY, token) as operator:
@@ -49,15 +52,17 @@ def run_server(folder: Path, stop: threading.Event, say: Say, note: Note) -> Non
                 lambda: _answers(operator), stop, START_SECONDS, "the SuperLink does not answer"
             ):
                 return
-            note([*register(operator, node_keys, say), ("deploy.up", kit.address)])
+            record.note([*register(operator, node_keys, say), ("deploy.up", kit.address)])
             operator.end_orphans()
+            for line in [*record.settle(), *record.erase()]:
+                say(line)
         executor = {STORE_VARIABLE: kit.store, TOKENS_VARIABLE: "", KIT_VARIABLE: str(kit.folder)}
         supervisor.start(
             "superexec", _superexec(kit), environment(_flower_home(state), executor), kit.folder / "experiments"
         )
         say(f"the server listens on 127.0.0.1:{kit.port}; {len(node_keys)} clients may connect")
         supervisor.watch(stop)
-    note([("deploy.stopped", kit.address)])
+    record.note([("deploy.stopped", kit.address)])
 
 
 def run_client(folder: Path, data: str | None, address: str | None, stop: threading.Event, say: Say) -> None:
@@ -76,6 +81,10 @@ def run_client(folder: Path, data: str | None, address: str | None, stop: thread
             certificates.probe(host, port, authority)
         except OSError as error:  # not there yet; the SuperNode goes on trying
             say(f"the server at {host}:{port} cannot be reached: {error.strerror or error}; trying again")
+        except ConfigError as error:
+            _explain_by_clock(error, host, port, authority)
+            raise
+        _warn_of_clock(host, port, authority, say)
         _warn_of_expiry(kit.folder, (KitFile.AUTHORITY,), say)
         (runtime,) = free_ports(1)
         own = NOTHING_OF_OTHERS | {POLICY_VARIABLE: str(kit.folder / KitFile.POLICY)}
@@ -92,6 +101,20 @@ def run_client(folder: Path, data: str | None, address: str | None, stop: thread
         supervisor.start("worker", _worker(kit, runtime), environment(home, own), place)
         say(f"client {kit.name} works for {certificates.joined(host, port)}")
         supervisor.watch(stop)
+
+
+def superlink_check(kit: ServerKit) -> Callable[[], None]:
+    """Make the check that the SuperLink of a kit answers; it has time to start. Errors of the check: UmbelError."""
+    began = time.monotonic()
+
+    def check() -> None:
+        try:
+            certificates.probe("127.0.0.1", kit.port, kit.folder / KitFile.AUTHORITY, CHECK_SECONDS)
+        except (OSError, UmbelError) as error:
+            if time.monotonic() - began > START_SECONDS:
+                raise UmbelError(f"the SuperLink does not answer on port {kit.port}: {error}") from error
+
+    return check
 
 
 def register(operator: Operator, node_keys: Mapping[str, bytes], say: Say) -> list[tuple[str, str]]:
@@ -182,7 +205,8 @@ def _answers(operator: Operator) -> bool:
     return True
 
 
-def _require_free(port: int) -> None:
+def require_free(port: int) -> None:
+    """Raise ConfigError for a port of loopback that something listens on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -191,6 +215,20 @@ def _require_free(port: int) -> None:
             raise ConfigError(
                 f"port {port} cannot be used: {error.strerror}; end what listens there, or change port in server.toml"
             ) from error
+
+
+def _warn_of_clock(host: str, port: int, authority: Path, say: Say) -> None:
+    """Say how far this host's clock is from the server's, where that is more than messages take to travel."""
+    skew = clock_skew(host, port, authority)
+    if skew is not None and abs(skew) > WORTH_SAYING_SECONDS:
+        say(f"warning: {complaint(skew, host) or described(skew, host)}")
+
+
+def _explain_by_clock(error: ConfigError, host: str, port: int, authority: Path) -> None:
+    """Raise the error again with how far this host's clock is from the server's, where that may be why."""
+    skew = clock_skew(host, port, authority)
+    if skew is not None and abs(skew) > BEHIND_SECONDS:
+        raise ConfigError(f"{error}; {described(skew, host)}") from error
 
 
 def _warn_of_expiry(folder: Path, names: Sequence[str], say: Say) -> None:
@@ -203,6 +241,11 @@ def _warn_of_expiry(folder: Path, names: Sequence[str], say: Say) -> None:
 
 def _why_supernode_ended(lines: Sequence[str], host: str, port: int, authority: Path) -> str | None:
     """Say why a SuperNode ended: it was not let in, or the server is not the federation's any more."""
+    try:
+        if wrong := complaint(clock_skew(host, port, authority), host):
+            return wrong
+    except ConfigError as error:
+        return str(error)
     if any("Failed to activate SuperNode" in line for line in lines):
         return (
             "the server does not let this node in: it does not know its key (on its host, put node's .pub into "

@@ -20,7 +20,8 @@ from ..privacy.keys.identities import open_roster, operator_key
 from ..privacy.keys.kit import KitFile
 from ..privacy.keys.roster import Roster
 from .authority import put
-from .kits import ServerKit, require_private, ssh_private, ssh_public
+from .kit_files import require_private, ssh_private, ssh_public
+from .kits import ServerKit
 
 KEY_DAYS = 3650
 

@@ -18,8 +18,9 @@ CLIENT_TOML = """\
 OPERATOR_TOML = """\
 # The operator of an Umbel federation: umbel run EXPERIMENT --runtime flower --federation THIS-FOLDER
 # address: of the SuperLink, on the server's host or at the end of an SSH tunnel. store: the server's, as reached from
-# here. timeout_seconds: a round's deadline; who has not answered by then is left out of it. ca.key, operator.jwk and
-# control.token are the federation: keep a copy off line, and show them to nobody.
+# here. timeout_seconds: a round's deadline; who has not answered by then is left out of it. quorum: fewest clients that
+# have to be connected for a round to begin (1). ca.key, operator.jwk and control.token are the federation: keep a copy
+# off line, and show them to nobody.
 """
 
 POLICY_TOML = """\

@@ -4,7 +4,7 @@ from ..core.old_words import moved
 from ..core.sampling import AllClients, FixedCohort, PoissonCohort, WeightedCohort
 from .callbacks import EarlyStopping, KeepBest, StopAt
 from .each_client import EachClient
-from .events import Finished, Queued, RoundDone, Started
+from .events import Finished, Notice, RoundDone, Started
 from .history import History
 from .loop import play, run
 from .progress import Progress
@@ -25,9 +25,9 @@ __all__ = [
     "History",
     "KeepBest",
     "MLflow",
+    "Notice",
     "PoissonCohort",
     "Progress",
-    "Queued",
     "ReduceOnPlateau",
     "RoundDone",
     "Started",

@@ -16,10 +16,10 @@ from .history import History
 
 
 @dataclass(frozen=True, eq=False)
-class Queued:
-    """Event: the run has yet to begin, since its federation plays another. It may come several times, or never."""
+class Notice:
+    """Event: something to know of how the run is played, such as which run is before it. It may come at any time."""
 
-    behind: str  # who is before it, in words
+    text: str  # one line
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Finished:
     history: History | None  # None: it is in the store of the process that played the run
 
 
-Event = Queued | Started | RoundDone | Finished
+Event = Notice | Started | RoundDone | Finished
 Events = Generator[Event, None, None]
 
 
@@ -62,11 +62,11 @@ class StopWatcher(Watcher, Protocol):
 
 
 @runtime_checkable
-class PatientWatcher(Watcher, Protocol):
-    """A Watcher that also hears of a run that has to wait before it begins."""
+class AttentiveWatcher(Watcher, Protocol):
+    """A Watcher that also hears what there is to know of how a run is played."""
 
-    def on_wait(self, behind: str) -> None:
-        """Hear who is before it, in words."""
+    def on_notice(self, text: str) -> None:
+        """Hear it, in a line."""
 
 
 def told(events: Events, tell: Callable[[Event], None]) -> Events:
@@ -104,9 +104,9 @@ def watched(events: Events, watchers: Sequence[Watcher]) -> Events:
 def show(event: Event, watcher: Watcher) -> None:
     """Call the method of watcher that is for this event."""
     match event:
-        case Queued(behind):
-            if isinstance(watcher, PatientWatcher):
-                watcher.on_wait(behind)
+        case Notice(text):
+            if isinstance(watcher, AttentiveWatcher):
+                watcher.on_notice(text)
         case Started(experiment, runtime, run, records):
             watcher.on_start(experiment, runtime, run, records)
         case RoundDone(record, failures, clients):

@@ -46,6 +46,7 @@ class History:
     models: Sequence[Vector] = ()  # each cluster's model after the last round, where the strategy has them
     last_clients: ClientValues | None = None  # what each client measured last; see `clients`
     base: Base = NO_BASE  # what the model's frozen variables hold, which are not in params
+    elsewhere: Mapping[str, Any] | None = None  # `final`, of a run whose params are in a store that is not reached
     played: Experiment | None = None  # experiment that was run; left behind when a History is pickled
 
     def __repr__(self) -> str:
@@ -67,6 +68,8 @@ class History:
     @property
     def params_sha256(self) -> str:
         """SHA-256 of the final vector (little-endian float32), hex."""
+        if self.elsewhere is not None:
+            return str(self.elsewhere["params_sha256"])
         return sha256(memory_of(self.params.astype("<f4", copy=False))).hexdigest()
 
     @property
@@ -153,6 +156,8 @@ class History:
         or not ("seeded": whoever knows the seed can subtract it; or "operating system"); and "aggregation"
         ("arithmetic" or "protocol") where updates were hidden.
         """
+        if self.elsewhere is not None:
+            return dict(self.elsewhere)
         final = {
             "run": self.run,
             "params_sha256": self.params_sha256,
@@ -165,8 +170,14 @@ class History:
     def load_into(self, model: Any) -> Any:
         """Assign the final params, and what is frozen, to a Keras model of the same variables; return it.
 
-        Variables that stay with clients are left as they are. Errors: ConfigError when the model has other variables.
+        Variables that stay with clients are left as they are. Errors: ConfigError when the model has other variables,
+        and where the params are elsewhere.
         """
+        if self.elsewhere is not None:
+            raise ConfigError(
+                f"the model of run {self.run} is in the store of the federation's server, which is not reached from "
+                "here: load it there, or set store in operator.toml to a database that both reach"
+            )
         return self.spec.load_into(model, self.params, self.base)
 
     def save(self, path: str | Path, format: str | None = None) -> None:

@@ -32,7 +32,7 @@ Check = Callable[[Measures], None]
 NOISE = "noise"  # choice of a run: where noise comes from
 CLASSES = "classes"  # choice of a run: what the numbers of labels mean
 COLUMNS = "columns"  # choice of a run: what the features are
-RESTORE = {NOISE: "runtime", CLASSES: "data", COLUMNS: "data"}
+RESTORE = {NOISE: "runtime", CLASSES: "data", COLUMNS: "data", "federation": "federation"}
 
 
 class Journal:

@@ -38,9 +38,9 @@ class Progress:
         self._round = 0  # last round that had a line
         self._moment = -math.inf  # time of that line, on the monotonic clock
 
-    def on_wait(self, behind: str) -> None:
-        """Print who is played first."""
-        self._print(f"waiting {behind}")
+    def on_notice(self, text: str) -> None:
+        """Print what there is to know."""
+        self._print(text)
 
     def on_start(
         self, experiment: Experiment, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]

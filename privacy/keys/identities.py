@@ -9,6 +9,7 @@ recipient.jwk  at the server alone: what opens them
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .roster import Member, Roster, is_signed
 
 # Owners in server.bin. No client's name has a space.
 SERVER, RECIPIENT = "umbel server", "umbel recipient"
+KEY_BYTES = 32
 LIFETIME_SECONDS = 24 * 3600  # lifetime of a sealed reply; what it answers has a deadline, and a challenge of its own
 
 
@@ -32,6 +34,7 @@ class Identity:
     clients: Roster
     server: Roster
     number: int | None  # the client's number in the roster; None for the server
+    operator: bytes  # the pinned public key of who signed both rosters
     opening: KeyFile | None = None  # the recipient's key, at the server; None elsewhere, and where nothing is sealed
 
     @staticmethod
@@ -48,15 +51,23 @@ class Identity:
         is_server = any(member.owner == SERVER and member.key == key.public.raw for member in server.members)
         if not numbers and not is_server:
             raise ConfigError(f"the key of {folder} is not in its roster; ask the operator for a new kit")
-        found = Identity(key, clients, server, None if is_server else numbers[0])
+        found = Identity(key, clients, server, None if is_server else numbers[0], operator)
         if is_server and found.seals:
             found = replace(found, opening=KeyFile.load(folder / KitFile.RECIPIENT).check("recipient"))
         return found
 
     @property
     def federation(self) -> bytes:
-        """Digest of both rosters."""
-        return self.clients.digest + self.server.digest
+        """Digest that tells this federation from others, by who signs its rosters, and by its server's keys.
+
+        It is the same whoever joins or leaves.
+        """
+        return self.operator + self.server.digest
+
+    @property
+    def members(self) -> Mapping[int, str]:
+        """Names of the clients, by number, as the roster lists them."""
+        return {member.node: member.owner for member in self.clients.members}
 
     @property
     def seals(self) -> bool:
@@ -108,9 +119,12 @@ def operator_key(folder: Path) -> bytes:
     """Read the operator's public key, as a kit pins it. Errors: ConfigError."""
     path = folder / KitFile.OPERATOR
     try:
-        return bytes.fromhex(path.read_text("ascii"))
+        key = bytes.fromhex(path.read_text("ascii"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"{path} holds {len(key)} bytes in hex, and a public key has {KEY_BYTES}; restore the kit")
+    return key
 
 
 def open_roster(path: Path, operator: bytes) -> Roster:
@@ -119,3 +133,5 @@ def open_roster(path: Path, operator: bytes) -> Roster:
         return Roster.open(path.read_bytes(), operator)
     except OSError as error:
         raise ConfigError(f"roster {path} cannot be read: {error.strerror}; ask the operator for a new kit") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; ask the operator for a new kit") from error

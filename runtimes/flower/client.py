@@ -111,6 +111,7 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
         _let_go_of_others()
         broadcast = wire.unpack_broadcast(message.content, worker.experiment.transforms.init(worker.spec))
         round = broadcast.round
+        _check_size(worker, broadcast)
         _policy().check_round(worker.experiment, round, worker.spec.size)
         charge = partial(_charge, client, source[1], worker, order.digest)
         content = work(message, client, worker, broadcast, order, charge)
@@ -123,6 +124,7 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     except (UmbelError, wire.Malformed) as error:
         content = Failure(client, "experiment", str(error))
     if isinstance(content, Failure):
+        log.warning("this client is left out of round %d: %s: %s", round, content.reason, content.detail)
         content = wire.pack_failure(round, content)
     return Message(content, reply_to=message)
 
@@ -278,6 +280,16 @@ def _check_same(experiment: Experiment, digest: str) -> None:
         raise ConfigError(
             f"the client's experiment {experiment.name!r} is {experiment.digest[:12]}, the server's is {digest[:12]}; "
             "install the same versions of Umbel, of the experiment's file and of its data on both"
+        )
+
+
+def _check_size(worker: Engine, broadcast: Broadcast) -> None:
+    """Raise ConfigError when this client's model is of another size than the server's: a file differs, or the data."""
+    theirs, own = len(broadcast.params), worker.spec.size
+    if theirs != own:
+        raise ConfigError(
+            f"the client's model has {own} numbers, the server's {theirs}: its experiment differs from the server's; "
+            "copy the same file into the folder experiments of every kit"
         )
 
 

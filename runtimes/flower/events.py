@@ -1,6 +1,6 @@
 """A run's events on their way from the ServerApp to whoever submitted it.
 
-Each is a name and one JSON object: "wait" {behind}, "start" {run, records}, "round" {record, failures}, "final"
+Each is a name and one JSON object: "notice" {text}, "start" {run, records}, "round" {record, failures}, "final"
 (History.final), and "error" {kind, message} for a run that failed, which Flower then lists as failed too.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ...core.errors import UmbelError, error_named
 from ...core.types import Failure, RoundRecord
-from ...server.events import Event, Finished, Queued, RoundDone, Started
+from ...server.events import Event, Finished, Notice, RoundDone, Started
 
 Message = tuple[str, dict[str, Any]]
 ERROR = "error"
@@ -20,8 +20,8 @@ ERROR = "error"
 def packed(event: Event) -> Message:
     """Pack the event as it travels. What single clients measured stays at the server, and so does the model."""
     match event:
-        case Queued(behind):
-            return "wait", {"behind": behind}
+        case Notice(text):
+            return "notice", {"text": text}
         case Started(_, _, run, records):
             return "start", {"run": run, "records": [record._asdict() for record in records]}
         case RoundDone(record, failures, _):
@@ -43,8 +43,8 @@ def unpacked(messages: Iterable[Message]) -> Iterator[Event]:
     """
     last = 0
     for name, content in messages:
-        if name == "wait":
-            yield Queued(content["behind"])
+        if name == "notice":
+            yield Notice(content["text"])
         elif name == "start":
             records = tuple(RoundRecord.of(record) for record in content["records"])
             yield Started(None, None, content["run"], records)

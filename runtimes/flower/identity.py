@@ -5,7 +5,9 @@ A process that runs from a kit finds it by the variable UMBEL_KIT, and opens its
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +26,10 @@ class PartyIdentity(Protocol):
     @property
     def federation(self) -> bytes:
         """Name of the federation: the same for every party of it, and another in any other."""
+
+    @property
+    def members(self) -> Mapping[int, str]:
+        """Names of the clients, by number; empty where that is not known."""
 
     @property
     def seals(self) -> bool:
@@ -67,6 +73,11 @@ def identity_of_this_process() -> PartyIdentity | None:
     from ...privacy.keys import identities
 
     return identities.Identity.load(folder)
+
+
+def name_of(identity: PartyIdentity) -> str:
+    """Return the name that runs of a federation have on record."""
+    return hashlib.sha256(identity.federation).hexdigest()[:16]
 
 
 def sealer_of_this_process() -> DiskSealer | None:

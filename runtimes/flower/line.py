@@ -96,4 +96,4 @@ def _described(before: list[Path]) -> str:
     except OSError:
         return ""
     more = f", and {len(before) - 1} more" if len(before) > 1 else ""
-    return f"behind {first or 'another run'}{more}; a federation plays one run at a time"
+    return f"waiting behind {first or 'another run'}{more}; a federation plays one run at a time"

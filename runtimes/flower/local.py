@@ -217,18 +217,22 @@ def app_config(
     join_seconds: float = 120.0,
     compile: str = "graph",
     digest: str = "",
+    source: str = "",
+    quorum: int = 0,
 ) -> dict[str, Any]:
     """Return a run's configuration, as `server` reads it."""
     return {
         "experiment": reference,
         "overrides": json.dumps(list(overrides)),
         "clients": clients,
+        "quorum": quorum,
         "resume": resume or "",
         "timeout_seconds": float(timeout_seconds),
         "over_selection": float(over_selection),
         "join_seconds": float(join_seconds),
         "compile": compile,
         "digest": digest,
+        "source": source,
     }
 
 

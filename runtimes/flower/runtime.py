@@ -41,7 +41,7 @@ from ..simulation import Simulation
 from . import wire
 from .check import SLACK_BYTES, Expected, check_metrics, check_update, state_bytes
 from .exchange import Exchange, Late, bytes_received, bytes_sent
-from .identity import PartyIdentity
+from .identity import PartyIdentity, name_of
 from .nodes import FORGED, Nodes
 from .private_exchange import Mail, mail_of
 from .secure import FIRST, LATER, STAGE_SECONDS, check_hidden, check_stage, kit_folder, pack_messages
@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 Packed = dict[int, tuple[Broadcast, RecordDict]]  # broadcasts as they travel, by their id() while they live
 NO_KEY = Key(bytes(16))  # evaluation draws no random numbers
+FEDERATION = "federation"  # key among a run's choices: the federation that plays it
 MEMORY = "memory"  # key among a run's choices: the name that its clients keep their memory under
 
 
@@ -66,7 +67,9 @@ class FlowerRuntime:
     between rounds stays on their disks (see `memory`); what the server keeps, and commits with each round, is which
     round each of them last counted in. Hidden sums are of the cohort's live clients, each with a kit (see `secure`).
 
-    clients: nodes to wait for; by default as many as the experiment's population has clients.
+    clients: nodes to wait for; by default as many as the experiment's population has clients, or the roster lists.
+    quorum: fewest clients that have to be there for a run, and each of its rounds, to begin, where the others may be
+        away; an experiment's min_clients raises it. None: a run begins with all.
     timeout_seconds: a round's deadline, from its broadcast; who has not answered by then is a Failure, and what it
         sends later is refused.
     over_selection: clients sampled for each that is needed. Above 1 a round ends with the first len(cohort) /
@@ -86,6 +89,7 @@ class FlowerRuntime:
         grid: Grid,
         *,
         clients: int | None = None,
+        quorum: int | None = None,
         timeout_seconds: float = 600.0,
         over_selection: float = 1.0,
         join_seconds: float = 120.0,
@@ -95,10 +99,12 @@ class FlowerRuntime:
     ):
         if clients is not None:
             require_count("clients", clients)
+        if quorum is not None:
+            require_count("quorum", quorum)
         require_real("timeout_seconds", timeout_seconds, above=0)
         require_real("over_selection", over_selection, at_least=1)
         require_real("join_seconds", join_seconds, above=0)
-        self.grid, self.clients, self.over_selection = grid, clients, over_selection
+        self.grid, self.clients, self.quorum, self.over_selection = grid, clients, quorum, over_selection
         self.timeout_seconds, self.join_seconds = timeout_seconds, join_seconds
         self._identity, self._refused = identity, refused
         self._server = Simulation(workers=1, compile=compile)  # the server's own model: initial params, evaluation
@@ -144,7 +150,10 @@ class FlowerRuntime:
         self._keeps, self._memory = keeps, memory
         self._name = (choices or {}).get(MEMORY) or secrets.token_hex(16)
         self._connection = self._connect(clients := len(experiment.population))
-        self._connection.nodes.wait(self.clients or clients, self.join_seconds)
+        self._quorum = None if self.quorum is None else max(self.quorum, experiment.min_clients)
+        self._connection.nodes.wait(
+            self.clients or len(self._connection.names) or clients, self.join_seconds, self._quorum
+        )
         self._experiment, self._digest = experiment, experiment.digest
         self._base = opened.spec.base
         summation = replace(opened.summation, strangers=True)
@@ -153,9 +162,10 @@ class FlowerRuntime:
         )
 
     def describe(self) -> Mapping[str, str]:
-        """Return the model's digests, how it is compiled, here and by every client, and the name of clients' memory."""
+        """Return the model's digests, how it is compiled, the name of clients' memory, and that of the federation."""
+        mine = {} if self._identity is None else {FEDERATION: name_of(self._identity)}
         hides = {} if self._running.secure_aggregation is None else {"aggregation": "protocol"}
-        return {**self._server.describe(), MEMORY: self._name, **hides}
+        return {**self._server.describe(), MEMORY: self._name, **hides, **mine}
 
     def measures(self) -> Measures:
         """Return the metrics that the model measures, and which way they are to go."""
@@ -168,8 +178,19 @@ class FlowerRuntime:
         return params
 
     def client_ids(self) -> Sequence[int]:
-        """Return the clients that appeared, ascending."""
-        return sorted(self._connected.nodes.of)
+        """Return the clients that are there, ascending; where a cohort needs more of them, those that are away, too.
+
+        Errors: RunStopped for fewer than the quorum, once they were waited for.
+        """
+        nodes, everybody = self._connected.nodes, range(len(self._running.population))
+        known = sorted(self._connected.names or {*nodes.of, *nodes.away})
+        if len(nodes.of) < len(known):
+            nodes.look()
+        if self._quorum is not None and len(nodes.of) < self._quorum:
+            nodes.wait(self._quorum, self.join_seconds)
+        needed = self._running.sampler.cohort_size or 1
+        found = (sorted(nodes.of), known, everybody)
+        return next(list(clients) for clients in found if len(clients) >= needed or clients is everybody)
 
     def train(self, work: Iterable[Assignment | None], summation: Summation) -> Iterator[Arrival]:
         """Send clients their broadcasts, all at once until the work waits; check each reply as its turn comes.
@@ -272,9 +293,11 @@ class FlowerRuntime:
         """Return the connection that this run talks through; signed, where the federation has kits."""
         mail, refused = mail_of(self.grid), partial(self._refused, "node.refused")
         if self._identity is None:
-            return Connection(mail, Nodes(self.grid, mail, clients, refused=refused), Late(mail))
+            return Connection(mail, Nodes(self.grid, mail, clients, refused=refused), Late(mail), {})
         signed = SignedMail(mail, self._identity, self.grid, refused)
-        return Connection(signed, Nodes(self.grid, signed, clients, signed.client_of, refused), Late(signed))
+        names = {client: name for client, name in self._identity.members.items() if client < clients}
+        nodes = Nodes(self.grid, signed, clients, signed.client_of, refused, names)
+        return Connection(signed, nodes, Late(signed), names)
 
     def _note(self, round: int, content: object) -> None:
         """Note why a client is not in a round's sum: in the log, and on record where somebody refused somebody."""
@@ -322,7 +345,7 @@ class FlowerRuntime:
 
     def _exchange(self, kind: str, is_short: bool = False) -> Exchange:
         """Make an exchange over this run's connection. is_short: nobody trains for it."""
-        mail, nodes, late = self._connected
+        mail, nodes, late, _ = self._connected
         seconds = min(self.timeout_seconds, STAGE_SECONDS) if is_short else self.timeout_seconds
         return Exchange(mail, nodes, late, kind, seconds, beside=None if kind == FIRST else self._training)
 
@@ -371,6 +394,7 @@ class Connection(NamedTuple):
     mail: Mail
     nodes: Nodes
     late: Late
+    names: Mapping[int, str]  # of the clients that there are, by number; empty where that is not known
 
 
 def _measured(replies: Iterable[tuple[int, Message | Failure]], joins: wire.Joins) -> Iterator[tuple[int, Metrics]]:

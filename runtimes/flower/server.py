@@ -17,9 +17,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from ...core.errors import ConfigError
 from ...core.experiment import Experiment
-from ...core.loading import load_experiment
+from ...core.loading import load_experiment, source_digest
 from ...core.printable import printable
-from ...server.events import Event, Queued, Started, history_of, told, watched
+from ...server.events import Event, Notice, Started, history_of, told, watched
 from ...server.loop import play
 from ...server.monitoring import relayed
 from .events import packed, packed_error
@@ -45,16 +45,18 @@ log = logging.getLogger(__name__)
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run's configuration names.
 
-    Keys: experiment (name or path), overrides (JSON list of key=value), clients (to wait for), timeout_seconds,
-    over_selection, join_seconds, compile, resume (a run's id, or ""), digest (of the submitter's experiment, or "").
-    The store's URL is read from the variable UMBEL_STORE.
+    Keys: experiment (name or path), overrides (JSON list of key=value), clients (to wait for; 0: all that the roster
+    lists), quorum (0: all of them), timeout_seconds, over_selection, join_seconds, compile, resume (a run's id, or ""),
+    digest and source (of the submitter's experiment and its file, or ""). The store's URL is read from the variable
+    UMBEL_STORE.
     """
     config = context.run_config
     try:
         experiment = named_experiment(config)
         runtime = FlowerRuntime(
             grid,
-            clients=int(config["clients"]),
+            clients=int(config["clients"]) or None,
+            quorum=int(config["quorum"]) or None,
             timeout_seconds=float(config["timeout_seconds"]),
             over_selection=float(config["over_selection"]),
             join_seconds=float(config["join_seconds"]),
@@ -67,7 +69,7 @@ def main(grid: Grid, context: Context) -> None:
             with interrupted_by_signals(), opened_store() as refusals.store, relayed() as monitors:
                 if refusals.store is not None and resume is not None:
                     refusals.store.check_free(resume)  # before it waits in line for the run that it would repeat
-                with turn(_line(), experiment.name, lambda behind: push_event(grid, *packed(Queued(behind)))) as ticket:
+                with turn(_line(), experiment.name, lambda text: push_event(grid, *packed(Notice(text)))) as ticket:
                     events = told(
                         play(experiment, runtime, store=refusals.store, resume=resume),
                         lambda event: push_event(grid, *packed(_noted(event, ticket, experiment))),
@@ -102,6 +104,12 @@ def named_experiment(config: Mapping[str, Any]) -> Experiment:
         experiment = load_experiment(str(config["experiment"]), json.loads(str(config["overrides"])))
     except ConfigError as error:
         raise ConfigError(f"the server cannot load the experiment: {error}") from error
+    mine, theirs = source_digest(str(config["experiment"])), str(config["source"])
+    if theirs and mine != theirs:
+        raise ConfigError(
+            f"the server's copy of {config['experiment']} differs from the operator's ({mine[:12]} there, "
+            f"{theirs[:12]} where the run was submitted); copy the same file into the folder experiments of every kit"
+        )
     submitted = str(config["digest"])
     if submitted and submitted != experiment.digest:
         raise ConfigError(

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Literal
 
@@ -90,13 +90,14 @@ def monitored_party(
     address: str | None,
     certificates: Mapping[str, Path | str],
     store: str | None = None,
-    stall_seconds: float | None = None,
+    alive: Mapping[str, Callable[[], None]] | None = None,
 ) -> Iterator[None]:
     """Serve /metrics, /healthz and /readyz at HOST:PORT inside, of the runs that processes below this one play.
 
     For `umbel server start`, whose store is made if it is not there, and `umbel client start`, which has none. address
     None: the variable UMBEL_MONITOR; without it nothing is served. A run's process takes part by
-    `server.monitoring.relayed`. Errors: ConfigError for an address that cannot be listened on.
+    `server.monitoring.relayed`. alive: more checks behind /healthz. Errors: ConfigError for an address
+    that cannot be listened on.
     """
     address = address or os.environ.get(MONITOR_VARIABLE) or None
     if address is None:
@@ -108,7 +109,8 @@ def monitored_party(
     if store is not None:
         ready["database"] = database_check(store, create=True)
     monitor = Monitor(certificates)
-    with Inbox(monitor), Exporter(address, monitor.text, {"loop": monitor.check_loop}, ready) as at:
+    living = {"loop": monitor.check_loop, **(alive or {})}
+    with Inbox(monitor), Exporter(address, monitor.text, living, ready) as at:
         log.info("metrics and health at http://%s/metrics, /healthz, /readyz", at.address)
         monitor.warn_of_certificates()
         yield

@@ -42,6 +42,7 @@ ACTIONS = (
     "deploy.stopped",
     "client.added",
     "client.revoked",
+    "client.erased",
     "node.refused",
 )
 

@@ -101,9 +101,19 @@ class Lease:
                 connection.execute(update(leases).where(*own).values(beats=leases.c.beats + 1))
 
 
+def drop(connection: Connection, run: str) -> None:
+    """Take away the lease of a run whose process has ended."""
+    connection.execute(delete(leases).where(leases.c.run == run))
+
+
 def holders(connection: Connection) -> dict[str, Holder]:
     """Return {run: the process that plays it}, as leases say."""
     return {row.run: _holder(row) for row in connection.execute(select(leases))}
+
+
+def orphans(connection: Connection) -> set[str]:
+    """List the runs whose process has ended without a word, as far as that can be told on this machine."""
+    return {run for run, holder in holders(connection).items() if holder.lives() is False}
 
 
 def check_free(connection: Connection, run: str) -> None:

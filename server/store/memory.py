@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, delete, func, select
 
 from ...core import serial
 from . import blobs
@@ -73,3 +73,20 @@ def save(connection: Connection, coding: Coding, run: str, packed: Mapping[int, 
     )
     connection.execute(statement, [{"run": run, "client": c, "digest": one.digest} for c, one in packed.items()])
     return replaced
+
+
+def erase(connection: Connection, runs: Collection[str], members: Collection[int]) -> tuple[dict[int, int], list[str]]:
+    """Delete what these runs keep of clients that are not members.
+
+    Returns {client: number of runs that kept something of it}, and the digests of what they kept.
+    """
+    erased: dict[int, int] = {}
+    unused: list[str] = []
+    for run in runs:
+        rows = connection.execute(select(memory.c.client, memory.c.digest).where(memory.c.run == run)).all()
+        for client, digest in rows:
+            if client not in members:
+                erased[client] = erased.get(client, 0) + 1
+                unused.append(digest)
+                connection.execute(delete(memory).where(memory.c.run == run, memory.c.client == client))
+    return dict(sorted(erased.items())), unused

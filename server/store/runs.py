@@ -15,13 +15,14 @@ from sqlalchemy import Connection, and_, case, select, update
 from ...core.errors import ConfigError, StoreError
 from ...core.spec import ModelSpec
 from ...core.types import RoundRecord, ServerState, Value, json_float, scalars
+from . import leases
 from .database import insert
 from .schema import ledger, now, rounds, runs
 
 if TYPE_CHECKING:
     from ...core.experiment import Experiment
 
-RUNNING = "running"
+RUNNING, PAUSED = "running", "paused"
 ENDED = ("finished", "stopped", "failed", "paused")
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: in ASCII order, without i, l, o, u
 
@@ -105,6 +106,12 @@ def resolve(connection: Connection, run: str) -> str:
     raise unknown(connection, run)
 
 
+def chosen(connection: Connection, name: str, value: str) -> list[str]:
+    """List the runs that made a choice."""
+    found = connection.execute(select(runs.c.run, runs.c.choices))
+    return [run for run, choices in found if json.loads(choices).get(name) == value]
+
+
 def unknown(connection: Connection, run: str) -> StoreError:
     """Return the error for a run that is not there."""
     ids = connection.scalars(select(runs.c.run).order_by(runs.c.created.desc()).limit(1000)).all()
@@ -156,9 +163,18 @@ def spent(connection: Connection, run: str) -> dict[str, int]:
 def summaries(connection: Connection) -> list[RunSummary]:
     """List every run, newest first."""
     last = and_(rounds.c.run == runs.c.run, rounds.c.round == runs.c.done)
+    ended = leases.orphans(connection)  # nobody has noted it yet
     query = select(runs, rounds.c.metrics).outerjoin(rounds, last).order_by(runs.c.created.desc(), runs.c.run.desc())
     return [
-        RunSummary(r.run, r.name, r.state, r.done, r.planned, r.created, scalars(from_json_floats(r.metrics or "{}")))
+        RunSummary(
+            r.run,
+            r.name,
+            PAUSED if r.state == RUNNING and r.run in ended else r.state,
+            r.done,
+            r.planned,
+            r.created,
+            scalars(from_json_floats(r.metrics or "{}")),
+        )
         for r in connection.execute(query)
     ]
 

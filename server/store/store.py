@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -17,13 +17,13 @@ from ...core.printable import printable
 from ...core.spec import ModelSpec
 from ...core.types import RoundRecord, ServerState
 from ..vault import Signer, Vault, signer_of, vault_of
-from . import audit, blobs, checking, checkpoints, runs, sealing
+from . import audit, blobs, checking, checkpoints, leases, runs, sealing
 from . import memory as memories
 from .address import parse
 from .audit import AuditLog
 from .database import Database
 from .heads import name_of, with_heads
-from .leases import Lease, check_free
+from .leases import Lease
 from .memory import StoredMemory
 from .models import ModelRegistry
 from .notes import ledgers_of
@@ -166,10 +166,30 @@ class Store:
         self._leases[run] = lease
         return run
 
+    def settle(self) -> list[str]:
+        """Pause the runs whose process has ended without a word; return them.
+
+        What they had committed is kept, and what they had put on the ledger stays there.
+        """
+        with self._database.read() as connection:
+            if not leases.orphans(connection):
+                return []
+        settled = []
+        with self._database.write() as connection:
+            for run in sorted(leases.orphans(connection)):
+                leases.drop(connection, run)
+                found = connection.execute(select(runs_table).where(runs_table.c.run == run)).one()
+                if found.state == runs.RUNNING:
+                    reason = f"its process ended without a word in round {found.done + 1}"
+                    runs.change(connection, run, state="paused", reason=reason)
+                    audit.record(connection, "run.paused", run)
+                    settled.append(run)
+        return settled
+
     def check_free(self, run: str) -> None:
         """Raise StoreError for a run that another process plays, as far as that can be told from here at once."""
         with self._database.read() as connection:
-            check_free(connection, runs.resolve(connection, run))
+            leases.check_free(connection, runs.resolve(connection, run))
 
     def release(self, run: str) -> None:
         """Let others play a run that was held."""
@@ -293,11 +313,29 @@ class Store:
         with self._database.read() as connection:
             return runs.summaries(connection)
 
+    def has(self, run: str) -> bool:
+        """Whether there is a run of this very id."""
+        with self._database.read() as connection:
+            return connection.scalar(select(runs_table.c.run).where(runs_table.c.run == run)) is not None
+
     def find(self, run: str) -> RunSummary:
         """Find one run, by its id, the beginning of one, or "latest"."""
         with self._database.read() as connection:
             run = runs.resolve(connection, run)
             return next(one for one in runs.summaries(connection) if one.run == run)
+
+    def erase(self, federation: str, members: Collection[int]) -> dict[int, int]:
+        """Delete what a federation's runs keep of clients that are no members any more, and put that on record.
+
+        federation: its name among the choices of its runs. Returns {client: number of runs that kept something of it}.
+        """
+        with self._database.write() as connection:
+            played = runs.chosen(connection, "federation", federation)
+            erased, unused = memories.erase(connection, played, members)
+            blobs.collect(connection, unused)
+            for client, count in erased.items():
+                audit.record(connection, "client.erased", f"client {client}: its memory of {count} runs")
+        return erased
 
     def delete_run(self, run: str) -> None:
         """Delete a run with its records, checkpoints, memory and ledger. Model versions made from it stay.
@@ -306,7 +344,7 @@ class Store:
         """
         with self._database.write() as connection:
             if run not in self._leases:
-                check_free(connection, run)
+                leases.check_free(connection, run)
             if connection.execute(delete(runs_table).where(runs_table.c.run == run)).rowcount != 1:
                 raise runs.unknown(connection, run)
             blobs.collect(connection)

@@ -1,5 +1,6 @@
 """A kit holds all that a party needs and nothing of another's; what is odd is refused, and nothing is left behind."""
 
+import contextlib
 import itertools
 import re
 import shutil
@@ -158,3 +159,70 @@ def test_texts_parse_and_keep_their_promises(fed):
         assert re.search(rf"^ExecStart=/opt/umbel/bin/umbel {party} start /etc/umbel/{party}$", unit, re.M)
         assert subprocess.run(["sh", "-n", kit / "start.sh"]).returncode == 0
     assert tomllib.loads(texts.POLICY_TOML)["experiments"]["allow"] == ["*"]
+
+
+CHECKED = {
+    "server": "server.toml server.crt server.key identity.jwk recipient.jwk runtime.secret clients/north.pub",
+    "clients/north": "client.toml policy.toml node.key identity.jwk storage.jwk runtime.secret",
+    "operator": "operator.toml control.token ca.crt",
+}
+DAMAGES = {
+    "gone": lambda content: None,
+    "empty": lambda content: b"",
+    "cut short": lambda content: content[: len(content) // 2],
+    "garbled": lambda content: bytes(byte ^ 0x15 for byte in content),
+    "binary": lambda content: bytes(range(256)) * 4,
+    "another's": lambda content: b"-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n",
+}
+
+
+LOADS = {"server": ServerKit.load, "clients/north": ClientKit.load, "operator": OperatorKit.load}
+
+
+@pytest.mark.parametrize("party", CHECKED)
+def test_a_kit_with_any_file_damaged_is_refused_in_one_line(fed, party):
+    """Each file, each kind of damage, one after another: no party starts anyway, and retries for ever."""
+    shared, accepted = "ca.crt roster.bin server.bin operator.pub", []
+    for name in f"{CHECKED[party]} {shared if party != 'operator' else ''}".split():
+        path = fed / party / name
+        content, mode = path.read_bytes(), path.stat().st_mode
+        for damage, change in DAMAGES.items():
+            path.unlink(missing_ok=True)
+            changed = change(content)
+            if name.endswith(".toml") and damage == "cut short":
+                changed = content[: re.search(rb"(?m)^\w+ = ", content).end()]  # within a setting
+            if changed is not None:
+                path.write_bytes(changed)
+                path.chmod(mode)
+            with contextlib.suppress(ConfigError), refused_in_one_line(fed / party, path):
+                LOADS[party](fed / party)
+                accepted.append((name, damage))
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+        path.chmod(mode)
+    LOADS[party](fed / party)
+    assert accepted == ([("clients/north.pub", "gone")] if party == "server" else [])  # it is not let in
+
+
+@contextlib.contextmanager
+def refused_in_one_line(kit, path):
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        if "\n" in text or not (path.stem in text or str(kit) in text):
+            raise AssertionError(f"{path}: {text}") from error
+        raise
+
+
+def test_a_kit_that_is_half_another_clients_is_refused(fed):
+    north, south = fed / "clients/north", fed / "clients/south"
+    for name in ("identity.jwk", "client.toml"):
+        content = (north / name).read_bytes()
+        (north / name).write_bytes((south / name).read_bytes())
+        with pytest.raises(ConfigError, match=r"is not in the roster of .* under its key"):
+            ClientKit.load(north)
+        (north / name).write_bytes(content)
+    (fed / "server/clients/stranger.pub").write_bytes((fed / "server/clients/north.pub").read_bytes())
+    with pytest.raises(ConfigError, match=r"clients/stranger.pub is of nobody in the roster"):
+        ServerKit.load(fed / "server")

@@ -43,8 +43,8 @@ def test_each_waits_for_those_before_it_and_says_for_whom(tmp_path):
     rest = "; a federation plays one run at a time"
     assert order == ["first", "second", "third"]
     assert said["first"] == []
-    assert said["second"][:2] == [f"behind first{rest}", f"behind run 1 of first\\n{rest}"]
-    assert said["third"][0] == f"behind first, and 1 more{rest}"
+    assert said["second"][:2] == [f"waiting behind first{rest}", f"waiting behind run 1 of first\\n{rest}"]
+    assert said["third"][0] == f"waiting behind first, and 1 more{rest}"
     assert [*(tmp_path / "line").iterdir()] == []
 
 
@@ -59,7 +59,7 @@ def test_who_is_killed_is_waited_for_no_longer(tmp_path):
             os.kill(process.pid, signal.SIGKILL)
 
         with turn(tmp_path / "line", "mine", kill):
-            assert said == ["behind run a of b; a federation plays one run at a time"]
+            assert said == ["waiting behind run a of b; a federation plays one run at a time"]
             assert len([*(tmp_path / "line").iterdir()]) == 1
 
 

@@ -1,5 +1,6 @@
 """Which node is which client, when SuperNodes come, go and come back."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.link.grid import LinkGrid
 from umbel.runtimes.flower.nodes import Nodes
 from umbel.runtimes.flower.private_exchange import Envelope
+
+NAMES = {0: "north", 1: "south", 2: "west"}
 
 
 class Link(LinkGrid):
@@ -41,9 +44,9 @@ class Link(LinkGrid):
         return Envelope(identifier, None, lambda max_bytes, wait: reply)
 
 
-def joined(clients):
+def joined(clients, names=None):
     link = Link(clients)
-    nodes = Nodes(link, link, 3)
+    nodes = Nodes(link, link, 3, names=names)
     nodes.wait(len(clients), 1)
     return link, nodes
 
@@ -136,5 +139,63 @@ def test_two_nodes_of_one_client_and_too_few_are_refused():
     with pytest.raises(ConfigError, match="nodes 11 and 12 both have partition-id=0"):
         Nodes(link, link, 3).wait(2, 1)
     link = Link({11: 0, 12: 7})
-    with pytest.raises(RunStopped, match=r"1 of 2 clients appeared in 0\.1 seconds \(2 nodes\)"):
+    with pytest.raises(RunStopped, match=r"1 of 2 clients appeared in 0\.1 seconds \(2 nodes\), and 2 are"):
         Nodes(link, link, 3).wait(2, 0.1)
+
+
+def test_a_run_begins_with_whoever_is_there_and_enough(monkeypatch, caplog):
+    monkeypatch.setattr("umbel.runtimes.flower.nodes.RETURN_SECONDS", 0.2)
+    link = Link({11: 0, 13: 2})
+    nodes = Nodes(link, link, 3, names=NAMES)
+    began = time.monotonic()
+    nodes.wait(3, 60, quorum=2)
+    assert (sorted(nodes.of), time.monotonic() - began < 10) == ([0, 2], True)
+    assert "goes on without 1, south (not connected), until they are back" in caplog.text
+    with pytest.raises(RunStopped, match=r"2 of 3 .* and 3 are needed; start the missing: 1, south \(not connected\)"):
+        Nodes(link, link, 3, names=NAMES).wait(3, 0.5, quorum=3)
+
+
+def test_who_is_connected_and_at_work_is_waited_for_and_named(monkeypatch):
+    monkeypatch.setattr("umbel.runtimes.flower.nodes.RETURN_SECONDS", 0.1)
+    link = Link({11: 0, 12: 1})
+    answer, began = link.answer, time.monotonic()
+    silent = Nodes(link, link, 2, {11: 0, 12: 1}.get, names=dict(list(NAMES.items())[:2]))
+    link.answer = lambda one: None if link.sent[one].metadata.dst_node_id == 12 else answer(one)
+    with pytest.raises(RunStopped, match=r"start the missing: 1, south \(connected, at other work\)"):
+        silent.wait(2, 0.5, quorum=2)
+    link.answer = lambda one: None if time.monotonic() - began < 2 else answer(one)
+    silent.wait(2, 60, quorum=1)
+    assert sorted(silent.of) == [0, 1]
+
+
+def test_who_left_is_waited_for_once_and_taken_up_again(monkeypatch, caplog):
+    monkeypatch.setattr("umbel.runtimes.flower.nodes.RETURN_SECONDS", 0.3)
+    link, nodes = joined({11: 0, 12: 1, 13: 2}, NAMES)
+    del link.online[12]
+    began = time.monotonic()
+    nodes.gather([0, 2])  # it is in nobody's cohort
+    assert time.monotonic() - began < 0.2
+    nodes.gather([0, 1, 2])
+    assert time.monotonic() - began > 0.25
+    assert (sorted(nodes.of), nodes.away) == ([0, 2], {1: 12})
+    began = time.monotonic()
+    nodes.gather([0, 1, 2])
+    assert time.monotonic() - began < 0.2
+    assert caplog.text.count("client 1, south is away") == 1
+    link.online[12] = "08:05"
+    assert nodes.refresh() == {1}
+    assert (sorted(nodes.of), nodes.away) == ([0, 1, 2], {})
+    nodes.gather([0, 1, 2])
+    assert caplog.text.count("client 1, south is back") == 1
+
+
+def test_one_without_a_key_comes_back_as_another_node(monkeypatch):
+    monkeypatch.setattr("umbel.runtimes.flower.nodes.RETURN_SECONDS", 0.1)
+    link, nodes = joined({11: 0, 12: 1})
+    del link.online[12]
+    nodes.gather([0, 1])
+    assert nodes.away == {1: 12}
+    link.online[15], link.clients[15] = "08:01", 1
+    nodes.refresh()
+    nodes.gather([0, 1])
+    assert (nodes.of, nodes.away) == ({0: 11, 1: 15}, {})

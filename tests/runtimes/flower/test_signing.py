@@ -1,5 +1,6 @@
 """Signed messages: what was signed passes unchanged, sealed or not; what else was done to it is refused, by name."""
 
+import dataclasses
 import time
 from types import SimpleNamespace
 
@@ -192,7 +193,7 @@ def test_a_reply_counts_once_for_its_own_message_and_client(party, stranger):
     assert link.receive(first).has_content()
     # South answers north's message with its own key; a stranger with a key that he has from another federation.
     for key in (party.clients[1].key, stranger.clients[0].key):
-        forger = party.clients[0].__class__(key, party.clients[0].clients, party.clients[0].server, 0)
+        forger = dataclasses.replace(party.clients[0], key=key)
         link.apps[0] = SignedApp(link.work, forger)
         identifier = link.send(5)
         link.answer(identifier)

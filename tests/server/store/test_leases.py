@@ -115,3 +115,20 @@ def test_it_is_renewed(url, run, sql, monkeypatch):
             time.sleep(0.05)
         store.release(run)
         assert sql(url, "SELECT count(*) FROM leases")[0][0] == 0
+
+
+def test_a_run_whose_process_died_is_not_left_running(url, run, other, sql, scenario):
+    """Whoever looks sees it, and the next who may write notes it, once; what was committed and charged stays."""
+    with Store.open(url) as store:
+        scenario.commit(store, run, 1)
+        store.write_ledger(run, {"gaussian": 2})
+        assert (store.settle(), store.find(run).state) == ([], "running")
+        other.kill()
+        other.wait()
+        assert (store.find(run).state, store.load_run(run).state) == ("paused", "running")
+        assert (store.settle(), store.settle()) == ([run], [])
+        loaded = store.load_run(run)
+        assert (loaded.state, loaded.reason) == ("paused", "its process ended without a word in round 2")
+        assert (loaded.ledger, len(loaded.records)) == ({"gaussian": 2}, 1)
+        assert [entry.action for entry in store.audit.entries()][-1] == "run.paused"
+        assert (store.has(run), store.has(run[:-1])) == (True, False)
