@@ -158,7 +158,8 @@ services:
 
 NGINX = """\
 # nginx -c KIT/nginx.conf -p KIT/state
-# Certificates are looked for beside this file; logs and temporary files go into the prefix, state.
+# Certificates are looked for beside this file; the log goes into the prefix, state. Bodies are passed on as they come,
+# and never written to disk: workers of an nginx that root started could not write into another user's folder.
 worker_processes auto;
 pid nginx.pid;
 error_log nginx-error.log warn;
@@ -181,7 +182,7 @@ http {{
   upstream superlink {{ server 127.0.0.1:{port}; keepalive 64; }}
 
   server {{
-    listen {public_port} ssl;
+    listen {listened} ssl;{both}
     server_name {name};
     ssl_certificate server.crt;
     ssl_certificate_key server.key;
@@ -211,6 +212,8 @@ http {{
       proxy_ssl_server_name on;
       proxy_connect_timeout 5s;
       proxy_read_timeout 60s;
+      proxy_request_buffering off;
+      proxy_max_temp_file_size 0;
     }}
 
     location = /health {{
@@ -237,4 +240,8 @@ def nginx(host: str, public_port: int, port: int) -> str:
     may share an address. A slow connection holds one of its address's 32; 10 seconds of silence end it.
     """
     name = f"[{host}]" if ":" in host else host
-    return NGINX.format(name=name, public_port=public_port, port=port, fleet=FLEET)
+    if ":" in host:
+        listened, both = f"[::]:{public_port} ipv6only=off", ""
+    else:  # not unasked: where a host has no IPv6, nginx would not start
+        listened, both = str(public_port), f"\n    # listen [::]:{public_port} ssl;  # for clients that have IPv6 alone"
+    return NGINX.format(name=name, listened=listened, both=both, port=port, fleet=FLEET)

@@ -226,3 +226,11 @@ def test_a_kit_that_is_half_another_clients_is_refused(fed):
     (fed / "server/clients/stranger.pub").write_bytes((fed / "server/clients/north.pub").read_bytes())
     with pytest.raises(ConfigError, match=r"clients/stranger.pub is of nobody in the roster"):
         ServerKit.load(fed / "server")
+
+
+def test_nginx_writes_no_body_to_disk_and_listens_where_clients_come_from():
+    """Workers of an nginx that root started may not write into the kit, which is another user's."""
+    conf = texts.nginx("fed.example.org", 443, 8443)
+    for line in ("proxy_request_buffering off;", "proxy_max_temp_file_size 0;", "listen 443 ssl;"):
+        assert f"\n    {line}" in conf.replace("\n      ", "\n    ")
+    assert "    listen [::]:443 ipv6only=off ssl;\n" in texts.nginx("2001:db8::1", 443, 8443)
