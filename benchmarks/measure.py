@@ -26,7 +26,6 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
     "JAX_PLATFORMS": "cpu",
-    "KERAS_BACKEND": "tensorflow",
     "PYTHONDONTWRITEBYTECODE": "",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -35,12 +34,13 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Contender:
-    """A program in `contenders/`, the environment it runs in (None: Umbel's) and the models it plays."""
+    """A program in `contenders/`, the environment it runs in (None: Umbel's), and the models it plays."""
 
     title: str
     script: str
     environment: str | None = None
     models: tuple[str, ...] = ("mlp", "cnn")
+    backend: str = "tensorflow"  # Keras's
 
 
 class Run(NamedTuple):
@@ -96,7 +96,8 @@ def measure(contender: Contender, model: str, rounds: int) -> Run:
     except InstallError as error:
         raise RunFailed(f"not installed: {error}") from error
     script = HERE / "contenders" / f"{contender.script}.py"
-    lines = list(_reports([str(python), str(script), "--model", model, "--rounds", str(rounds)]))
+    command = [str(python), str(script), "--model", model, "--rounds", str(rounds)]
+    lines = list(_reports(command, contender.backend))
     if len(lines) != rounds or lines[-1][1]["accuracy"] is None:
         raise RunFailed(f"reported {len(lines)} of {rounds} rounds")
     seconds = tuple(line["seconds"] for _, line in lines[WARM_UP:])
@@ -112,9 +113,9 @@ def measure_scale() -> dict[str, Any]:
     return lines[-1][1]
 
 
-def _reports(command: Sequence[str]) -> Iterator[tuple[float, dict]]:
+def _reports(command: Sequence[str], backend: str = "tensorflow") -> Iterator[tuple[float, dict]]:
     """Yield (seconds since the process began, report) for each JSON line it prints. Errors: RunFailed."""
-    environment = {**os.environ, **QUIET}
+    environment = {**os.environ, **QUIET, "KERAS_BACKEND": backend}
     environment.pop("PYTHONPATH", None)
     with tempfile.TemporaryFile("w+") as complaints:
         began = time.perf_counter()

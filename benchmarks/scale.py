@@ -129,7 +129,7 @@ def measure(clients: int, cohort: int, rounds: int, scaffold: bool = False) -> d
         "clients": clients,
         "cohort": cohort,
         "rounds": rounds,
-        "compile": simulation.describe()["compile"],
+        "compile": simulation.describe().get("compile", "XLA, Keras on JAX"),
         "prepare_seconds": prepared,
         "first_round_seconds": history.rounds[0].seconds,
         "seconds": statistics.median(seconds),

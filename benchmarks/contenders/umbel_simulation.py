@@ -74,7 +74,8 @@ def main() -> None:
     model = build(options.model)
     model.set_weights(list(history.spec.unflatten(history.params).values()))
     last = history.rounds[-1]
-    note = f"auto: {simulation.describe()['compile']}"
+    chosen = simulation.describe()
+    note = f"auto: {chosen['compile']}" if "compile" in chosen else f"blocks of {chosen['block']}"
     workload.report(last.round, last.seconds, workload.accuracy(model.predict_on_batch, digits), note)
 
 
