@@ -7,18 +7,16 @@ https://arxiv.org/abs/2306.11201
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
+from ..core.backend import require_tensorflow
 from ..core.validation import require_real
 
-try:  # not public; there in TensorFlow 2.21. Without it norms take longer under XLA
-    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext as is_for_xla
-except ImportError:  # pragma: no cover
-    is_for_xla = None
+if TYPE_CHECKING:  # TensorFlow is imported when a norm is computed: Keras may have another backend
+    import tensorflow as tf
 
 STRANDS = 5  # an odd number: strands as long as a power of two would meet in the same places of the processor's cache
 
@@ -40,7 +38,8 @@ class DeltaSGD(keras.optimizers.Optimizer):
 
     It keeps one more value per variable, x_(k−1). Where each batch is met but once, in `model.fit` and in DP-SGD, that
     is g_(k−1) in its place, of the batch before. For one device; it takes no clipping or weight decay, which would come
-    between the gradient and the step. Errors: ConfigError for values out of bounds.
+    between the gradient and the step. Errors: ConfigError for values out of bounds, and for
+    another backend than TensorFlow.
     """
 
     def __init__(
@@ -51,6 +50,7 @@ class DeltaSGD(keras.optimizers.Optimizer):
         theta: float = 1.0,
         name: str = "delta_sgd",
     ):
+        require_tensorflow("DeltaSGD computes")
         require_real("learning_rate", learning_rate, above=0)  # no schedule: the rate adapts itself
         require_real("gamma", gamma, above=0)
         require_real("delta", delta, at_least=0)
@@ -175,15 +175,28 @@ class Look:
 
 def norm(tensors: Sequence[Any]) -> tf.Tensor:
     """Compute √Σ x² over all numbers of all tensors: float32."""
+    import tensorflow as tf
+
     return tf.sqrt(tf.add_n([squares(tensor) for tensor in tensors]))
 
 
 def squares(tensor: Any) -> tf.Tensor:
     """Compute Σ x²: float32."""
+    import tensorflow as tf
+
     flat = tf.reshape(tf.cast(tf.convert_to_tensor(tensor), tf.float32), [-1])
-    if is_for_xla is None or not is_for_xla(tf.compat.v1.get_default_graph()):
+    if not is_for_xla(tf.compat.v1.get_default_graph()):
         return 2 * tf.nn.l2_loss(flat)
     # On a CPU XLA adds up a sum's numbers one by one. Strand by strand it adds many at a time: a fifth of the time.
     even = flat.shape[0] // STRANDS * STRANDS
     strands = tf.split(tf.square(flat[:even]), STRANDS)
     return tf.reduce_sum(tf.add_n(strands)) + tf.reduce_sum(tf.square(flat[even:]))
+
+
+def is_for_xla(graph: Any) -> bool:
+    """Return whether XLA compiles a graph; False where TensorFlow does not say, and norms take longer."""
+    try:  # not public; there in TensorFlow 2.21
+        from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+    except ImportError:  # pragma: no cover
+        return False
+    return bool(GraphOrParentsInXlaContext(graph))

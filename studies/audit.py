@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.algorithms import AsynchronousStrategy
+from ..core.backend import require_tensorflow
 from ..core.chain import Chain
 from ..core.compatible import delta_of, spent
 from ..core.errors import ConfigError
@@ -178,6 +179,7 @@ class Audit:
 
         Both are taken without the average example: images of digits are alike, and a blend of ten correlates with each.
         """
+        require_tensorflow("An audit inverts gradients")
         from ..clients.tensorflow.engine import TensorFlowEngine
         from ..clients.tensorflow.inversion import invert
 

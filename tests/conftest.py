@@ -24,16 +24,25 @@ FIRST = (
 )
 
 
+def _lines(file: str) -> list[str]:
+    lines = (TESTS / file).read_text("utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def _long() -> dict[str, int]:
     """Return how many cases `make test` keeps of each test, or file, that tests/long.txt names."""
-    lines = (TESTS / "long.txt").read_text("utf-8").splitlines()
-    pairs = (line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+    pairs = (line.split(" ", 1) for line in _lines("long.txt"))
     return {name: int(kept) for kept, name in pairs}
+
+
+# Tests, classes and files that a session on JAX leaves out; files are not even imported.
+NOT_ON_JAX = _lines("tensorflow.txt") if os.environ.get("KERAS_BACKEND") == "jax" else []
+collect_ignore = [name for name in NOT_ON_JAX if "::" not in name]
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config, items):
-    """Mark what is long, and run the longest files first."""
+    """Leave out what is another backend's, mark what is long, and run the longest files first."""
     named, chosen = _long(), any("::" in word for word in config.args)
     for name, kept in named.items():
         file = name.partition("::")[0]
@@ -45,6 +54,10 @@ def pytest_collection_modifyitems(config, items):
         for number, item in enumerate(cases):
             if number not in stay and not chosen:
                 item.add_marker(pytest.mark.long)
+    others = [item for item in items if any(_is(item, name) for name in NOT_ON_JAX)]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     rank = {str(TESTS / name): number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(str(item.path), len(FIRST)))
 

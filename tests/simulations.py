@@ -1,5 +1,6 @@
 """Simulations that tests share: those that build the same model take turns with one team of workers."""
 
+from engines import SOONEST
 from umbel import Experiment, History, Simulation, run
 from umbel.runtimes.team import workers_of
 
@@ -10,7 +11,7 @@ def simulation(experiment: Experiment, workers: int = 1) -> Simulation:
     """Return a simulation that has already traced this experiment's model, if any has."""
     key = workers, *workers_of(experiment.resolved)
     if key not in _open:
-        _open[key] = Simulation(workers, compile="graph")
+        _open[key] = Simulation(workers, compile=SOONEST)
     return _open[key]
 
 

@@ -37,7 +37,7 @@ class Block:
         orders: each int32, shape (passes, at least `examples`).
         """
         self.is_resident = not isinstance(next(leaves(data[0].x)), np.ndarray)
-        self._batches = [batch_of(one) for one in data]
+        self._batches = [batch_of(one if one.count else blank_row(one)) for one in data]
         self.examples, self.passes = (np.zeros(width, np.int64) for _ in range(2))
         self.examples[: len(examples)] = examples
         self.passes[: len(orders)] = [len(order) for order in orders]
@@ -52,16 +52,21 @@ class Block:
         for batch in batches:
             places = np.minimum(batch.starts[:, None] + np.arange(batch.size), longest - 1)
             rows = self._rows[clients, np.minimum(batch.passes, passes - 1)[:, None], places]
-            state = step(state, self._data_at(rows), rows, batch.active)
+            state = step(state, self.data_at(rows), rows, batch.active)
         return state
 
-    def _data_at(self, rows: np.ndarray) -> Any:
+    def data_at(self, rows: np.ndarray) -> Any:
         """Return what all share, where it lies on the device; else each client's own batch, one behind the other."""
         if self.is_resident:
             return self._batches[0]
         own = [rows_of(batch, at) for batch, at in zip(self._batches, rows, strict=False)]
         own += own[:1] * (len(rows) - len(own))
         return jax.tree.map(lambda *parts: np.stack(parts), *own)
+
+
+def blank_row(data: Examples) -> Examples:
+    """Return one row of zeros for a client that holds none: its place in the block is filled, and never counts."""
+    return Examples(*(map_arrays(lambda array: np.zeros((1, *array.shape[1:]), array.dtype), part) for part in data))
 
 
 def rows_of(batch: tuple, rows: np.ndarray) -> tuple:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from ...core.errors import ConfigError
-from ...core.examples import Examples, map_arrays
-from ..keras.building import batch_of
+from ...core.errors import ConfigError, UmbelError
+from ...core.examples import Examples, leaves, map_arrays
+from ..keras.building import batch_of, check_inputs, declared_batch, reason, shapes
 from ..keras.joining import Call
 from ..keras.reported import FromStates, Step
 
@@ -83,10 +83,13 @@ def create_variables(model: keras.Model, batch: Examples) -> frozenset[int]:
     A step assigns what it does not return as it was handed it, also under a condition. Nothing is computed.
     """
     check_step(model)
+    check_inputs(model, batch)
+    check_numbers(batch)
     arrays = batch_of(batch)
     lazy = (*model._flatten_layers(), *filter(None, (model._compile_metrics, model._compile_loss)))
     if not all(one.built for one in lazy):
         model._symbolic_build(data_batch=map_arrays(np.asarray, arrays))
+    check_compiled(model)
     model.optimizer.build(model.trainable_variables)
     model.reset_metrics()
     assigned = {id(variable) for variable in assigned_by(model, arrays)}
@@ -106,13 +109,57 @@ def assigned_by(model: keras.Model, arrays: tuple) -> list[keras.Variable]:
 def check_step(model: keras.Model) -> None:
     """Raise ConfigError for a model that Keras on JAX does not train as a pure function."""
     name = type(model).__name__
-    if model.run_eagerly:
-        raise ConfigError(f"{name} is compiled with run_eagerly=True, which JAX has not; leave it out")
-    if getattr(model.optimizer, "use_ema", False):
-        raise ConfigError(f"{name} is compiled with use_ema=True, which Umbel does not carry on JAX; leave it out")
     for step, arguments in (("train_step", ("self", "state", "data")), ("test_step", ("self", "state", "data"))):
         if len(inspect.signature(getattr(type(model), step)).parameters) < len(arguments):
             raise ConfigError(
                 f"{name}.{step} is written for TensorFlow; on JAX it is {step}(self, state, data) and returns logs and "
                 "the new state. Write it so, or set KERAS_BACKEND=tensorflow"
             )
+
+
+def check_numbers(examples: Examples) -> None:
+    """Raise ConfigError for examples that are no numbers: JAX has no text."""
+    for array in leaves(tuple(examples)):
+        if isinstance(array, np.ndarray) and array.dtype.kind not in "fiub":
+            raise ConfigError(
+                f"examples of type {array.dtype} are no numbers, which JAX takes alone: encode them, or set "
+                "KERAS_BACKEND=tensorflow"
+            )
+
+
+def fixed_batch(model: keras.Model, sample: Examples) -> int | None:
+    """Return the only batch size that the model takes; None where it takes any.
+
+    It is the declared one, where the model refuses another.
+    """
+    declared = declared_batch(model)
+    if declared is None:
+        return None
+    other = map_arrays(jnp.asarray, sample.take(np.zeros(declared + 1, np.intp)).x)
+    trained, others = values_of(groups_of(model)[:2])
+    try:
+        jax.eval_shape(lambda x: model.stateless_call(trained, others, x, training=True), other)
+    except Exception:
+        return declared
+    return None
+
+
+@contextmanager
+def explained(examples: Examples) -> Iterator[None]:
+    """Raise ConfigError, with Keras's reason, for what goes wrong inside while a step on such examples is traced."""
+    try:
+        yield
+    except (UmbelError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"the model does not take examples of {shapes(examples)}: {reason(error)}") from error
+
+
+def check_compiled(model: keras.Model) -> None:
+    """Raise ConfigError for an optimizer that was built for other variables than are trained: JAX's step fails then."""
+    known = [id(variable) for variable in getattr(model.optimizer, "_trainable_variables", ())]
+    if model.optimizer.built and known != [id(variable) for variable in model.trainable_variables]:
+        raise ConfigError(
+            f"{type(model).__name__} was compiled, and its optimizer built, for {len(known)} variables, and "
+            f"{len(model.trainable_variables)} are trainable now: compile it after trainable is set"
+        )

@@ -16,10 +16,12 @@ from ...core.errors import ClientError, ConfigError
 from ...core.examples import Examples, leaves, map_arrays
 from ...core.experiment import Experiment
 from ...core.frozen import Base
+from ...core.private import PerExamplePrivacy
 from ...core.random import derive
 from ...core.recipe import Recipe
 from ...core.spec import ModelSpec
 from ...core.types import ClientMetrics, Join, Metrics, Value, Vector
+from ..draws import PrivateTask, private_task
 from ..engine import EvaluateTask, Measured, StepName, Trained, TrainTask
 from ..keras.agreed import Agreement
 from ..keras.building import (
@@ -37,11 +39,14 @@ from ..keras.checks import check_batches, check_rates, check_rule
 from ..keras.directions import measures_of
 from ..keras.lookups import check_lookups, fault_of_client
 from ..keras.meter import Meter
+from ..keras.one_by_one import check_model
 from ..keras.per_client import ClientTable, gathered
 from ..keras.samples import sample_of
 from .blocks import Block, batches_of, powers, whole
-from .eager import assigned_by, create_variables
+from .debug import Watched
+from .eager import assigned_by, check_numbers, create_variables, explained, fixed_batch
 from .lookups import tables_of
+from .private import PrivateSteps, room_for, take_private_steps
 from .programs import Programs, StepKind
 from .refusals import check_supported
 from .variables import ModelVariables
@@ -55,15 +60,19 @@ class JaxEngine:
     """A model on one device, whose clients train in blocks."""
 
     is_live = False
-    is_debugged = False
     on_client = None
-    fixed_batch = None
-    evaluation_batch = EVALUATION_BATCH
 
-    def __init__(self, experiment: Experiment | Recipe, width: int | None = None, agreement: Agreement | None = None):
+    def __init__(
+        self,
+        experiment: Experiment | Recipe,
+        width: int | None = None,
+        agreement: Agreement | None = None,
+        debug: bool = False,
+    ):
         """Build experiment's model. width: number of clients in a block; None: what the cache has room for.
 
-        agreement: how metrics travel, as another engine of this experiment found; None: find it. Errors: ConfigError
+        agreement: how metrics travel, as another engine of this experiment found; None: find it. debug: take each
+        client's steps alone and uncompiled, as for a model with run_eagerly=True. Errors: ConfigError
         for a model that is not compiled or does not fit the clients' examples; IncompatibleError for what JAX does not
         carry yet.
         """
@@ -71,7 +80,6 @@ class JaxEngine:
         self.device = "CPU:0" if jax.default_backend() == "cpu" else "GPU:0"
         check_supported(recipe)
         sample = as_keras(sample_of(recipe.population))
-        check_numbers(sample)
         with BUILDING:
             self.model, moved = build_model(recipe.model, sample, derive(recipe.seed, "model"), create_variables)
             if recipe.start is not None:
@@ -82,14 +90,19 @@ class JaxEngine:
             self.base = Base(tuple(np.array(weight.value) for weight, variable in pairs if variable.is_frozen))
             self.spec = spec.on(self.base)
             self.meter = Meter.of(self.model, sample, agreement)
+            if recipe.local.per_example is not None:
+                check_model(self.model, sample)
             self.variables = ModelVariables(self.model, self.spec, self.meter, assigned)
         self._tables = tables_of(self.model)
         check_lookups(self._tables, sample, "training")
-        check_batches(recipe, None)
+        self.fixed_batch = fixed_batch(self.model, sample)
+        self.evaluation_batch = self.fixed_batch or EVALUATION_BATCH
+        check_batches(recipe, self.fixed_batch)
         check_rates(recipe, self.variables)
         if recipe.rule is not None:
             check_rule(recipe.rule, self.variables)
-        self.width = width or width_for(recipe, self.spec.size)
+        self.is_debugged = debug or bool(self.model.run_eagerly)
+        self.width = 1 if self.is_debugged else width or width_for(recipe, self.spec.size)
         self.initial_memory = [np.array(weight.value) for weight in self.variables.personal]
         rate = self.variables.rate
         self.default_rate = math.nan if rate is None else float(np.array(rate.value))
@@ -97,11 +110,13 @@ class JaxEngine:
         self._description |= {"model.variables": self.spec.digest[:16], "model.config": describe_model(self.model)}
         self._initial_params: Vector = self.spec.flatten(self.model.get_weights())
         self._table = ClientTable(self.meter)
-        self._programs = Programs(self.variables)
+        self._programs = Programs(self.variables, self.is_debugged)
         self._sent: tuple[Vector, Any] | None = None
 
     def train(self, tasks: Sequence[TrainTask]) -> list[Trained]:
         """Train clients, a block at a time. Errors: ClientError for what JAX cannot compute of the examples."""
+        if self.experiment.local.per_example is not None:
+            return self._train_privately(tasks, self.experiment.local.per_example)
         for task in tasks:
             self._look_at(task.data, round=task.round, client=task.client)
         results: dict[int, Trained] = {}
@@ -130,7 +145,7 @@ class JaxEngine:
             check_lookups(self._tables, examples, kind)
         except ConfigError as error:
             raise ConfigError(f"{kind}: {error}") from error
-        one = as_keras(examples.take(np.zeros(1, np.intp)))
+        one = as_keras(for_batches(self.model, examples))
         groups = [[jnp.asarray(self.variables.initial[self.variables.numbers[id(variable)]]) for variable in group]
                   for group in self.variables.groups]  # fmt: skip
         state = groups[0], groups[1], groups[3]
@@ -186,6 +201,7 @@ class JaxEngine:
         state = self._begun(tasks, width, is_one, params, rates, True)
         offsets = filled([task.offset for task in tasks], width) if len(first.offset) else None
         last = np.array(filled([task.last for task in tasks], width))
+        watched = Watched(first) if self.is_debugged else None
         # All passes but those of parts with a number of their own.
         usual, begun = block.passes - course.passes(0) * (block.passes > 0), np.zeros(width, np.int64)
         for part, (epochs, trains) in enumerate(course.parts):
@@ -204,8 +220,49 @@ class JaxEngine:
 
             ends = last if epochs is None else block.examples
             batches = batches_of(begun, passes, block.examples, ends, self.experiment.local.batch_size)
-            state = block.take(state, batches, step)
+            with explained(first.data):
+                state = block.take(state, batches, watched.around(step) if watched else step)
             begun = begun + passes
+        return self._finished("train", state, tasks, width, is_one, params)
+
+    def _train_privately(self, tasks: Sequence[TrainTask], privacy: PerExamplePrivacy) -> list[Trained]:
+        """Same as train, by DP-SGD; without metrics, which would be releases that nothing covers."""
+        local = self.experiment.local
+        results: dict[int, Trained] = {}
+        drawn = {id(task): private_task(task, privacy, local) for task in tasks}
+        rooms = {id(task): room_for(drawn[id(task)], local.batch_size) for task in tasks}
+        for places in blocks_of(tasks, self.width, lambda task: (alike(task), rooms[id(task)])):
+            block = [tasks[place] for place in places]
+            trained = self._train_private_block(
+                block, [drawn[id(task)] for task in block], rooms[id(block[0])], privacy
+            )
+            results |= zip(places, (one._replace(metrics={}) for one in trained), strict=True)
+        return [results[place] for place in range(len(tasks))]
+
+    def _train_private_block(
+        self, tasks: Sequence[TrainTask], drawn: Sequence[PrivateTask], room: int, privacy: PerExamplePrivacy
+    ) -> list[Trained]:
+        first, width, programs, rule = tasks[0], self.width, self._programs, self.experiment.rule
+        private, proximal = PrivateSteps(self.variables, privacy.clip_norm), 0.0 if rule is None else rule.proximal
+        is_one = all(task.params is first.params for task in tasks)
+        data, orders = [as_keras(task.data) for task in tasks], [task.order for task in tasks]
+        block = Block(data, orders, [task.examples for task in tasks], width)
+        params = self._vectors([task.params for task in tasks], is_one)
+        rates = filled([np.float32(task.learning_rate) for task in tasks], width)
+        state = self._begun(tasks, width, is_one, params, rates, True)
+        offsets = filled([task.offset for task in tasks], width) if len(first.offset) else None
+
+        def clipped(state: Any, *arguments: Any) -> Any:
+            return programs.clipped_sum(width, private, block.is_resident, state, *arguments)
+
+        def step(state: Any, means: np.ndarray, counts: np.ndarray, active: np.ndarray) -> Any:
+            return programs.private_step(
+                width, private, proximal, is_one, state, means, counts, active, params, offsets
+            )
+
+        taken = Watched(first).around(step) if self.is_debugged else step
+        with explained(first.data):
+            state = take_private_steps(block, drawn, room, private.size, state, clipped, taken)
         return self._finished("train", state, tasks, width, is_one, params)
 
     def _evaluate_block(self, tasks: Sequence[EvaluateTask], width: int) -> list[Measured]:
@@ -220,10 +277,12 @@ class JaxEngine:
             return programs.test(width, block.is_resident, state, data, rows, active)
 
         # Clients' validation sets have many sizes, and each would be compiled.
-        pieces = whole if self.meter.agreement.by_batch or width == 1 else powers
+        is_bound = self.meter.agreement.by_batch or self.fixed_batch is not None
+        pieces = whole if is_bound or width == 1 else powers
         none, once = np.zeros(width, np.int64), block.passes
-        batches = batches_of(none, once, block.examples, block.examples, EVALUATION_BATCH, pieces)
-        state = block.take(state, batches, step)
+        batches = batches_of(none, once, block.examples, block.examples, self.evaluation_batch, pieces)
+        with explained(first.data):
+            state = block.take(state, batches, step)
         return [one.metrics for one in self._finished("test", state, tasks, width, is_one, params)]
 
     def _look_at(self, data: Examples, **where: int) -> None:
@@ -312,13 +371,3 @@ def len_of(task: TrainTask | EvaluateTask) -> int:
 def filled(values: Sequence[Any], width: int) -> np.ndarray:
     """Stack values, the first again for each client that is not there."""
     return np.stack([*values, *[values[0]] * (width - len(values))])
-
-
-def check_numbers(examples: Examples) -> None:
-    """Raise ConfigError for examples that are no numbers: JAX has no text."""
-    for array in leaves(tuple(examples)):
-        if isinstance(array, np.ndarray) and array.dtype.kind not in "fiub":
-            raise ConfigError(
-                f"examples of type {array.dtype} are no numbers, which JAX takes alone: encode them, or set "
-                "KERAS_BACKEND=tensorflow"
-            )

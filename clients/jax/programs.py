@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from ...core.examples import map_arrays
 from ...core.types import Trains
 from ..keras.building import BUILDING
+from .debug import check_loss
+from .private import PrivateSteps
 from .variables import ModelVariables, State
 
 
@@ -31,8 +33,9 @@ class StepKind(NamedTuple):
 class Programs:
     """The compiled parts of a block's round, for blocks of one width each."""
 
-    def __init__(self, variables: ModelVariables):
-        self.variables = variables
+    def __init__(self, variables: ModelVariables, is_debugged: bool = False):
+        """Make nothing yet. is_debugged: compute as it comes, for blocks of one client, and check each step's loss."""
+        self.variables, self.is_debugged = variables, is_debugged
         self._made: dict[Hashable, Callable[..., Any]] = {}
         self._called: set[Hashable] = set()
 
@@ -66,6 +69,29 @@ class Programs:
         step = functools.partial(self._train, kind, is_resident)
         return self._call(key, step, axes, width, (state, self.variables.still, *arguments), donate=True)
 
+    def clipped_sum(self, width: int, private: PrivateSteps, is_resident: bool, state: State, *arguments: Any) -> Any:
+        """Return the sum of clipped gradients of some of a batch. arguments: those of `PrivateSteps.clipped_sum`."""
+        axes = (0, None, None if is_resident else 0, 0, 0, None, 0)
+        key = "clipped", width, private.clip_norm, is_resident, arguments[1].shape
+        function = functools.partial(private.clipped_sum, is_resident)
+        return self._call(key, function, axes, width, (state, self.variables.still, *arguments))
+
+    def private_step(
+        self, width: int, private: PrivateSteps, proximal: float, is_one: bool, state: State, *arguments: Any
+    ) -> State:
+        """Return the states after a step of DP-SGD.
+
+        arguments: means, counts, which clients are active, the vector that they began with, and offsets.
+        """
+        towards, offset = None if is_one else 0, None if arguments[-1] is None else 0
+
+        def step(state: State, still: State, mean: Any, count: Any, active: Any, params: Any, offset: Any) -> State:
+            return where(active, private.take_step(proximal, state, still, mean, count, params, offset), state)
+
+        key = "private", width, private.clip_norm, proximal, is_one, offset
+        axes = (0, None, 0, 0, 0, towards, offset)
+        return self._call(key, step, axes, width, (state, self.variables.still, *arguments), donate=True)
+
     def test(self, width: int, is_resident: bool, state: State, *arguments: Any) -> State:
         """Return the states after one batch is evaluated. arguments: data, rows, which clients are active."""
         axes, step = (0, None, None if is_resident else 0, 0, 0), functools.partial(self._test, is_resident)
@@ -76,7 +102,9 @@ class Programs:
         batch = map_arrays(lambda array: array[rows], data) if is_resident else data
         variables = self.variables
         with variables.meter.tracing("train"), variables.corrected(kind.proximal, towards, offset, kind.trains):
-            after = variables.train_step(state, still, batch, rows.shape[0])
+            logs, after = variables.train_step(state, still, batch, rows.shape[0])
+        if self.is_debugged:
+            check_loss(logs)
         return where(active, after, state)
 
     def _test(self, is_resident: bool, state, still, data, rows, active) -> State:
@@ -97,7 +125,7 @@ class Programs:
         """Call a function over a block; axes: 0 for what each client has of its own, None for what all share."""
         if key not in self._made:
             over = jax.vmap(function, axes, axis_size=width) if width > 1 else alone(function, axes)
-            self._made[key] = jax.jit(over, donate_argnums=(0,) if donate else ())
+            self._made[key] = over if self.is_debugged else jax.jit(over, donate_argnums=(0,) if donate else ())
         size = key, arguments[3].shape if donate else None  # of its rows: each size of batch is traced
         if size in self._called:
             return self._made[key](*arguments)

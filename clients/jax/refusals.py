@@ -13,18 +13,12 @@ def check_supported(recipe: Recipe) -> None:
     """Raise IncompatibleError for a part that the JAX engine does not carry."""
     if isinstance(recipe.strategy, SplitStrategy):
         raise IncompatibleError(f"{recipe.strategy!r} cuts the model in two, which Umbel does not on JAX; {REMEDY}")
-    if recipe.local.per_example is not None:
-        raise IncompatibleError(
-            f"{recipe.local.per_example!r} clips each example's gradient, which Umbel does not on JAX yet; {REMEDY}"
-        )
 
 
-def check_simulation(replicas: int, debug: bool, compile: str, devices: object) -> None:
+def check_simulation(replicas: int, compile: str, devices: object) -> None:
     """Raise IncompatibleError for settings of a simulation that the JAX engine does not have."""
     if replicas != 1:
         raise IncompatibleError(f"replicas={replicas} divide a client's batches on TensorFlow alone; {REMEDY}")
-    if debug:
-        raise IncompatibleError(f"debug=True steps through clients on TensorFlow alone; {REMEDY}")
     if compile == "graph":
         raise IncompatibleError(f"compile='graph' is TensorFlow's, and XLA compiles all on JAX; drop it, or {REMEDY}")
     if devices is not None:

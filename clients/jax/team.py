@@ -27,8 +27,10 @@ BLOCK = "block"  # key among a run's choices: the number of clients who take the
 
 def hire(experiment: Experiment, settings: TeamSettings) -> list[JaxEngine]:
     """Make the engine. Errors: ConfigError and IncompatibleError for what JAX does not carry."""
-    check_simulation(settings.replicas, settings.debug, settings.compile, settings.devices)
-    engine = JaxEngine(experiment)
+    check_simulation(settings.replicas, settings.compile, settings.devices)
+    engine = JaxEngine(experiment, debug=settings.debug)
+    if engine.is_debugged and not settings.debug:
+        log.warning("the model is compiled with run_eagerly=True: clients train uncompiled, one at a time, slowly")
     for note in engine.meter.agreement.notes:
         log.warning("%s: %s", experiment.name, note)
     if jax.default_backend() == "cpu" and has_convolutions(engine.model):
@@ -43,7 +45,8 @@ def hire(experiment: Experiment, settings: TeamSettings) -> list[JaxEngine]:
 def choose(team: Sequence[JaxEngine], choices: Mapping[str, str]) -> dict[str, str]:
     """Choose the width of blocks. choices: as the run that is resumed has them, whose width is kept."""
     (engine,) = team
-    engine.width = int(choices[BLOCK]) if BLOCK in choices else width_for(engine.experiment, engine.spec.size)
+    if not engine.is_debugged:
+        engine.width = int(choices[BLOCK]) if BLOCK in choices else width_for(engine.experiment, engine.spec.size)
     log.info("clients take their steps %d at a time", engine.width)
     return {BACKEND: "jax", BLOCK: str(engine.width)}
 

@@ -19,6 +19,7 @@ import numpy as np
 from ...core.spec import ModelSpec
 from ...core.types import Trains
 from ..keras.meter import Meter
+from ..keras.slots import copies_of, inner_optimizers, is_averaging, sets_own_rate
 from .eager import groups_of
 
 State = dict[int, Any]  # arrays by the number of their variable
@@ -41,8 +42,8 @@ class ModelVariables:
         self.shared = [(weight, variable) for weight, variable in pairs if variable.offset is not None]
         self.personal = [weight for weight, variable in pairs if variable.is_at_home]
         self.seeds = [variable for variable in model.variables if variable.name == "seed_generator_state"]
-        rate = getattr(model.optimizer, "_learning_rate", None)
-        self.has_own_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+        self.has_own_schedule = sets_own_rate(model.optimizer)
+        self.copies = copies_of([model.optimizer])
         self.rate = None if self.has_own_schedule else model.optimizer.learning_rate
         resets = {id(variable): reset for variable, reset in meter.variables}
         self.initial = [resets.get(id(one), np.array(one.value)).astype(one.dtype) for one in self.all]
@@ -70,29 +71,49 @@ class ModelVariables:
             values.append((self.rate, rate))
         for variable, value in values:
             state[self.numbers[id(variable)]] = value.astype(variable.dtype)
-        return state
+        return self._copied(state) if is_training else state
 
     def reset_optimizer(self, state: State, rate: Any) -> State:
         """Return the state with the optimizer as compiled, but for the rate."""
+        state = self.finish_optimizer(state)
         state = state | {number: jnp.asarray(self.initial[number]) for number in self.optimizer}
         if self.rate is not None:
             state[self.numbers[id(self.rate)]] = rate.astype(self.rate.dtype)
-        return state
+        return self._copied(state)
 
-    def train_step(self, state: State, still: State, batch: tuple, examples: int) -> State:
-        """Return the state after Keras's own train_step on a batch."""
-        *values, trackers = self._grouped(state, still)
+    def finish_optimizer(self, state: State) -> State:
+        """Return the state with the weights that `fit` leaves at its end; where no step was taken nothing changes."""
+        if not is_averaging(self.model.optimizer):
+            return state
+        trained, _, optimizer, *_ = self.grouped(state, self.still)
+        known = [*zip(self.groups[0], trained, strict=True), *zip(self.groups[2], optimizer, strict=True)]
+        after = dict(state)
+        for inner in inner_optimizers(self.model.optimizer):
+            with keras.StatelessScope(state_mapping=known) as scope:
+                inner.finalize_variable_values(inner._trainable_variables)
+                has_stepped = inner.iterations.value > 0
+            for variable in inner._trainable_variables:
+                number = self.numbers[id(variable)]
+                if number in after:
+                    value = scope.get_current_value(variable).astype(variable.dtype)
+                    after[number] = jnp.where(has_stepped, value, state[number])
+        return after
+
+    def train_step(self, state: State, still: State, batch: tuple, examples: int) -> tuple[Any, State]:
+        """Return what Keras's own train_step logs of a batch, and the state after it."""
+        *values, trackers = self.grouped(state, still)
         logs, after = self.model.train_step(tuple(values), batch)
-        return self._kept(state, [*after, self._tracked("train", trackers, logs, examples)])
+        return logs, self.kept(state, [*after, self._tracked("train", trackers, logs, examples)])
 
     def test_step(self, state: State, still: State, batch: tuple, examples: int) -> State:
         """Return the state after Keras's own test_step on a batch."""
-        trained, others, optimizer, metrics, trackers = self._grouped(state, still)
+        trained, others, optimizer, metrics, trackers = self.grouped(state, still)
         logs, (trained, others, metrics) = self.model.test_step((trained, others, metrics), batch)
-        return self._kept(state, [trained, others, optimizer, metrics, self._tracked("test", trackers, logs, examples)])
+        return self.kept(state, [trained, others, optimizer, metrics, self._tracked("test", trackers, logs, examples)])
 
     def finish(self, step: Any, state: State, params: Any) -> tuple[Any, list[Any], list[Any]]:
         """Return local − global as float32 of shape (d,), the personal variables, and what the metrics hold."""
+        state = self.finish_optimizer(state) if step == "train" else state
         parts = [state[self.numbers[id(weight)]].astype(jnp.float32).ravel() for weight, _ in self.shared]
         measured = [*self.groups[3], *self.trackers]
         mapping = [(variable, state[self.numbers[id(variable)]]) for variable in measured]
@@ -141,7 +162,12 @@ class ModelVariables:
         finally:
             del optimizer.apply
 
-    def _grouped(self, state: State, still: State) -> list[list[Any]]:
+    def _copied(self, state: State) -> State:
+        """Return the state with the optimizer's variables that begin as the weights do."""
+        slots = {self.numbers[id(slot)]: (slot, state[self.numbers[id(weight)]]) for slot, weight in self.copies}
+        return state | {number: value.astype(slot.dtype) for number, (slot, value) in slots.items() if number in state}
+
+    def grouped(self, state: State, still: State) -> list[list[Any]]:
         """Return the arrays of all variables, as `groups` has them; the optimizer's from `initial` in an evaluation."""
         values = iter(
             state[number] if number in state else still[number] if number in still else self.initial[number]
@@ -149,7 +175,7 @@ class ModelVariables:
         )
         return [[next(values) for _ in group] for group in self.groups]
 
-    def _kept(self, state: State, groups: Sequence[Sequence[Any]]) -> State:
+    def kept(self, state: State, groups: Sequence[Sequence[Any]]) -> State:
         """Return the new state, of the same types as before: another type would compile each step anew."""
         values = [value for group in groups for value in group]
         return {number: jnp.asarray(values[number]).astype(before.dtype) for number, before in state.items()}

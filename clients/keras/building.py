@@ -65,6 +65,8 @@ def build_model(
         check_labels(model, sample)
         try:
             moved = create(model, one)
+        except ConfigError:
+            raise
         except Exception as error:
             hint = "; the examples have no y, and the model has a loss" if sample.y is None and model.loss else ""
             raise ConfigError(

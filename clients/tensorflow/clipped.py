@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from ...core.examples import map_arrays
+from ..draws import FINEST, ROUNDING
+from ..keras.one_by_one import batch_loss, is_seed, penalised
 from .ghost import contributions, uses_of
 
 log = logging.getLogger(__name__)  # the client's own log, which is not sent
-ROUNDING = 2.0**-10  # relative bound on how far norms and sums in float32 can be off
-FINEST = 2.0**-160  # step of a grid on which every float32 number lies
 
 
 class Rule(NamedTuple):
@@ -125,22 +125,10 @@ def example_gradients(model: keras.Model, example: tuple, seeds: list[tuple]) ->
     return [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in found]
 
 
-def batch_loss(model: keras.Model, batch: tuple) -> tf.Tensor:
-    """Compute the loss that Keras's train_step differentiates."""
-    x, y, weight = (*batch, None, None)[:3]
-    predicted = model(x, training=True) if model._call_has_training_arg else model(x)
-    return model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=weight, training=True)
-
-
 def penalty(model: keras.Model) -> tf.Tensor:
     """Sum the weights' regularizers' part of the loss: it depends on no example, and needs neither clip nor noise."""
     parts = [variable.regularizer(variable) for variable in penalised(model)]
     return tf.add_n([tf.cast(part, tf.float32) for part in parts]) if parts else tf.constant(0.0)
-
-
-def penalised(model: keras.Model) -> list[Any]:
-    """List the trainable variables that have a regularizer."""
-    return [variable for variable in model.trainable_variables if getattr(variable, "regularizer", None) is not None]
 
 
 def penalty_gradients(model: keras.Model) -> list[tf.Tensor]:
@@ -151,8 +139,3 @@ def penalty_gradients(model: keras.Model) -> list[tf.Tensor]:
     with tf.GradientTape() as tape:
         total = penalty(model)
     return [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in tape.gradient(total, variables)]
-
-
-def is_seed(variable: Any) -> bool:
-    """Whether a variable is the state of a layer's random generator."""
-    return variable.name == "seed_generator_state"

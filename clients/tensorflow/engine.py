@@ -20,6 +20,7 @@ from ...core.types import (
     Value,
     Vector,
 )
+from ..draws import private_task
 from ..engine import EvaluateTask, Measured, StepName, Trained, TrainTask
 from ..keras.agreed import Agreement
 from ..keras.building import as_keras, check_labels
@@ -27,7 +28,7 @@ from ..keras.directions import measures_of
 from ..keras.per_client import gathered
 from .calls import Twins
 from .debug import evaluate_eagerly, first_line, train_eagerly
-from .per_example import private_task, train_privately_eagerly
+from .per_example import train_privately_eagerly
 from .prototype import Prototype
 
 SHORT = 1 << 16  # number of rows, 256 KiB of numbers, that cost less to copy than another shape to compile

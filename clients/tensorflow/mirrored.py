@@ -22,8 +22,8 @@ from ...core.examples import Examples, leaves, map_arrays
 from ...core.random import Key
 from ...core.recipe import Recipe
 from ..keras.building import fresh_names, make_model, seeded_initializers
+from ..keras.slots import BEGIN_AS_WEIGHTS, is_averaging
 from ..optimizers import DeltaSGD
-from .slots import BEGIN_AS_WEIGHTS, is_averaging
 
 
 class BatchShare(NamedTuple):

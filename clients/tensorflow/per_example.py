@@ -17,127 +17,26 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ...core.errors import ClientError, IncompatibleError
+from ...core.errors import ClientError
 from ...core.examples import Examples
-from ...core.local import Local
 from ...core.private import PerExamplePrivacy
-from ...core.random import Key
-from ..engine import Trained, TrainTask
+from ..draws import Draws, PrivateTask, width_for
+from ..engine import Trained
 from ..keras.building import batch_of
 from . import compat
 from .calls import FlatCall, Twins
-from .clipped import FINEST, Rule, ghost_sum, is_seed, looped_sum, penalised, penalty_gradients, sound_sum
+from .clipped import Rule, ghost_sum, looped_sum, penalised, penalty_gradients, sound_sum
 from .ghost import can_ghost
 from .program import gather, host
 from .state import ModelState, words_for
 
 NOISE_BYTES = 8 << 20  # size of the noise for one call: with less, calls would take as long as a small model's steps
-SIGMAS = 4.0  # deviations of a batch's size that the first shape compiled by XLA has room for
-
-
-class Draws(NamedTuple):
-    """The batches of a client's round."""
-
-    rows: np.ndarray  # rows of the data: int32, shape (steps, largest batch); padded with rows of the client's own
-    sizes: np.ndarray  # number of rows of each step that count: int32, shape (steps,)
-
-
-class PrivateTask(NamedTuple):
-    """One client's round, besides the broadcast and the data."""
-
-    personal: list[np.ndarray]  # values of the variables that stay at home
-    draws: Draws
-    expected_batch: float
-    learning_rate: float
-    key: Key  # key that the model's random numbers follow from
-    offset: np.ndarray  # vector added to every gradient: shape (d,), or empty for nothing
-    noise: Callable[[np.ndarray], None]
-    grid: float  # the step of what a noisy sum is rounded to
-
-
-def draw_batches(rows: np.ndarray, local: Local, key: Key) -> Draws:
-    """Draw every step's Poisson batch of rows."""
-    count, steps = len(rows), local.steps_of(len(rows))
-    generator, rate = key.generator(), sampling_rate(local, count)
-    sizes = generator.binomial(count, rate, steps) if count else np.zeros(steps, np.int64)
-    drawn = np.full((steps, max(int(sizes.max(initial=0)), 1)), rows[0] if count else 0, np.int32)
-    for step, size in enumerate(sizes):
-        drawn[step, :size] = rows[generator.choice(count, size, replace=False, shuffle=False)]
-    return Draws(drawn, sizes.astype(np.int32))
-
-
-def width_for(largest: int, batch_size: int | None) -> int:
-    """Return the first of a few widths, multiples of 8, that has room for the largest batch."""
-    usual = batch_size or 16
-    width = multiple_of_8(usual + SIGMAS * math.sqrt(usual))
-    while width < largest:
-        width = multiple_of_8(1.25 * width)
-    return width
-
-
-def multiple_of_8(number: float) -> int:
-    """Return the smallest multiple of 8 that is at least number."""
-    return 8 * math.ceil(number / 8)
-
-
-def sampling_rate(local: Local, examples: int) -> float:
-    """Return each example's probability of being in a step's batch."""
-    return 1.0 if not local.batch_size or local.batch_size >= examples else local.batch_size / examples
-
-
-def expected_batch(local: Local, examples: int) -> float:
-    """Return the public divisor of every step's sum."""
-    return max(sampling_rate(local, examples) * examples, 1.0)
-
-
-def private_task(task: TrainTask, privacy: PerExamplePrivacy, local: Local) -> PrivateTask:
-    """Draw the batches and the noise of a client's round."""
-    key = task.draws
-    assert key is not None
-    draws = draw_batches(task.order[0], local, key.derive("batches"))
-    expected = expected_batch(local, task.examples)
-    noise = privacy.noise(key.derive("noise"), expected)
-    grid = privacy.grid_step(expected) or FINEST
-    return PrivateTask(list(task.personal), draws, expected, task.learning_rate, task.key, task.offset, noise, grid)
-
-
-def check_model(model: keras.Model, one: Examples) -> None:
-    """Raise IncompatibleError for a model whose examples have no gradients of their own, or none that we can see."""
-    name = type(model).__name__
-    if type(model).train_step is not keras.Model.train_step:
-        raise IncompatibleError(
-            f"{name} has a train_step of its own, in which per_example cannot clip each example's gradient; "
-            "override compute_loss in its place"
-        )
-    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
-        raise IncompatibleError("per_example needs gradients as they are; use mixed_bfloat16 in place of mixed_float16")
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
-            raise IncompatibleError(
-                f"layer {layer.name!r} ({type(layer).__name__}) mixes the examples of a batch, so that none has a "
-                "gradient of its own, as per_example needs; use GroupNormalization or LayerNormalization, or freeze it "
-                "with trainable=False"
-            )
-    check_statistics(model, one)
-
-
-def check_statistics(model: keras.Model, one: Examples) -> None:
-    """Raise IncompatibleError for a layer that keeps statistics of what it sees, which no noise would cover."""
-    kept = [variable for variable in model.non_trainable_variables if not is_seed(variable)]
-    with keras.StatelessScope() as scope:
-        model(one.x, training=True)
-    for variable in kept:
-        if scope.get_current_value(variable) is not None:
-            raise IncompatibleError(
-                f"training changes {variable.path}, a statistic of the examples that per_example's noise does not "
-                "cover; leave its layer out, or freeze it with trainable=False"
-            )
 
 
 class PrivateProgram:

@@ -26,13 +26,14 @@ from ..keras.building import BUILDING, as_keras, batch_of, build_model, describe
 from ..keras.checks import check_batches, check_rates, check_rule
 from ..keras.lookups import check_lookups, fault_of_client
 from ..keras.meter import Meter
+from ..keras.one_by_one import check_model
 from ..keras.per_client import ClientTable
 from ..keras.samples import sample_of
 from . import compat
 from .building import create_variables, explained, fixed_batch, takes_any_length
 from .lookups import tables_of
 from .mirrored import Mirrored, check_replicas
-from .per_example import PrivateProgram, check_model
+from .per_example import PrivateProgram
 from .program import EvaluateProgram, TrainProgram, data_specs, widened
 from .roles import base_of, check_still_frozen, try_step, unmoved
 from .rows import CompiledRows

@@ -16,11 +16,12 @@ from ...core.random import Key
 from ...core.spec import ModelSpec
 from ...core.types import Trains
 from ..keras.meter import Meter
+from ..keras.slots import copies_of, is_averaging, sets_own_rate
 from . import compat
+from .averages import finish
 from .calls import FlatCall, Start
 from .mirrored import Mirrored
 from .randomness import Seeder, seeded_by
-from .slots import copies_of, finish, is_averaging, sets_own_rate
 from .split import Halves
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from umbel import (
     FixedCohort,
     Local,
     PerExample,
+    Proximal,
     Scaffold,
     Simulation,
     SplitFed,
@@ -71,6 +72,11 @@ def adaptive():
     return compiled([keras.layers.Dense(8, "relu"), keras.layers.Dense(3)], keras.optimizers.Adam(0.01))
 
 
+def penalised():
+    regularised = keras.layers.Dense(8, "relu", kernel_regularizer=keras.regularizers.L2(0.01))
+    return compiled([regularised, keras.layers.Dense(3)], keras.optimizers.SGD(0.1, momentum=0.5))
+
+
 def local(**changes):
     return Local(**{"epochs": 2, "batch_size": BATCH, "learning_rate": 0.1, **changes})
 
@@ -89,11 +95,17 @@ PARITY = {
     "batch_norm": lambda: experiment(model=normalised, local=local(epochs=1)),
     "adam": lambda: experiment(model=adaptive, local=local(epochs=1, learning_rate=0.01)),
     "scaffold": lambda: experiment(Scaffold(), transforms=Clip(1.0)),
+    "per_example": lambda: experiment(
+        rounds=2, model=penalised, local=local(epochs=1, per_example=PerExample(0.5, 0.3)), rule=Proximal(0.1)
+    ),
     "proximal_own": lambda: experiment(Ditto(0.5), validation=CLIENTS),
     "cohort_of_many": lambda: experiment(
         population=LYING_TOGETHER, sampler=AllClients(), local=local(epochs=1, steps=5)
     ),
 }
+
+
+FIRST = ("scaffold", "per_example")
 
 
 def simulation():
@@ -102,12 +114,12 @@ def simulation():
 
 def default():
     """The runs that both engines play, the first."""
-    return played({name: PARITY[name] for name in ("scaffold",)})
+    return played({name: PARITY[name] for name in FIRST})
 
 
 def rest():
     """The runs that both engines play, all others."""
-    return played({name: make for name, make in PARITY.items() if name != "scaffold"})
+    return played({name: make for name, make in PARITY.items() if name not in FIRST})
 
 
 def played(runs):
@@ -206,9 +218,18 @@ def old_style():
     return model
 
 
-def eager():
+def frozen_later():
     model = plain()
-    model.compile("sgd", "mse", run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = False
+    return model
+
+
+def delta_sgd():
+    from umbel.clients.optimizers import DeltaSGD
+
+    model = plain()
+    model.compile(DeltaSGD(), "mse")
     return model
 
 
@@ -234,12 +255,11 @@ def refusals():
         "validation": (experiment(validation=shifted, sampler=AllClients()), {}),
         "row": (experiment(model=embedded, population=words, test=None, sampler=AllClients()), {}),
         "split": (experiment(SplitFed("dense")), {}),
-        "per_example": (experiment(local=Local(batch_size=BATCH, per_example=PerExample(1.0, 1.0))), {}),
         "replicas": (experiment(), {"replicas": 2}),
-        "debug": (experiment(), {"debug": True}),
         "graph": (experiment(), {"compile": "graph"}),
         "train_step": (experiment(model=old_style), {}),
-        "eagerly": (experiment(model=eager), {}),
+        "devices": (experiment(), {"devices": ["CPU:0"]}),
+        "frozen later": (experiment(model=frozen_later), {}),
         "text": (experiment(population=text, test=None, sampler=AllClients()), {}),
     }
     said = {}
@@ -249,10 +269,20 @@ def refusals():
             said[name] = ""
         except UmbelError as error:
             said[name] = str(error)
-    try:
-        require_tensorflow("Clients over Flower train")
-    except UmbelError as error:
-        said["flower"] = str(error)
+    with contextlib.closing(simulation()) as runtime:
+        history = run(dataclasses.replace(experiment(), rounds=1), runtime)
+        calls = {
+            "whole model": lambda: history.save(FOLDER / "model.keras"),
+            "resumed": lambda: runtime.open(experiment(), {}, {"compile": "graph"}),  # as a run on TensorFlow has it
+            "flower": lambda: require_tensorflow("Clients over Flower train"),
+            "optimizer": delta_sgd,
+        }
+        for name, call in calls.items():
+            try:
+                call()
+                said[name] = ""
+            except UmbelError as error:
+                said[name] = str(error)
     return said
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from engines import tf
 from umbel import AllClients, Experiment, FedAvg, Local, Simulation, data, run
 from umbel.core.examples import Examples
 

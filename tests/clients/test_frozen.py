@@ -5,8 +5,8 @@ import logging
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from engines import SOONEST, tf
 from federations import CLASSES, FEATURES, blobs, dense, federation
 from umbel import (
     AllClients,
@@ -134,6 +134,9 @@ def without_gradient():
     return compiled(Unused())
 
 
+graph = tf.function(jit_compile=True) if tf else staticmethod
+
+
 class Copied(keras.Model):
     """Its target follows its head every third step, in a function of its own; a table is looked up."""
 
@@ -157,7 +160,7 @@ class Copied(keras.Model):
         tf.cond(self.steps % 3 == 0, self.copy, lambda: None)
         return {"loss": loss}
 
-    @tf.function(jit_compile=True)
+    @graph
     def copy(self):
         for to, of in zip(self.target.weights, self.head.weights, strict=True):
             to.assign(of)
@@ -188,7 +191,7 @@ def alone(model, **changes):
     """One client that holds everything, for one round."""
     settings = {"population": data.PerClient([(X, Y)]), "sampler": AllClients(), "rounds": 1, "local": LOCAL}
     experiment = federation(model=model, **(settings | {"test": None} | changes))
-    return run(experiment, Simulation(workers=1, compile="graph"), watchers=[])
+    return run(experiment, Simulation(workers=1, compile=SOONEST), watchers=[])
 
 
 def begun(make):
@@ -295,7 +298,7 @@ def test_workers_with_models_of_their_own_have_one_base():
         model.get_layer("body").set_weights([draws.normal(size=shape) for shape in ((FEATURES, 8), (8,))])
         return model
 
-    devices = Simulation(workers=2, devices=["CPU:0", "CPU:0"], compile="graph")
+    devices = Simulation(workers=2, devices=["CPU:0", "CPU:0"], compile=SOONEST)
     for simulation in (devices, Simulation(workers=1, replicas=1, debug=True)):
         history = run(federation(model=build_model, rounds=1), simulation, watchers=[])
         loss = history.load_into(build_model()).evaluate(*blobs(64, seed=5), verbose=0)
@@ -308,7 +311,7 @@ def test_noise_and_clipping_are_over_what_is_trained():
     build_model = begun(frozen_body)
     history = run(
         federation(model=build_model, strategy=FedAvg(), plan=plan, rounds=2, sampler=None),
-        Simulation(workers=1, compile="graph"),
+        Simulation(workers=1, compile=SOONEST),
         watchers=[],
     )
     before, after = build_model(), history.load_into(frozen_body())
@@ -341,7 +344,7 @@ def test_whatever_reads_the_vector_reads_what_is_trained(changes):
     """The same bits with one worker and with two, which share the body's kernel."""
     base = {"rounds": 2, "sampler": FixedCohort(3)}
     experiment = federation(model=half_frozen, **(base | changes))
-    one, two = (run(experiment, Simulation(workers, "graph"), watchers=[]) for workers in (1, 2))
+    one, two = (run(experiment, Simulation(workers, SOONEST), watchers=[]) for workers in (1, 2))
     assert one.params_sha256 == two.params_sha256
     assert one.params.size == FEATURES * 8 + 8 * CLASSES + CLASSES
     assert [variable.path for variable in one.spec.frozen] == ["sequential/body/bias"]
@@ -349,7 +352,7 @@ def test_whatever_reads_the_vector_reads_what_is_trained(changes):
 
 
 def test_workers_have_twins_of_what_is_assigned_alone():
-    simulation = Simulation(workers=2, compile="graph")
+    simulation = Simulation(workers=2, compile=SOONEST)
     run(federation(model=frozen_body, rounds=2), simulation, watchers=[])
     kernels = [id(twin) for worker in simulation._team for twin in worker.twins._variables.values()]
     shapes = [tuple(twin.shape) for worker in simulation._team for twin in worker.twins._variables.values()]
@@ -368,7 +371,7 @@ class TestStored:
         for rounds in (1, 2):
             settings = {"population": data.PerClient([(X, Y)]), "sampler": AllClients(), "local": LOCAL, "test": None}
             experiment = federation(model=build_model, rounds=rounds, **settings)
-            histories.append(run(experiment, Simulation(workers=1, compile="graph"), store=url, watchers=[]))
+            histories.append(run(experiment, Simulation(workers=1, compile=SOONEST), store=url, watchers=[]))
         with Store.open(url) as store:
             assert store.models.verify("small") == 2
             store.models.set_alias("small", "production", 1)
@@ -388,7 +391,7 @@ class TestStored:
 
         def played(build_model, rounds, **settings):
             experiment = federation(model=build_model, rounds=rounds)
-            return run(experiment, Simulation(workers=1, compile="graph"), watchers=[], **settings)
+            return run(experiment, Simulation(workers=1, compile=SOONEST), watchers=[], **settings)
 
         build_model = begun(frozen_body)
         whole = played(build_model, 3)

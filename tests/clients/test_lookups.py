@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import blobs, federation
 from umbel import AllClients, ClientError, ConfigError, Local, Simulation, data, run
 from umbel.clients.keras.lookups import Table, fault_of
-from umbel.clients.tensorflow.lookups import tables_of
 from umbel.core.examples import Examples
 
 layers = keras.layers
@@ -22,12 +22,14 @@ def columns():
 
 
 def test_tables_are_found_where_an_input_is_looked_up_whole():
+    from umbel.clients.tensorflow.lookups import tables_of
+
     tables = tables_of(columns(), (np.zeros((1, 2), np.int32), np.zeros((1, 3), np.int64)))
     assert {place: table.rows for place, table in tables.items()} == {1: 5}
     assert tables_of(columns(), (np.zeros((1, 2)), np.zeros((1, 3)))) == {}
 
 
-@pytest.mark.parametrize("compile", ["graph", "xla"])
+@pytest.mark.parametrize("compile", [SOONEST, "xla"])
 def test_a_label_of_one_client_that_is_no_class_ends_the_run(compile):
     """XLA answers it with NaN, which would only leave the client out."""
     shifted = data.PerClient([blobs(20), (blobs(20)[0], blobs(20)[1] + 1)])
@@ -98,7 +100,7 @@ def test_the_row_that_is_missing_is_said():
         run(alone(whole), Simulation(1, "xla"))
     fine = data.PerClient([examples(9)])
     with pytest.raises(ConfigError, match=r"test: x has the number 11"):
-        run(alone(fine, test=examples(11)), Simulation(1, "graph"))
+        run(alone(fine, test=examples(11)), Simulation(1, SOONEST))
     streamed = data.Generated(2, lambda client: examples(9 + 3 * client), 20)
     with pytest.raises(ClientError, match=r"client 1: x has the number 12"):
         run(alone(streamed), Simulation(1, "xla"))

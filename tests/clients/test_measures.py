@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from support.beside_keras import compared, where
 from support.kinds_tried import KINDS
 from support.metrics_tried import K, Largest, Stepped, custom, untried
 
+from engines import tf
 from federations import CLASSES, FEATURES, blobs
 from umbel import ConfigError
 from umbel.clients.keras.agreed import agree, resets_of

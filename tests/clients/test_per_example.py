@@ -10,10 +10,11 @@ import tensorflow as tf
 
 from federations import CLASSES, FEATURES, blobs, dense, federation
 from umbel import AllClients, ClientError, IncompatibleError, Local, Simulation, data, derive, run
-from umbel.clients.tensorflow.clipped import FINEST, Rule, ghost_sum, looped_sum, sound_sum
+from umbel.clients.draws import FINEST, Draws, draw_batches, width_for
+from umbel.clients.tensorflow.clipped import Rule, ghost_sum, looped_sum, sound_sum
 from umbel.clients.tensorflow.contributions import Filter, Lookup, Outer, Whole, norms_are_cheaper
 from umbel.clients.tensorflow.ghost import can_ghost, contributions, uses_of
-from umbel.clients.tensorflow.per_example import Draws, draw_batches, released, width_for
+from umbel.clients.tensorflow.per_example import released
 from umbel.privacy.noise import NoiseStream, grid_step
 from umbel.privacy.per_example import PerExample
 

@@ -5,9 +5,9 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from rounds import begin, collect
 
+from engines import SOONEST, tf
 from federations import CLASSES, FEATURES, dense, dropped_and_normalised, federation
 from quadratics import RATE, Quadratics, close, linear
 from umbel import AllClients, ConfigError, Local, Simulation, derive, run
@@ -58,7 +58,7 @@ def test_workers_give_the_same_bits(changes):
 def test_debug_path_equals_compiled_path(changes):
     slow, fast = (
         run(federation(**changes, rounds=2, test=None), Simulation(**how))
-        for how in ({"debug": True}, {"compile": "graph"})
+        for how in ({"debug": True}, {"compile": SOONEST})
     )
     np.testing.assert_allclose(slow.params, fast.params, rtol=1e-3, atol=1e-5)
 
@@ -66,7 +66,7 @@ def test_debug_path_equals_compiled_path(changes):
 @every_variant
 def test_xla_equals_graph_to_rounding(changes):
     experiment = federation(**changes | {"model": dense if changes["model"] is with_dropout else tuned_dense})
-    graph, xla = (run(experiment, Simulation(workers=1, compile=how)) for how in ("graph", "xla"))
+    graph, xla = (run(experiment, Simulation(workers=1, compile=how)) for how in (SOONEST, "xla"))
     np.testing.assert_allclose(xla.params, graph.params, rtol=1e-3, atol=1e-5)
 
 
@@ -185,7 +185,7 @@ def by_hand(clients, client, w, start, gamma=2.0, delta=0.1, theta=1.0, mu=0.0, 
     return x - w, won
 
 
-@pytest.mark.parametrize("how", [{"compile": "graph"}, {"compile": "xla"}, {"debug": True}], ids=str)
+@pytest.mark.parametrize("how", [{"compile": SOONEST}, {"compile": "xla"}, {"debug": True}], ids=str)
 @pytest.mark.parametrize(
     ("make", "settings"),
     [
@@ -209,7 +209,7 @@ def test_delta_sgd_is_its_closed_form(make, settings, how):
     close(history.params, w)
 
 
-@pytest.mark.parametrize("how", [{"compile": "graph"}, {"compile": "xla"}, {"debug": True}], ids=str)
+@pytest.mark.parametrize("how", [{"compile": SOONEST}, {"compile": "xla"}, {"debug": True}], ids=str)
 def test_delta_sgd_takes_both_gradients_of_the_batch_at_hand(how):
     """Where batches differ, in float64; the loss that is reported is of the second pass alone."""
     generator, batches = np.random.default_rng(1), [slice(0, 8), slice(8, 16), slice(16, 20)] * 2
@@ -244,7 +244,7 @@ def test_of_the_pass_at_the_place_before_nothing_else_is_left():
             return made
 
         experiment = federation(model=model, local=Local(epochs=2, batch_size=5, learning_rate=1e-8), rounds=2)
-        ends.append(run(experiment, Simulation(workers=1, compile="graph")))
+        ends.append(run(experiment, Simulation(workers=1, compile=SOONEST)))
     np.testing.assert_allclose(ends[0].params, ends[1].params, atol=1e-5)
     for metric in ("train_loss", "train_accuracy"):
         np.testing.assert_allclose(ends[0].column(metric), ends[1].column(metric), rtol=1e-5)
@@ -253,10 +253,10 @@ def test_of_the_pass_at_the_place_before_nothing_else_is_left():
 def test_delta_sgd_begins_at_the_rate_of_the_round():
     """One step is SGD at Local's rate, or at the optimizer's own."""
     clients = Quadratics()
-    sgd = run(clients.experiment(local=ONE_STEP), Simulation(workers=1, compile="graph"))
+    sgd = run(clients.experiment(local=ONE_STEP), Simulation(workers=1, compile=SOONEST))
     for rate, make in ((RATE, self_tuned), (None, lambda: self_tuned(learning_rate=RATE))):
         local = dataclasses.replace(ONE_STEP, learning_rate=rate)
-        history = run(clients.experiment(model=make, local=local), Simulation(workers=1, compile="graph"))
+        history = run(clients.experiment(model=make, local=local), Simulation(workers=1, compile=SOONEST))
         np.testing.assert_allclose(history.params, sgd.params, rtol=1e-6)
 
 

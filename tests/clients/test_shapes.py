@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import CLASSES, FEATURES, blobs, dense, federation
 from umbel import AllClients, ConfigError, Local, Simulation, data, run
 
@@ -33,7 +34,7 @@ def play(clients, **changes):
     local = Local(epochs=1, batch_size=changes.pop("batch_size", 3), shuffle=False)
     population = clients if hasattr(clients, "sizes") else data.PerClient(clients)
     settings = {"population": population, "sampler": AllClients(), "local": local, "rounds": 1, "test": None}
-    compile = changes.pop("compile", "graph")
+    compile = changes.pop("compile", SOONEST)
     return run(federation(**(settings | changes)), Simulation(workers=1, compile=compile))
 
 
@@ -94,10 +95,9 @@ def test_a_declared_batch_size_that_nothing_needs_binds_nobody():
 @pytest.mark.parametrize("kind", ["float64", "float16"])
 def test_floats_are_cast_as_fit_casts_them(kind):
     """pandas gives float64: a custom loss that subtracts one type from another would fail."""
-    import tensorflow as tf
 
     def loss(y_true, y_pred):
-        return tf.reduce_mean(tf.square(y_true - y_pred), axis=-1)
+        return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
 
     def build_model():
         model = dense()

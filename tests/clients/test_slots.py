@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import pytest
 
+from engines import IS_JAX, SOONEST
 from federations import CLASSES, FEATURES, blobs, dense, federation
 from umbel import AllClients, ConfigError, Local, Scaffold, Simulation, data, run
-from umbel.clients.tensorflow.slots import copies_of, finish
+from umbel.clients.keras.slots import copies_of
 from umbel.privacy.per_example import PerExample
 
 EXAMPLES = blobs(37)
@@ -67,12 +68,12 @@ def alone(make, **more):
 @pytest.mark.parametrize(
     ("make", "engine"),
     [
-        (averaged, Simulation(1, "graph")),
+        (averaged, Simulation(1, SOONEST)),
         (averaged, Simulation(1, "xla")),
         (averaged, Simulation(debug=True)),
-        (averaged_and_scaled, Simulation(1, "graph")),
-        pytest.param(several, Simulation(1, "graph"), marks=there_is("MultiOptimizer")),
-        pytest.param(without_schedule, Simulation(1, "graph"), marks=there_is("ScheduleFreeAdamW")),
+        (averaged_and_scaled, Simulation(1, SOONEST)),
+        pytest.param(several, Simulation(1, SOONEST), marks=there_is("MultiOptimizer")),
+        pytest.param(without_schedule, Simulation(1, SOONEST), marks=there_is("ScheduleFreeAdamW")),
     ],
 )
 def test_two_rounds_are_fit_by_a_new_optimizer_in_each(make, engine):
@@ -89,16 +90,19 @@ def test_two_rounds_are_fit_by_a_new_optimizer_in_each(make, engine):
 
 def test_without_noise_or_clipping_private_steps_are_averaged_alike(monkeypatch):
     """Also where a round's noise takes several calls."""
-    monkeypatch.setattr("umbel.clients.tensorflow.per_example.NOISE_BYTES", 1)
+    if not IS_JAX:
+        monkeypatch.setattr("umbel.clients.tensorflow.per_example.NOISE_BYTES", 1)
     plain = alone(averaged, local=Local(epochs=3, batch_size=None, shuffle=False))
     private = dataclasses.replace(plain, local=Local(epochs=3, batch_size=None, per_example=PerExample(1e6, 0.0)))
-    histories = [run(one, Simulation(1, "graph")) for one in (plain, private)]
+    histories = [run(one, Simulation(1, SOONEST)) for one in (plain, private)]
     histories.append(run(private, Simulation(debug=True)))
     for other in histories[1:]:
         np.testing.assert_allclose(histories[0].params, other.params, rtol=1e-3, atol=1e-5)
 
 
 def test_where_no_step_was_taken_there_is_no_average():
+    from umbel.clients.tensorflow.averages import finish
+
     model = averaged()
     model.optimizer.build(model.trainable_variables)
     before = model.get_weights()
@@ -143,13 +147,13 @@ def test_what_begins_as_a_weight_is_found():
 @pytest.mark.parametrize("setting", [{"use_ema": True}, {"gradient_accumulation_steps": 2}])
 def test_a_rule_that_reckons_with_every_step_refuses_what_does_not_take_them(setting):
     with pytest.raises(ConfigError, match=f"Scaffold.*drop {next(iter(setting))}"):
-        run(federation(model=lambda: dense(**setting), strategy=Scaffold(), rounds=1), Simulation(1, "graph"))
+        run(federation(model=lambda: dense(**setting), strategy=Scaffold(), rounds=1), Simulation(1, SOONEST))
 
 
 @there_is("MultiOptimizer")
 def test_several_rates_take_no_other():
     with pytest.raises(ConfigError, match=r"several rates of its own; drop them, or local.learning_rate"):
-        run(alone(several, local=Local(learning_rate=0.1)), Simulation(1, "graph"))
+        run(alone(several, local=Local(learning_rate=0.1)), Simulation(1, SOONEST))
 
 
 def test_lambdas_in_a_model_warn_of_nothing():
@@ -160,5 +164,5 @@ def test_lambdas_in_a_model_warn_of_nothing():
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", category=UserWarning)
-        history = run(alone(make, rounds=1), Simulation(1, "graph"))
+        history = run(alone(make, rounds=1), Simulation(1, SOONEST))
     assert "train_lambda" in history.rounds[0].metrics

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from engines import SOONEST, tf
 from federations import CLASSES, FEATURES, blobs, dropped_and_normalised, federation
 from umbel import AllClients, ConfigError, Local, Simulation, data, run
 
@@ -116,10 +116,10 @@ def play(clients, model, simulation=None, **changes):
         "local": Local(epochs=2, batch_size=4, learning_rate=0.05, shuffle=False),
         "test": None,
     }
-    return run(federation(model=model, **(settings | changes)), simulation or Simulation(workers=1, compile="graph"))
+    return run(federation(model=model, **(settings | changes)), simulation or Simulation(workers=1, compile=SOONEST))
 
 
-@pytest.mark.parametrize("compile", ["graph", "xla"])
+@pytest.mark.parametrize("compile", [SOONEST, "xla"])
 @pytest.mark.parametrize("model", ZOO, ids=lambda model: model.__name__)
 def test_each_client_is_as_if_it_were_alone(model, compile):
     """Client 0 draws other numbers than client 1, so each is compared with itself, beside another before or after it.
@@ -141,14 +141,14 @@ def test_each_client_is_as_if_it_were_alone(model, compile):
 
 @pytest.mark.parametrize("model", [counted_in_a_closure, dropped_and_normalised], ids=lambda model: model.__name__)
 def test_workers_draw_the_same_numbers(model):
-    one, two = (play([A, B, A], model, Simulation(workers, compile="graph")) for workers in (1, 2))
+    one, two = (play([A, B, A], model, Simulation(workers, compile=SOONEST)) for workers in (1, 2))
     assert one.params_sha256 == two.params_sha256
 
 
 def test_one_model_object_may_be_handed_to_all_and_is_never_written():
     model = dropped_and_normalised()
     before = [weight.numpy() for weight in (*model.weights, *model.optimizer.variables)]
-    hashes = {play([A, B], lambda: model, Simulation(workers, compile="graph")).params_sha256 for workers in (1, 2)}
+    hashes = {play([A, B], lambda: model, Simulation(workers, compile=SOONEST)).params_sha256 for workers in (1, 2)}
     assert len(hashes) == 1
     after = [weight.numpy() for weight in (*model.weights, *model.optimizer.variables)]
     for one, other in zip(before, after, strict=True):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import blobs, dense, federation
 from umbel import (
     IFCA,
@@ -38,7 +39,7 @@ class Honest:
 
 
 def graph(workers=1):
-    return Simulation(workers=workers, compile="graph")
+    return Simulation(workers=workers, compile=SOONEST)
 
 
 @pytest.fixture(scope="module")

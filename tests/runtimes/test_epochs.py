@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rounds import begin, collect
 
+from engines import SOONEST
 from federations import dropped_and_normalised, federation
 from quadratics import RATE, Quadratics, close
 from simulations import play, simulation
@@ -67,7 +68,7 @@ def test_however_it_is_run():
 def test_fednova_reckons_with_each_clients_steps():
     """In closed form: Σ p·τ times Σ p·Δ/τ."""
     clients, epochs = Quadratics(), [1, 6, 3, 2]
-    runtime = Simulation(workers=1, compile="graph")
+    runtime = Simulation(workers=1, compile=SOONEST)
     local = Local(epochs=epochs, batch_size=8, learning_rate=RATE, shuffle=False)
     history = run(clients.experiment(strategy=FedNova(), local=local, rounds=1), runtime)
     w, deltas = runtime.initial_params().astype(np.float64), []

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from umbel import Experiment, FixedCohort, Local, Simulation, run
 from umbel.data import Arrays, Partitioned
 from umbel.strategies import FedAvg
@@ -36,7 +37,7 @@ def play(number):
         rounds=1,
         test=EXAMPLES,
     )
-    return run(experiment, Simulation(workers=1, compile="graph"))
+    return run(experiment, Simulation(workers=1, compile=SOONEST))
 
 
 def graphs():

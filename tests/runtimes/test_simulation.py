@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rounds import begin, collect
 
+from engines import SOONEST
 from federations import adam, blobs, dense, dropped_and_normalised, federation, normalised
 from umbel import AllClients, ConfigError, FixedCohort, Local, RunStopped, Simulation, cross_validate, data, derive, run
 from umbel.core.examples import Examples
@@ -42,7 +43,7 @@ def test_debug_path_equals_compiled_path(reference):
 def test_clients_of_one_size_are_one_xla_program_with_the_same_result(model, rows):
     """Then even the last batch's shape is known when XLA compiles."""
     alike = data.Partitioned(data.Arrays(*blobs(rows)), by=data.Iid(), clients=8)
-    runs = [run(federation(model=model, population=alike), Simulation(1, compile)) for compile in ("graph", "xla")]
+    runs = [run(federation(model=model, population=alike), Simulation(1, compile)) for compile in (SOONEST, "xla")]
     np.testing.assert_allclose(runs[1].params, runs[0].params, rtol=2e-3, atol=2e-5)
     for name in ("train_loss", "train_accuracy"):
         assert runs[1].rounds[0].metrics[name] == pytest.approx(runs[0].rounds[0].metrics[name], rel=1e-4)
@@ -52,8 +53,8 @@ def test_the_same_inputs_may_have_other_targets():
     """As where the success of an attack is measured on the test images."""
     x, y = blobs(64, seed=5)
     wrong = data.Partitioned(data.Arrays(x, (y + 1) % 3), by=data.Iid(), clients=8)
-    history = run(federation(test=(x, y), validation=wrong, rounds=1), Simulation(1, "graph"))
-    right = run(federation(test=(x, (y + 1) % 3), rounds=1), Simulation(1, "graph"))
+    history = run(federation(test=(x, y), validation=wrong, rounds=1), Simulation(1, SOONEST))
+    right = run(federation(test=(x, (y + 1) % 3), rounds=1), Simulation(1, SOONEST))
     assert history.rounds[0].metrics["validation_accuracy"] == right.rounds[0].metrics["test_accuracy"]
     assert right.rounds[0].metrics["test_accuracy"] != history.rounds[0].metrics["test_accuracy"]
 
@@ -70,12 +71,12 @@ def test_a_simulation_goes_on_with_clients_of_another_size():
 
 def test_xla_equals_graph_to_rounding():
     """Clients of many sizes, so row numbers are padded to buckets: padding changes nothing."""
-    graph = run(federation(model=adam), Simulation(workers=1, compile="graph"))
+    graph = run(federation(model=adam), Simulation(workers=1, compile=SOONEST))
     xla = run(federation(model=adam), Simulation(workers=1, compile="xla"))
     np.testing.assert_allclose(xla.params, graph.params, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("compile", ["graph", "xla"])
+@pytest.mark.parametrize("compile", [SOONEST, "xla"])
 def test_streaming_equals_resident(compile):
     experiment = federation()
     streamed = dataclasses.replace(experiment, population=dataclasses.replace(experiment.population, stream=True))
@@ -314,8 +315,8 @@ def test_data_changed_in_place_are_other_data_and_what_is_not_named_is_let_go():
 
 
 def test_a_large_data_set_is_not_held_twice(monkeypatch):
-    plain = run(federation(rounds=1), Simulation(1, "graph"))
+    plain = run(federation(rounds=1), Simulation(1, SOONEST))
     monkeypatch.setattr("umbel.runtimes.simulation.LARGE_BYTES", 0)
-    simulation = Simulation(1, "graph")
+    simulation = Simulation(1, SOONEST)
     assert run(federation(rounds=1), simulation).params_sha256 == plain.params_sha256
     assert not simulation._tensors

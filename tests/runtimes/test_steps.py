@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rounds import begin, collect
 
+from engines import SOONEST
 from federations import blobs, dense, dropped_and_normalised, federation
 from quadratics import RATE, Quadratics, close
 from simulations import play, simulation
@@ -119,9 +120,9 @@ def test_passes_and_steps_in_closed_form():
 def test_fednova_reckons_with_the_steps_that_were_taken():
     clients = Quadratics()
     local = Local(steps=3, batch_size=8, learning_rate=RATE, shuffle=False)
-    fixed, runtime = run(clients.experiment(strategy=FedNova(), local=local, rounds=2), Simulation(1, "graph")), None
+    fixed, runtime = run(clients.experiment(strategy=FedNova(), local=local, rounds=2), Simulation(1, SOONEST)), None
     whole = dataclasses.replace(local, steps=None, epochs=3)  # a quadratic's client has one batch
-    runtime = Simulation(1, "graph")
+    runtime = Simulation(1, SOONEST)
     assert (
         fixed.params_sha256 == run(clients.experiment(strategy=FedNova(), local=whole, rounds=2), runtime).params_sha256
     )

@@ -7,6 +7,7 @@ import pytest
 from third import Third
 
 import umbel.strategies as strategies
+from engines import SOONEST
 from optional import needs_tenseal
 from seam import CASES, experiment, same
 from simulations import play, simulation
@@ -32,7 +33,7 @@ def test_its_edge_servers_add_up():
 
 def test_it_plays_the_whole_protocol():
     asked = experiment(**CASES["SecureSum"], rounds=1)
-    third, other = Third(), Simulation(1, "graph", aggregation="protocol")
+    third, other = Third(), Simulation(1, SOONEST, aggregation="protocol")
     history = run(asked, other)
     third.hidden_sum = other.hidden_sum
     same(run(asked, third), history)

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import blobs, federation
 from umbel import (
     AllClients,
@@ -376,7 +377,7 @@ class TestRefusals:
         with pytest.raises(RunStopped, match=r"Krum.* needs 5 updates, got 4"):
             run(
                 federation(aggregator=Krum(1), sampler=AllClients(), population=clients),
-                Simulation(workers=1, compile="graph"),
+                Simulation(workers=1, compile=SOONEST),
                 watchers=[Watch()],
             )
         assert seen == []
@@ -390,7 +391,7 @@ class TestRefusals:
 def test_a_run_with_nothing_trimmed_equals_fedavg():
     setting = {"weighting": "uniform", "sampler": AllClients()}
     plain, trimmed = (
-        run(federation(aggregator=aggregator, **setting), Simulation(workers=2, compile="graph"))
+        run(federation(aggregator=aggregator, **setting), Simulation(workers=2, compile=SOONEST))
         for aggregator in (WeightedSum(), TrimmedMean(0.0))
     )
     np.testing.assert_allclose(trimmed.params, plain.params, rtol=1e-4, atol=1e-6)

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import dense, federation
 from interruptions import CRASH_POINTS, Killed, kill_at
 from quadratics import EPOCHS, RATE, Quadratics, close, cohorts
@@ -70,7 +71,7 @@ def by_hand(clients, w, cohort_of_rounds, agnostic, weights):
 @each_method
 @pytest.mark.parametrize("weighting", ["uniform", "examples"])
 def test_rounds_are_the_closed_form(method, weighting):
-    clients, simulation = Quadratics(copies=[1, 2, 1, 3]), Simulation(1, "graph")
+    clients, simulation = Quadratics(copies=[1, 2, 1, 3]), Simulation(1, SOONEST)
     agnostic = Agnostic(0.05, method)
     history = run(clients.experiment(reweighting=agnostic, weighting=weighting, rounds=4), simulation)
     weights = np.array(clients.copies, float) if weighting == "examples" else np.ones(4)
@@ -82,7 +83,7 @@ def test_rounds_are_the_closed_form(method, weighting):
 
 @each_method
 def test_sampled_cohorts_climb_by_what_everyone_would_on_average(method):
-    clients, simulation = Quadratics(), Simulation(1, "graph")
+    clients, simulation = Quadratics(), Simulation(1, SOONEST)
     agnostic = Agnostic(0.02, method)
     tried = clients.experiment(reweighting=agnostic, weighting="uniform", sampler=FixedCohort(2), rounds=6)
     history, chosen = run(tried, simulation), cohorts(tried, 4)
@@ -105,7 +106,7 @@ def with_dropout():
 def test_without_a_step_nothing_changes_a_bit(method, changes):
     """FedAvg is FedAvg, records and bytes included; so with a codec, and where clusters are summed apart."""
     plain, other = (
-        run(federation(model=with_dropout, **changes, **each), Simulation(2, "graph"))
+        run(federation(model=with_dropout, **changes, **each), Simulation(2, SOONEST))
         for each in ({}, {"reweighting": Agnostic(0.0, method)})
     )
     assert other.params_sha256 == plain.params_sha256
@@ -115,7 +116,7 @@ def test_without_a_step_nothing_changes_a_bit(method, changes):
 
 def test_one_domain_is_fedavg_bit_for_bit():
     plain, other = (
-        run(federation(**each), Simulation(2, "graph"))
+        run(federation(**each), Simulation(2, SOONEST))
         for each in ({}, {"reweighting": Agnostic(0.5, domains=np.zeros(8, int))})
     )
     assert other.params_sha256 == plain.params_sha256
@@ -128,7 +129,7 @@ def test_it_tends_to_the_worst_mixture(method):
     clients = Quadratics(copies=[8, 1])
     local = Local(epochs=1, batch_size=None, learning_rate=RATE, shuffle=False)
     plain, fair = (
-        run(clients.experiment(rounds=600, local=local, **each), Simulation(1, "graph")).params.astype(np.float64)
+        run(clients.experiment(rounds=600, local=local, **each), Simulation(1, SOONEST)).params.astype(np.float64)
         for each in ({}, {"reweighting": Agnostic(0.003 if method == "projected" else 0.01, method)})
     )
 
@@ -203,7 +204,7 @@ def stateful_without() -> Experiment:
 def test_it_goes_with_simulated_devices():
     devices = Devices(dropout=0.3)
     plain, other = (
-        run(federation(devices=devices, rounds=4, **each), Simulation(2, "graph"))
+        run(federation(devices=devices, rounds=4, **each), Simulation(2, SOONEST))
         for each in ({}, {"reweighting": Agnostic(0.0)})
     )
     assert other.params_sha256 == plain.params_sha256
@@ -216,7 +217,7 @@ def test_clients_that_fail_are_left_out():
     parts[2][0][0, 0] = np.inf
     history = run(
         federation(population=data.PerClient(parts), reweighting=Agnostic(0.1), sampler=FixedCohort(6)),
-        Simulation(2, "graph"),
+        Simulation(2, SOONEST),
     )
     assert [(record.clients, record.failures) for record in history.rounds] == [(5, 1)] * 3
     assert np.isfinite(history.params).all()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import blobs, federation
 from umbel import AllClients, ConfigError, Local, Simulation, data, derive, run
 from umbel.core.aggregators import WeightedSum
@@ -148,7 +149,7 @@ ATTACKS = {
 
 @pytest.fixture(scope="module")
 def simulation():
-    with_models = Simulation(workers=2, compile="graph")
+    with_models = Simulation(workers=2, compile=SOONEST)
     yield with_models
     with_models.close()
 

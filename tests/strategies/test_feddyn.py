@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import federation
 from quadratics import Quadratics, close, cohorts
 from umbel import ConfigError, FixedCohort, Simulation, run
@@ -55,11 +56,11 @@ def test_fixed_point_is_the_optimum(weighting, cohort):
 
 def test_as_alpha_vanishes_clients_do_what_fedavgs_do():
     """The server's own step does not vanish: in the first round it goes on by participation times the mean delta."""
-    simulation = Simulation(workers=2, compile="graph")
+    simulation = Simulation(workers=2, compile=SOONEST)
     fedavg = run(federation(rounds=1, weighting="uniform"), simulation)
     start = simulation.initial_params()
     experiment = federation(rounds=1, weighting="uniform", strategy=FedDyn(1e-30))
-    other = run(experiment, Simulation(workers=2, compile="graph"))
+    other = run(experiment, Simulation(workers=2, compile=SOONEST))
     mean = fedavg.params - start
     np.testing.assert_allclose(other.params - start, mean * (1 + 4 / 8), rtol=1e-4, atol=1e-6)
     for name in ("train_loss", "train_accuracy"):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import adam, federation
 from quadratics import Quadratics, close
 from umbel import ConfigError, FedAvg, IncompatibleError, Simulation, run
@@ -38,7 +39,7 @@ def test_fixed_point():
 
 @pytest.mark.parametrize("changes", [{"strategy": FedProx(0.0)}, {"rule": Proximal(0.0)}])
 def test_mu_zero_is_fedavg(changes):
-    fedavg, other = (run(federation(**each), Simulation(workers=2, compile="graph")) for each in ({}, changes))
+    fedavg, other = (run(federation(**each), Simulation(workers=2, compile=SOONEST)) for each in ({}, changes))
     assert other.params_sha256 == fedavg.params_sha256
 
 

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import dense, federation
 from interruptions import CRASH_POINTS, Killed, kill_at
 from quadratics import EPOCHS, RATE, ROWS, close, linear
@@ -81,7 +82,7 @@ def by_hand(population, models, rounds, server_lr=1.0):
 
 @pytest.mark.parametrize(("rounds", "server_lr"), [(1, 1.0), (4, 0.8)])
 def test_rounds_are_the_closed_form(rounds, server_lr):
-    strategy, simulation = IFCA(2, spread=0.9, server_lr=server_lr), Simulation(1, "graph")
+    strategy, simulation = IFCA(2, spread=0.9, server_lr=server_lr), Simulation(1, SOONEST)
     history = run(experiment(strategy=strategy, rounds=rounds), simulation)
     first = strategy.models(strategy.init(simulation.initial_params()))
     models, choices = by_hand(two_kinds(), first, rounds, server_lr)
@@ -96,21 +97,21 @@ def test_rounds_are_the_closed_form(rounds, server_lr):
 def test_the_kinds_are_found():
     """With as many models as kinds each tends to its own kind's truth; FedAvg's one model to neither."""
     population = two_kinds()
-    simulation = Simulation(2, "graph")
+    simulation = Simulation(2, SOONEST)
     history = run(experiment(rounds=60, validation=population), simulation)
     losses = simulation.evaluate_clients(history.params, range(6), np.concatenate([[0], history.models[1]]))
     last = history.rounds[-1].metrics
     assert last["validation_loss"] < 1e-3
     assert last["train_cluster_0"] == pytest.approx(0.5)
     assert losses.per_client["loss"].shape == (6,)
-    fedavg = run(experiment(strategy=FedAvg(), rounds=60, validation=population), Simulation(2, "graph"))
+    fedavg = run(experiment(strategy=FedAvg(), rounds=60, validation=population), Simulation(2, SOONEST))
     assert fedavg.rounds[-1].metrics["validation_loss"] > 0.1
 
 
 def test_one_cluster_is_fedavg_bit_for_bit():
     for changes in ({}, {"sampler": FixedCohort(3), "weighting": "uniform"}):
         ours, fedavg = (
-            run(federation(**changes, strategy=strategy), Simulation(2, "graph")) for strategy in (IFCA(1), FedAvg())
+            run(federation(**changes, strategy=strategy), Simulation(2, SOONEST)) for strategy in (IFCA(1), FedAvg())
         )
         assert ours.params_sha256 == fedavg.params_sha256
         assert [record.bytes_up for record in ours.rounds] == [record.bytes_up for record in fedavg.rounds]
@@ -118,7 +119,7 @@ def test_one_cluster_is_fedavg_bit_for_bit():
 
 
 def test_what_travels_is_k_models_down_and_one_update_up():
-    history = run(federation(strategy=IFCA(3)), Simulation(1, "graph"))
+    history = run(federation(strategy=IFCA(3)), Simulation(1, SOONEST))
     size = history.spec.size
     for record in history.rounds:
         assert record.bytes_down == 4 * 4 * (3 * size + 1)
@@ -127,7 +128,7 @@ def test_what_travels_is_k_models_down_and_one_update_up():
 
 
 def test_each_model_is_tested_and_params_are_the_leaders():
-    simulation = Simulation(1, "graph")
+    simulation = Simulation(1, SOONEST)
     tried = federation(strategy=IFCA(3))
     history = run(tried, simulation)
     last, test = history.rounds[-1].metrics, tried.resolved.test_examples()
@@ -166,7 +167,7 @@ def test_workers_give_the_same_bits(workers, reference):
 def test_debug_and_xla_agree_with_the_compiled_path():
     tried = federation(strategy=IFCA(2))
     graph, xla, slow = (
-        run(tried, Simulation(**how)) for how in ({"compile": "graph"}, {"compile": "xla"}, {"debug": True})
+        run(tried, Simulation(**how)) for how in ({"compile": SOONEST}, {"compile": "xla"}, {"debug": True})
     )
     for other in (xla, slow):
         np.testing.assert_allclose(other.models, graph.models, rtol=1e-3, atol=1e-5)
@@ -187,19 +188,19 @@ def test_a_robust_fold_is_robust_in_each_cluster():
     population = two_kinds()
     alike = data.PerClient([tuple(population.examples(int(kind == 1)))[:2] for kind in KINDS])
     plain, median = (
-        run(experiment(population=alike, rounds=2, aggregator=aggregator), Simulation(1, "graph"))
+        run(experiment(population=alike, rounds=2, aggregator=aggregator), Simulation(1, SOONEST))
         for aggregator in (WeightedSum(), Median())
     )
     np.testing.assert_allclose(median.models, plain.models, rtol=1e-5)
-    simulation = Simulation(1, "graph")
+    simulation = Simulation(1, SOONEST)
     held = run(experiment(population=alike, rounds=1, aggregator=NormBound(1e-6)), simulation)
     start = IFCA(2, spread=0.9).init(simulation.initial_params())
     np.testing.assert_allclose(held.models, start.models, atol=2e-6)
 
 
 def test_a_codec_goes_with_it():
-    history = run(federation(strategy=IFCA(2), codec=Quantised(8)), Simulation(2, "graph"))
-    exact = run(federation(strategy=IFCA(2)), Simulation(2, "graph"))
+    history = run(federation(strategy=IFCA(2), codec=Quantised(8)), Simulation(2, SOONEST))
+    exact = run(federation(strategy=IFCA(2)), Simulation(2, SOONEST))
     np.testing.assert_allclose(history.models, exact.models, atol=0.05)
     assert history.rounds[0].bytes_up < exact.rounds[0].bytes_up / 3
 
@@ -296,9 +297,9 @@ def test_refusals():
     with pytest.raises(IncompatibleError, match="clients with training examples, which validation"):
         federation(population=train, validation=others, strategy=IFCA(2), sampler=AllClients())
     with pytest.raises(ConfigError, match="needs the model's test_step to report a loss"):
-        run(federation(model=silent, strategy=IFCA(2)), Simulation(1, "graph"))
+        run(federation(model=silent, strategy=IFCA(2)), Simulation(1, SOONEST))
 
 
 def test_dropping_the_strategy_drops_what_it_brought():
     tried = federation(strategy=IFCA(2))
-    assert run(dataclasses.replace(tried, strategy=FedAvg()), Simulation(1, "graph")).models == ()
+    assert run(dataclasses.replace(tried, strategy=FedAvg()), Simulation(1, SOONEST)).models == ()

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import blobs, dense, dropped_and_normalised, federation
 from interruptions import CRASH_POINTS, Killed, kill_at
 from quadratics import EPOCHS, RATE, ROWS, Quadratics, close
@@ -76,15 +77,15 @@ def frozen_body():
 class TestFedRep:
     def test_without_head_epochs_it_is_fedper_with_a_head_that_does_not_learn(self):
         """Bit for bit, with every optimizer state aside."""
-        ours = run(federation(strategy=FedRep(head_epochs=0), personal=HEAD), Simulation(1, "graph"))
-        frozen = run(federation(model=frozen_head, personal=HEAD), Simulation(1, "graph"))
+        ours = run(federation(strategy=FedRep(head_epochs=0), personal=HEAD), Simulation(1, SOONEST))
+        frozen = run(federation(model=frozen_head, personal=HEAD), Simulation(1, SOONEST))
         assert ours.params_sha256 == frozen.params_sha256
 
     def test_a_round_is_the_head_then_the_body(self):
         """By hand: the head's epochs on a model with a frozen body, then the body's from there."""
         changes = {"personal": HEAD, "sampler": AllClients(), "rounds": 1}
         changes["local"] = Local(epochs=2, batch_size=5, learning_rate=0.1, shuffle=False)
-        both, first, second = (Simulation(1, "graph") for _ in range(3))
+        both, first, second = (Simulation(1, SOONEST) for _ in range(3))
         history = run(federation(strategy=FedRep(head_epochs=2), **changes), both)
         run(federation(model=frozen_body, **changes), first)
         memory = dict(enumerate(heads(first)))
@@ -102,7 +103,7 @@ class TestFedRep:
 
         local = Local(epochs=1, batch_size=None, learning_rate=0.01)
         changes = {"model": model, "personal": HEAD, "sampler": FixedCohort(1), "rounds": 1, "local": local}
-        simulation = Simulation(1, "graph")
+        simulation = Simulation(1, SOONEST)
         history = run(federation(strategy=FedRep(head_epochs=10), **changes), simulation)
         moved = np.abs(history.params - simulation.initial_params())
         if optimizer == "Adam":
@@ -111,7 +112,7 @@ class TestFedRep:
 
     def test_heads_never_reach_the_server(self):
         population, validation = held_out()
-        simulation = Simulation(2, "graph")
+        simulation = Simulation(2, SOONEST)
         changes = {"population": population, "validation": validation, "personal": HEAD, "sampler": AllClients()}
         history = run(federation(strategy=FedRep(2), **changes), simulation)
         size = history.spec.size
@@ -124,11 +125,11 @@ class TestFedRep:
 
     def test_the_client_half_composes_with_a_server_optimizer(self):
         ours, theirs = (
-            run(federation(personal=HEAD, **each), Simulation(1, "graph"))
+            run(federation(personal=HEAD, **each), Simulation(1, SOONEST))
             for each in ({"strategy": FedAvg(0.5), "rule": FedRep(1)}, {"strategy": FedRep(1, server=FedAvg(0.5))})
         )
         assert ours.params_sha256 == theirs.params_sha256
-        adam = run(federation(personal=HEAD, strategy=FedAdam(), rule=FedRep(1)), Simulation(1, "graph"))
+        adam = run(federation(personal=HEAD, strategy=FedAdam(), rule=FedRep(1)), Simulation(1, SOONEST))
         assert np.isfinite(adam.params).all()
 
     def test_clients_may_make_different_numbers_of_epochs(self):
@@ -138,7 +139,7 @@ class TestFedRep:
                 federation(
                     strategy=FedRep(3), personal=HEAD, local=Local(epochs=epochs, batch_size=5, learning_rate=0.1)
                 ),
-                Simulation(1, "graph"),
+                Simulation(1, SOONEST),
             )
             for epochs in (2, Epochs(2, 2))
         )
@@ -193,7 +194,7 @@ def ditto_by_hand(clients, w, rounds, lam):
 class TestDitto:
     @pytest.mark.parametrize("rounds", [1, 3])
     def test_first_steps_are_the_closed_form(self, rounds):
-        clients, simulation = Quadratics(copies=[1, 2, 1, 3]), Simulation(1, "graph")
+        clients, simulation = Quadratics(copies=[1, 2, 1, 3]), Simulation(1, SOONEST)
         history = run(clients.experiment(strategy=Ditto(LAM), rounds=rounds), simulation)
         w, own = ditto_by_hand(clients, simulation.initial_params().astype(np.float64), rounds, LAM)
         close(history.params, w)
@@ -204,7 +205,7 @@ class TestDitto:
         """v_k minimises F_k(v) + λ/2·‖v − w‖²: its own optimum at λ = 0, w as λ grows."""
         clients, distances = Quadratics(), []
         for lam in (0.0, 1.0, 8.0):
-            simulation = Simulation(1, "graph")
+            simulation = Simulation(1, SOONEST)
             w = run(clients.experiment(strategy=Ditto(lam), rounds=150), simulation).params.astype(np.float64)
             for k, (found,) in enumerate(heads(simulation, 4)):
                 close(found, clients.root(lambda v, k=k, w=w, lam=lam: clients.gradient(k, v) + lam * (v - w)))
@@ -216,7 +217,7 @@ class TestDitto:
         """Own models come and go beside it, Dropout and BatchNorm included."""
         changes = {"model": dropped_and_normalised}
         fedavg, ditto = (
-            run(federation(**changes, **each), Simulation(2, "graph")) for each in ({}, {"strategy": Ditto(LAM)})
+            run(federation(**changes, **each), Simulation(2, SOONEST)) for each in ({}, {"strategy": Ditto(LAM)})
         )
         assert ditto.params_sha256 == fedavg.params_sha256
         assert [record.bytes_up for record in ditto.rounds] == [record.bytes_up for record in fedavg.rounds]
@@ -227,11 +228,11 @@ class TestDitto:
         local = Local(epochs=2, batch_size=5, learning_rate=0.1, shuffle=False)
         experiment, simulation = (
             federation(strategy=Ditto(0.0), local=local, sampler=AllClients()),
-            Simulation(2, "graph"),
+            Simulation(2, SOONEST),
         )
         run(experiment, simulation)
         alone = data.PerClient([tuple(experiment.population.examples(3))[:2]])
-        history = run(federation(population=alone, local=local, sampler=AllClients()), Simulation(1, "graph"))
+        history = run(federation(population=alone, local=local, sampler=AllClients()), Simulation(1, SOONEST))
         np.testing.assert_allclose(heads(simulation)[3][-1], history.params, rtol=1e-4, atol=1e-5)
 
     def test_federated_evaluation_has_both_models(self):
@@ -240,7 +241,7 @@ class TestDitto:
         population, validation = held_out()
         parts = {"population": population, "validation": validation}
         experiment = federation(strategy=Ditto(0.0), **parts, sampler=FixedCohort(4), rounds=1)
-        simulation = Simulation(2, "graph")
+        simulation = Simulation(2, SOONEST)
         history = run(experiment, simulation)
         kept, expected = heads(simulation), []
         for client in range(8):
@@ -257,11 +258,11 @@ class TestDitto:
         experiment = federation(
             population=population, validation=validation, strategy=Ditto(0.1), sampler=AllClients(), rounds=15
         )
-        last = run(experiment, Simulation(2, "graph")).rounds[-1].metrics
+        last = run(experiment, Simulation(2, SOONEST)).rounds[-1].metrics
         assert last["validation_personal_accuracy"] > last["validation_accuracy"] + 0.05
 
     def test_a_model_of_ones_own_that_diverges_is_a_failure_and_nothing_of_it_is_kept(self):
-        clients, simulation = Quadratics(), Simulation(1, "graph")
+        clients, simulation = Quadratics(), Simulation(1, SOONEST)
         with pytest.raises(Exception, match="its own model is not finite"):
             run(clients.experiment(strategy=Ditto(1e12), local=dataclasses.replace(ONE_RATE, epochs=40)), simulation)
         assert heads(simulation, 4) == [None] * 4
@@ -296,7 +297,7 @@ def variant(name):
 @functools.cache
 def simulation(name, workers):
     """One that has traced the variant, from its second run on."""
-    return Simulation(workers, "graph")
+    return Simulation(workers, SOONEST)
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +345,7 @@ def test_xla_equals_graph_to_rounding(name, rows):
     by = data.Iid() if rows == 96 else data.LogNormal(0.5)
     population = data.Partitioned(data.Arrays(*blobs(rows)), by=by, clients=8)
     experiment = federation(population=population, **VARIANTS[name], rounds=2)
-    graph, xla = (run(experiment, Simulation(1, how)) for how in ("graph", "xla"))
+    graph, xla = (run(experiment, Simulation(1, how)) for how in (SOONEST, "xla"))
     np.testing.assert_allclose(xla.params, graph.params, rtol=1e-3, atol=1e-5)
 
 
@@ -380,7 +381,7 @@ def test_every_phase_takes_its_time_on_a_device():
 def test_as_a_rule_it_goes_with_asynchronous_rounds(name):
     """A client that is heard later has trained what is its own as well."""
     changes = dict(VARIANTS[name])
-    rule, fresh = changes.pop("strategy"), Simulation(1, "graph")
+    rule, fresh = changes.pop("strategy"), Simulation(1, SOONEST)
     history = run(federation(strategy=FedBuff(2), rule=rule, **changes), fresh)
     assert np.isfinite(history.params).all()
     assert sum(kept is not None for kept in heads(fresh)) > 2
@@ -392,9 +393,9 @@ def test_as_a_rule_it_goes_with_asynchronous_rounds(name):
 class TestFineTune:
     def test_it_is_the_closed_form_and_changes_nothing(self):
         """After e epochs from w, on each client's own quadratic; w is what it is without."""
-        clients, simulation = Quadratics(copies=[1, 2, 1, 3]), Simulation(1, "graph")
+        clients, simulation = Quadratics(copies=[1, 2, 1, 3]), Simulation(1, SOONEST)
         changes = {"validation": clients.experiment().population, "local": ONE_RATE}
-        plain = run(clients.experiment(**changes), Simulation(1, "graph"))
+        plain = run(clients.experiment(**changes), Simulation(1, SOONEST))
         history = run(clients.experiment(fine_tune=FineTune(epochs=EPOCHS), **changes), simulation)
         assert history.params_sha256 == plain.params_sha256
         w, losses = history.params.astype(np.float64), []
@@ -415,7 +416,7 @@ class TestFineTune:
         clients, found = Quadratics(), []
         for tune in (FineTune(2), FineTune(2, learning_rate=1e-9)):
             experiment = clients.experiment(fine_tune=tune, validation=clients.experiment().population)
-            last = run(experiment, Simulation(1, "graph")).rounds[-1].metrics
+            last = run(experiment, Simulation(1, SOONEST)).rounds[-1].metrics
             found.append(last["validation_loss"] - last["validation_personal_loss"])
         assert found[0] > 0.01
         assert found[1] == pytest.approx(0, abs=1e-5)
@@ -425,7 +426,7 @@ class TestFineTune:
         population, validation = held_out()
         parts = {"population": population, "validation": validation, "personal": HEAD, "sampler": AllClients()}
         experiment = federation(fine_tune=FineTune(1, learning_rate=1e-12), **parts)
-        last = run(experiment, Simulation(2, "graph")).rounds[-1].metrics
+        last = run(experiment, Simulation(2, SOONEST)).rounds[-1].metrics
         assert last["validation_personal_loss"] == pytest.approx(last["validation_loss"], rel=1e-5)
 
     def test_workers_and_debug_agree(self):
@@ -434,7 +435,7 @@ class TestFineTune:
         experiment = federation(model=with_dropout, **parts)
         one, two, slow = (
             run(experiment, Simulation(**how)).rounds[-1].metrics
-            for how in ({"workers": 1, "compile": "graph"}, {"workers": 2, "compile": "graph"}, {"debug": True})
+            for how in ({"workers": 1, "compile": SOONEST}, {"workers": 2, "compile": SOONEST}, {"debug": True})
         )
         assert one == two
         assert slow == pytest.approx(one, rel=1e-3)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import adam, federation
 from quadratics import EPOCHS, RATE, Quadratics, close, cohorts, heavy
 from umbel import ConfigError, Cosine, FixedCohort, Local, Simulation, run
@@ -57,7 +58,7 @@ def test_fixed_point_is_the_optimum(weighting, cohort):
 
 def test_first_round_is_fedavg():
     fedavg, other = (
-        run(federation(rounds=1, **each), Simulation(workers=2, compile="graph"))
+        run(federation(rounds=1, **each), Simulation(workers=2, compile=SOONEST))
         for each in ({}, {"strategy": Scaffold()})
     )
     np.testing.assert_array_equal(other.params, fedavg.params)

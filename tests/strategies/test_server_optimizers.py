@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from engines import SOONEST
 from federations import federation
 from umbel import ConfigError, Simulation, run
 from umbel.core import serial
@@ -176,7 +177,7 @@ def test_bad_values(make, name):
     ids=lambda strategy: type(strategy).__name__,
 )
 def test_a_run_learns_and_resumes_to_the_same_bits(strategy, tmp_path):
-    store, simulation = f"sqlite:///{tmp_path / 'runs.db'}", Simulation(workers=1, compile="graph")
+    store, simulation = f"sqlite:///{tmp_path / 'runs.db'}", Simulation(workers=1, compile=SOONEST)
     begun = run(federation(strategy=strategy), simulation, store=store)
     resumed = run(federation(strategy=strategy, rounds=6), simulation, store=store, resume=begun.run)
     whole = run(federation(strategy=strategy, rounds=6), simulation)

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from umbel.clients.tensorflow.clipped import Rule, ghost_sum, looped_sum, penalised
+from umbel.clients.keras.one_by_one import check_model, penalised
+from umbel.clients.tensorflow.clipped import Rule, ghost_sum, looped_sum
 from umbel.clients.tensorflow.ghost import can_ghost
-from umbel.clients.tensorflow.per_example import check_model
 from umbel.core.errors import UmbelError
 from umbel.core.examples import Examples
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from ...core.errors import ConfigError
-from ..keras.joining import is_from_keras
+from .joining import is_from_keras
 
 Pair = tuple[keras.Variable, keras.Variable]
 
@@ -54,18 +53,6 @@ def is_averaging(optimizer: Any) -> bool:
         inner.use_ema or not is_from_keras(type(inner).finalize_variable_values)
         for inner in inner_optimizers(optimizer)
     )
-
-
-def finish(optimizers: Sequence[Any]) -> None:
-    """Leave in the weights what `fit` leaves at its end; where no step was taken nothing changes."""
-    for optimizer in optimizers:
-        for inner in inner_optimizers(optimizer) if is_averaging(optimizer) else ():
-            tf.cond(inner.iterations.value > 0, lambda inner=inner: _finalized(inner), lambda: tf.constant(0))
-
-
-def _finalized(optimizer: Any) -> tf.Tensor:
-    optimizer.finalize_variable_values(optimizer._trainable_variables)
-    return tf.constant(0)
 
 
 def copies_of(optimizers: Sequence[Any]) -> list[Pair]:
