@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core.errors import ClientError, ConfigError
 from ..core.validation import require
+from .bound import Change, Slots
 from .schemes import BFV, Scheme, chunks, describe, frame, parse
 from .secagg.session import MINIMUM_CLIENTS
 
@@ -26,6 +27,11 @@ SUM, SECRET, PUBLIC = b"umbel-he-sum-01\0", b"umbel-he-key-01\0", b"umbel-he-pub
 HEAD = struct.Struct("<16s32sII")  # SUM, context id, updates inside, integers; each ciphertext follows its length
 LENGTH = struct.Struct("<I")
 FOREIGN = (ValueError, RuntimeError, TypeError, IndexError)  # errors that TenSEAL raises for bytes that it cannot read
+
+
+def unchanged(number: int, slots: Slots) -> Slots:
+    """Return slots as they are."""
+    return slots
 
 
 class ClientContext:
@@ -75,25 +81,33 @@ class ClientContext:
         """Return the part that the server may have."""
         return ServerContext(self.scheme, self.id)
 
-    def encrypt(self, integers: np.ndarray) -> bytes:
+    @property
+    def shared_secret(self) -> bytes:
+        """Secret of all who hold this key, for masks beside it: 32 bytes."""
+        return hashlib.sha256(b"umbel homomorphic shared secret 1\0" + self._secret).digest()
+
+    def encrypt(self, integers: np.ndarray, mask: Change = unchanged) -> bytes:
         """Encrypt one update as ciphertexts, in chunks of integers_per_ciphertext.
 
-        integers: int64, shape (size,), each at most levels · max_weight. Equal integers encrypt to other bytes each
-        time. Errors: ConfigError for larger integers, whose sum could overflow.
+        integers: int64, shape (size,), each at most levels · max_weight. mask: changes slots before they are encrypted.
+        Equal integers encrypt to other bytes each time. Errors: ConfigError for larger integers, whose sum could
+        overflow.
         """
         most, largest = self.scheme.levels * self.scheme.max_weight, np.abs(integers).max(initial=0)
         require(largest <= most, f"expected integers of at most {most} to encrypt, got {largest}")
         vector_of = getattr(load_tenseal()._ts_cpp, _vector_name(self.scheme))
         scale = () if isinstance(self.scheme, BFV) else (2.0**self.scheme.scale_bits,)
         parts = [HEAD.pack(SUM, self.id, 1, len(integers))]
-        for part in chunks(self.scheme, len(integers)):
-            ciphertext = vector_of(self._context.data, self.scheme.to_slots(integers[part]), *scale).serialize()
+        for number, part in enumerate(chunks(self.scheme, len(integers))):
+            slots = mask(number, self.scheme.to_slots(integers[part]))
+            ciphertext = vector_of(self._context.data, slots, *scale).serialize()
             parts += LENGTH.pack(len(ciphertext)), ciphertext
         return b"".join(parts)
 
-    def decrypt(self, encrypted: bytes) -> np.ndarray:
+    def decrypt(self, encrypted: bytes, unmask: Change = unchanged) -> np.ndarray:
         """Decrypt the integers of a sum: int64, shape (size,); exactly Σ of what was encrypted.
 
+        unmask: changes slots after they were decrypted.
         Errors: ConfigError for a sum of another context, told by its id before anything is decrypted; of more clients
         than the parameters allow; of fewer than hide one another; and for bytes that are no sum.
         """
@@ -103,9 +117,10 @@ class ClientContext:
             f"expected a sum of at least {MINIMUM_CLIENTS} clients, which hide one another, got {total.clients}",
         )
         integers = np.empty(total.size, np.int64)
-        for part, ciphertext in zip(chunks(self.scheme, total.size), total.ciphertexts, strict=True):
+        for number, part in enumerate(chunks(self.scheme, total.size)):
+            ciphertext = total.ciphertexts[number]
             ciphertext.link_context(self._context.data)
-            integers[part] = self.scheme.from_slots(ciphertext.decrypt(), part.stop - part.start)
+            integers[part] = self.scheme.from_slots(unmask(number, ciphertext.decrypt()), part.stop - part.start)
         return integers
 
     def encrypted_size(self, size: int) -> int:

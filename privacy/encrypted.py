@@ -24,6 +24,7 @@ from ..core.sums import ClientSum, Meeting, ServerSum
 from ..core.types import ClientUpdate, Failure, Total
 from ..core.validation import require
 from .arithmetic import ArithmeticClient, ArithmeticServer
+from .bound import Bound, list_clients, listed_clients
 from .contexts import ClientContext, ServerContext, encrypted_size
 from .gridded import Gridded
 from .keys import read_private
@@ -87,7 +88,7 @@ class EncryptedServer:
         asked, self._candidates = self._candidates[:DECRYPTERS], self._candidates[DECRYPTERS:]
         self.reply_bytes = INTEGERS.itemsize * self._gridded.size
         self._awaited = set(asked)
-        return dict.fromkeys(asked, self._sum.to_bytes())
+        return dict.fromkeys(asked, list_clients(self.counted, self._sum.to_bytes()))
 
     def receive(self, client: int, reply: bytes) -> Failure | None:
         """Take in an encrypted update, or the integers of the sum.
@@ -124,10 +125,11 @@ class EncryptedServer:
 
     def _close(self) -> None:
         """Take no more updates. Errors: RunStopped for fewer than hide one another."""
-        if len(self._candidates) < MINIMUM_CLIENTS:
+        least = fewest(self._meeting)
+        if len(self._candidates) < least:
             raise RunStopped(
                 f"round {self._meeting.round}: {len(self._candidates)} clients sent encrypted updates; "
-                f"at least {MINIMUM_CLIENTS} hide one another"
+                f"at least {least} hide one another"
             )
         self.counted = tuple(sorted(self._candidates))
 
@@ -156,6 +158,7 @@ class EncryptedClient:
         """Prepare a client's side. log: record of the rounds that it took part in."""
         self._meeting, self._number, self._context, self._log = meeting, client, context, log
         self._gridded = settings.gridded(meeting)
+        self._bound = Bound(context.scheme, context.shared_secret, meeting.run, meeting.round)
         self._encrypted: bytes | None = None
         self._left = ["encrypt", "decrypt"]
 
@@ -175,7 +178,8 @@ class EncryptedClient:
 
     def provide(self, update: ClientUpdate, key: Key) -> Failure | None:
         """Encrypt the update."""
-        self._encrypted = self._context.encrypt(self._gridded.spread(self._gridded.encode(update, key)))
+        integers = self._gridded.spread(self._gridded.encode(update, key))
+        self._encrypted = self._context.encrypt(integers, self._bound.mask(self._number))
         return None
 
     def answer(self, message: bytes) -> bytes | Failure:
@@ -193,17 +197,24 @@ class EncryptedClient:
             return encrypted
         self._log.release(self._meeting.run, self._meeting.round)
         try:
-            decrypted = self._context.decrypt(message)
+            clients, encrypted = listed_clients(message)
+            least = self._meeting.least or 0
+            require(
+                len(clients) >= least, f"a sum of {len(clients)}, and this client's experiment has at least {least}"
+            )
+            decrypted = self._context.decrypt(encrypted, self._bound.unmask(clients))
+            return self._gridded.joined(decrypted).astype(INTEGERS, copy=False).tobytes()
         except ConfigError as error:
             return Failure(self._number, "ciphertext", str(error))
-        if len(decrypted) != self._gridded.encrypted_size:
-            text = f"expected a sum of {self._gridded.encrypted_size} integers, got {len(decrypted)}"
-            return Failure(self._number, "ciphertext", text)
-        return self._gridded.joined(decrypted).astype(INTEGERS, copy=False).tobytes()
 
     def abandon(self) -> None:
         """Answer nothing more."""
         self._left, self._encrypted = [], None
+
+
+def fewest(meeting: Meeting) -> int:
+    """Return the fewest clients of which a sum is decrypted: 3, and no fewer than the experiment's sampler implies."""
+    return max(MINIMUM_CLIENTS, meeting.least or 0)
 
 
 def rehearsed(
@@ -222,7 +233,7 @@ def rehearsed(
     arithmetic = ArithmeticServer(
         cohort,
         np.zeros(gridded.size, np.int64),
-        MINIMUM_CLIENTS,
+        fewest(meeting),
         gridded.decode,
         lambda counted: counted * each,
         meeting.round,

@@ -14,6 +14,7 @@ import numpy as np
 from ..core.errors import ClientError
 from ..core.random import Key
 from ..core.types import ClientUpdate, Total
+from ..core.validation import require
 from .encoder import nothing_like
 from .layout import Layout
 from .schemes import Scheme, quantize, whole_weight
@@ -22,6 +23,7 @@ from .states import integers_of, length, summed_states
 log = logging.getLogger(__name__)
 
 WORD_BITS = 64
+CHECKS = 8  # zeros that are encrypted last: a sum of anything else than was named decrypts to other numbers there
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Gridded:
 
     @property
     def encrypted_size(self) -> int:
-        """Number of integers that are encrypted: the states' as digits."""
-        return self.narrow + length(self.layout.states) * len(self._shifts)
+        """Number of integers that are encrypted: the states' as digits, and the zeros at the end."""
+        return self.narrow + length(self.layout.states) * len(self._shifts) + CHECKS
 
     def encode(self, update: ClientUpdate, key: Key) -> np.ndarray:
         """Encode an update as integers: int64, shape (size,); one that is not finite adds nothing.
@@ -82,11 +84,20 @@ class Gridded:
         """Return an update's integers as they are encrypted: int64, shape (encrypted_size,)."""
         words = integers[self.narrow :].view(np.uint64)[:, np.newaxis]
         digits = (words >> self._shifts) & np.uint64((1 << self._digit_bits) - 1)
-        return np.concatenate([integers[: self.narrow], digits.astype(np.int64).ravel()])
+        return np.concatenate([integers[: self.narrow], digits.astype(np.int64).ravel(), np.zeros(CHECKS, np.int64)])
 
     def joined(self, spread: np.ndarray) -> np.ndarray:
-        """Return the integers of a sum from those that were decrypted: int64, shape (size,)."""
-        digits = spread[self.narrow :].reshape(-1, len(self._shifts)).astype(np.uint64)
+        """Return the integers of a sum from those that were decrypted: int64, shape (size,).
+
+        Errors: ConfigError for a sum of another length, or of others than it was said to be of.
+        """
+        expected = self.encrypted_size
+        require(len(spread) == expected, f"expected a sum of {expected} integers, got {len(spread)}")
+        require(
+            not spread[-CHECKS:].any(),
+            "expected a sum of this run and round, and of the clients that the server names; it is of something else",
+        )
+        digits = spread[self.narrow : -CHECKS].reshape(-1, len(self._shifts)).astype(np.uint64)
         words = (digits << self._shifts).sum(axis=1, dtype=np.uint64)  # modulo 2⁶⁴, where a sum of states stays
         return np.concatenate([spread[: self.narrow], words.view(np.int64)])
 

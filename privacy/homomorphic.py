@@ -4,9 +4,10 @@ Clients share one secret key. The server has the parameters and the id of the ke
 symmetric, which is faster and less noisy than under a public key, and clients have the secret key anyway.
 
 What it does not protect from, and secure aggregation does: one client together with the server reads every update,
-since any client can decrypt any ciphertext; and a server that deviates can have a single update decrypted as if it were
-a sum. Ciphertexts are malleable besides: whoever carries one can change the numbers in it without knowing them. So they
-travel signed, in envelopes.
+since any client can decrypt any ciphertext; and a server that deviates can ask the clients that decrypt for sums of
+different clients. With BFV it has no single update decrypted as if it were a sum, and nothing of another round or run:
+see `bound`. Ciphertexts are malleable besides: whoever carries one can change the numbers in it without knowing them.
+So they travel signed, in envelopes.
 
 Both schemes carry integers, numbers in ±limit stochastically rounded to a grid, and give their exact sum. So what is
 decrypted depends on the updates alone. For CKKS this is more than convenience: its approximation errors, once published

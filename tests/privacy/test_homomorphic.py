@@ -16,9 +16,12 @@ from umbel.core.errors import ConfigError, RunStopped
 from umbel.core.random import Key, derive
 from umbel.core.sums import Meeting
 from umbel.core.types import NOTHING, ClientUpdate, Shape, Weighted
+from umbel.privacy.bound import Bound, list_clients
 from umbel.privacy.contexts import HEAD, SUM, ClientContext, EncryptedSum, ServerContext
+from umbel.privacy.encrypted import EncryptedClient, EncryptedServer
 from umbel.privacy.homomorphic import Homomorphic
-from umbel.privacy.schemes import BFV
+from umbel.privacy.schemes import BFV, CKKS
+from umbel.privacy.secagg.client import RoundLog
 
 SHAPE = Shape(5000, 3)
 JOINS = {"loss": (), "secret": ()}  # how the states of the metrics that `updates` have join
@@ -220,3 +223,79 @@ def test_a_client_encrypts_and_decrypts_once_a_round_whatever_is_started_again(t
     np.testing.assert_allclose(server.total().delta, 1.5, atol=3 * sums.step)
     assert begun(0, meeting._replace(round=1)).check(offer).reason == "replayed_session"  # nor an older round
     assert begun(0, meeting._replace(round=3)).check(offer) is None
+
+
+@needs_tenseal
+@pytest.mark.parametrize("size", [4, 5000])
+@pytest.mark.parametrize("changed", ["nothing", "run", "round", "fewer", "others", "one", "twice"])
+def test_a_ciphertext_is_decrypted_in_its_own_round_alone(tmp_path, changed, size):
+    """Nor is one update passed off as a sum: what the server names has to be what is in it, and its masks stay else."""
+    sums, clients = Homomorphic(limit=1.0, metrics=(), clients=8), range(4)
+    sums.provision(tmp_path / "server", {client: tmp_path / str(client) for client in clients})
+    context = ClientContext.from_bytes((tmp_path / "0" / "homomorphic.key").read_bytes())
+    update = ClientUpdate(np.full(size, 0.25, np.float32), NOTHING, 1.0, {})
+    mine = Meeting("r", 2, 4, Shape(size, 0), bytes(32))
+    theirs = mine._replace(**{"run": {"run": "q"}, "round": {"round": 1}}.get(changed, {}))
+    added, named = {"fewer": ([0, 1, 2], [0, 1, 2, 3]), "others": ([0, 1, 2], [1, 2, 3]), "one": ([3], [0, 1, 3])}.get(
+        changed, ([0, 1, 2, 3], [0, 1, 2, 3] if changed != "twice" else [0, 1, 2, 2])
+    )
+    total = context.server_context().zero(sums.gridded(mine).encrypted_size)
+    for client in added:
+        half = EncryptedClient(sums, theirs, client, context, RoundLog())
+        assert half.provide(update, Key.fresh()) is None
+        total.add(half.answer(b""))
+    total.clients = len(named)
+    asked = EncryptedClient(sums, mine, 0, context, RoundLog())
+    asked.provide(update, Key.fresh())
+    asked.answer(b"")
+    reply = asked.answer(list_clients(named, total.to_bytes()))
+    if changed == "nothing":
+        assert np.frombuffer(reply, np.int64)[0] == pytest.approx(sums.parameters.levels, abs=4)
+        return
+    assert reply.reason == "ciphertext"
+    assert ("each named once" if changed == "twice" else "it is of something else") in reply.detail
+    bound = Bound(context.scheme, context.shared_secret, "r", 2)  # as each client of the run knows it
+    left = context.decrypt(total.to_bytes(), bound.unmask(named))[:size]  # what that client alone could see
+    assert changed == "twice" or len(set(left.tolist())) > min(size, 1000) * 0.5
+
+
+@needs_tenseal
+def test_masks_are_of_one_run_round_client_and_ciphertext():
+    """And CKKS, whose slots are no numbers modulo anything, has none."""
+    bound, slots = Bound(BFV(), bytes(32), "r", 1), [0] * 500
+    others = [
+        bound.mask(0)(1, slots),
+        bound.mask(1)(0, slots),
+        dataclasses.replace(bound, run="s").mask(0)(0, slots),
+        dataclasses.replace(bound, round=2).mask(0)(0, slots),
+        dataclasses.replace(bound, secret=b"1" * 32).mask(0)(0, slots),
+    ]
+    masks = bound.mask(0)(0, slots)
+    assert all(np.mean(np.array(masks) == other) < 0.02 for other in others)
+    assert max(masks) <= BFV().plain_modulus // 2
+    assert np.std(masks) == pytest.approx(BFV().plain_modulus / np.sqrt(12), rel=0.1)
+    assert bound.unmask([0])(0, masks) == slots
+    assert dataclasses.replace(bound, scheme=CKKS()).mask(0)(0, [0.5]) == [0.5]
+
+
+@needs_tenseal
+def test_a_client_decrypts_no_sum_of_fewer_than_its_own_experiment_samples():
+    sums = Homomorphic(limit=1.0, metrics=())
+    context = ClientContext.create(sums.parameters)
+    meeting = Meeting("r", 1, 6, Shape(4, 0), bytes(32), least=4)
+    update = ClientUpdate(np.full(4, 0.25, np.float32), NOTHING, 1.0, {})
+    halves = [EncryptedClient(sums, meeting, client, context, RoundLog()) for client in range(4)]
+    total = context.server_context().zero(sums.gridded(meeting).encrypted_size)
+    for half in halves[:3]:
+        half.provide(update, Key.fresh())
+        total.add(half.answer(b""))
+    refused = halves[0].answer(list_clients([0, 1, 2], total.to_bytes()))
+    assert "a sum of 3, and this client's experiment has at least 4" in refused.detail
+    server = EncryptedServer(sums, meeting, range(6), context.server_context())
+    server.advance()
+    for client in range(3):
+        half = EncryptedClient(sums, meeting, client, context, RoundLog())
+        half.provide(update, Key.fresh())
+        assert server.receive(client, half.answer(b"")) is None
+    with pytest.raises(RunStopped, match="3 clients sent encrypted updates; at least 4 hide"):
+        server.advance()
