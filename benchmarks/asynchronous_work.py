@@ -11,7 +11,7 @@ from umbel.data import Digits, Generated
 from umbel.strategies.fedbuff import FedBuff
 
 CLIENTS = 4
-SECONDS = (1.0, 1.0, 1.0, 10.0)  # time that each client's examples take to come, which stands for its training
+SECONDS = (2.0, 2.0, 2.0, 20.0)  # time that each client's examples take to come, which stands for its training
 
 
 def build_model() -> Any:
@@ -43,5 +43,5 @@ synchronous = Experiment(
 )
 experiments = {
     "synchronous": synchronous,
-    "asynchronous": dataclasses.replace(synchronous, name="asynchronous", strategy=FedBuff(buffer=2), rounds=200),
+    "asynchronous": dataclasses.replace(synchronous, name="asynchronous", strategy=FedBuff(buffer=1), rounds=200),
 }

@@ -58,6 +58,7 @@ class Assignment(NamedTuple):
     key: Key  # the cohort's key; the client's own is key.derive("client", client)
     opening: Opening | None = None  # what opens the hidden sum that the client takes part in; None for no such sum
     number: int = 0  # place among all work of the run, from 1, where a client may have several pieces of it in a round
+    before: Sequence[np.ndarray] | None = None  # what the client kept at the last commit, if it has landed since
 
 
 class Subtotal(NamedTuple):

@@ -14,6 +14,8 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol, cast
 
+import numpy as np
+
 from ..core.algorithms import AsynchronousStrategy
 from ..core.errors import ConfigError, RunStopped
 from ..core.faults import crash_point
@@ -128,6 +130,7 @@ class _Work:
         self._broadcasts = broadcasts_of(own, state.transforms)
         self._flights = {one.client: one for one in flights_of(own) if one.round in self._broadcasts}
         self._begun, self._wave, self._lost_in_a_row = own.begun, 0, 0
+        self._before: dict[int, Sequence[np.ndarray]] = {}  # what those kept at the last commit who have landed since
         self._resting: dict[int, tuple[float, float]] = {}  # {client that failed last: (until when, for how long)}
         self._now: Broadcast
 
@@ -137,6 +140,7 @@ class _Work:
         self._broadcasts = self._needed(broadcast.round) | {broadcast.round: broadcast}
         self.failures, self.landings, self.ages = [], [], []
         self.bytes_up = self.bytes_down = 0
+        self._before = {}
 
     def __iter__(self) -> Iterator[Assignment | None]:
         for flight in sorted(self._flights.values(), key=lambda one: one.number):  # of a run that is resumed
@@ -174,6 +178,8 @@ class _Work:
             return update
         base = self._broadcasts[flight.round]
         update, age = received(self._experiment, self._table.opened.spec, update, base, self._now)
+        if client not in self._before:  # what it has kept of this update is written hereafter
+            self._before[client] = self._table.memory.read(client) or ()
         self._lost_in_a_row = 0
         self._resting.pop(client, None)
         self.ages.append(age)
@@ -225,7 +231,8 @@ class _Work:
 
     def _assignment(self, flight: Flight) -> Assignment:
         key = wave_key(self._experiment.seed, flight.round, flight.wave)
-        return Assignment(self._broadcasts[flight.round], flight.client, key, number=flight.number + 1)
+        broadcast, before = self._broadcasts[flight.round], self._before.get(flight.client)
+        return Assignment(broadcast, flight.client, key, number=flight.number + 1, before=before)
 
 
 class Again:

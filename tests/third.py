@@ -49,7 +49,7 @@ class Third(Wrapping):
         yield added_up(arrivals, summation)
 
     def trained(self, assignment):
-        broadcast, client, key, _ = assignment
+        broadcast, client, key, *_ = assignment
         rows, data, kept = self.population.indices(client), self.population.resident(), self.memory.read(client)
         played = train_client(self.worker, broadcast, client, key.derive("client", client), data, rows, kept)
         return self.parties.arrival(assignment, *played)

@@ -151,7 +151,7 @@ def _train(message: Message, client: int, worker: Engine, broadcast: Broadcast, 
             return begun
         part = begun
     if order.memory:
-        disk.keep_only(order.memory, client, order.since)
+        disk.keep_only(order.memory, client, order.since, order.committed)
     charge()
     train = partial(_reply, run, client, worker, broadcast, order, part)
     return held_back(client, train) if is_discreet(worker.experiment) else train()

@@ -92,10 +92,11 @@ class Disk:
         if is_new:
             self._prune()
 
-    def keep_only(self, run: str, client: int, round: int) -> None:
-        """Delete every version but that of `round`: of others the server has said that they do not count."""
-        for path in self._path(run, client, round).parent.glob(f"{client}.*"):
-            if path.name != f"{client}.{round}":
+    def keep_only(self, run: str, client: int, *rounds: int) -> None:
+        """Delete every version but those of `rounds`: of others the server has said that they do not count."""
+        kept = {self._path(run, client, round).name for round in rounds}
+        for path in self._path(run, client, 0).parent.glob(f"{client}.*"):
+            if path.name not in kept:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
 

@@ -63,9 +63,10 @@ class FlowerRuntime:
     """Clients are the nodes of a Flower Grid, each known by the partition-id of its own configuration.
 
     Replies are checked one by one (see `check`) and added up in cohort order: a run gives the bits of a Simulation that
-    compiles alike. A client that fails, or answers wrongly, is a Failure, and the round goes on. What clients keep
-    between rounds stays on their disks (see `memory`); what the server keeps, and commits with each round, is which
-    round each of them last counted in. Hidden sums are of the cohort's live clients, each with a kit (see `secure`).
+    compiles alike; an asynchronous one as they arrive, and then it gives those of a Simulation in that order. A client
+    that fails, or answers wrongly, is a Failure, and the round goes on. What clients keep between rounds stays on their
+    disks (see `memory`); what the server keeps, and commits with each round, is the number of the last work of each of
+    them that counted. Hidden sums are of the cohort's live clients, each with a kit (see `secure`).
 
     clients: nodes to wait for; by default as many as the experiment's population has clients, or the roster lists.
     quorum: fewest clients that have to be there for a run, and each of its rounds, to begin, where the others may be
@@ -318,18 +319,19 @@ class FlowerRuntime:
         packed = {} if packed is None else packed
         contents = {}
         terms = self._server.terms()
-        for broadcast, client, key, _, number in assignments:
+        for broadcast, client, key, _, number, before in assignments:
             if id(broadcast) not in packed:
                 packed[id(broadcast)] = broadcast, wire.pack_broadcast(broadcast)
-            own, since = key.derive("client", client), self._since(client)
-            order = wire.Order(self._digest, choice, own, name, since, terms, self._base, number or broadcast.round)
+            own, since = key.derive("client", client), self._noted(self._memory.read(client))
+            committed = since if before is None else self._noted(before)
+            numbers = (number or broadcast.round, committed)
+            order = wire.Order(self._digest, choice, own, name, since, terms, self._base, *numbers)
             contents[client] = wire.pack_order(packed[id(broadcast)][1], order)
         return contents
 
-    def _since(self, client: int) -> int:
-        """Return the number of the last work of client that counted, 0 if there is none."""
-        noted = self._memory.read(client) if self._keeps else None
-        return 0 if noted is None else int(noted[0][0])
+    def _noted(self, kept: Sequence[np.ndarray] | None) -> int:
+        """Return the number of the last work that counted, of what is noted of a client; 0 if there is none."""
+        return int(kept[0][0]) if self._keeps and kept else 0
 
     def _expectations(self, summation: Summation) -> Callable[[Assignment], Expected]:
         """Make a function from an assignment to the form of a valid reply to it."""

@@ -1,7 +1,8 @@
 """Messages on the wire: broadcasts, updates and metrics as Flower records, and back, bit for bit.
 
     to a client      "vectors": params, extra           "broadcast": round, rate, transforms
-                                                     "order": digest, compile, key, memory, since, terms, base, number
+                                                     "order": digest, compile, key, memory, since, terms, base, number,
+                                                     committed
     from a client    "vectors": delta, extra            "update": round, weight          "metrics": name → [sum, count]
                      with a codec: payload, extra                                        "states": name → float64
                  or  "failure": round, reason, detail
@@ -52,6 +53,7 @@ class Order(NamedTuple):
     terms: str = ""  # terms on which the server's model measures, which the client's takes over
     base: str = ""  # digest of what the server's model holds in its frozen variables; "" where none is frozen
     number: int = 0  # number of this work, under which the client keeps its memory: the round's, or one of its own
+    committed: int = 0  # number whose memory counts if the server dies now: another where this client landed since
 
 
 class Reply(NamedTuple):
@@ -97,7 +99,7 @@ def pack_order(shared: RecordDict, order: Order) -> RecordDict:
 def unpack_order(content: RecordDict) -> Order:
     """Invert `pack_order`."""
     record = _record(content, "order", ConfigRecord)
-    texts, numbers = ("digest", "compile", "memory", "terms", "base"), ("since", "number")
+    texts, numbers = ("digest", "compile", "memory", "terms", "base"), ("since", "number", "committed")
     kinds: dict[str, type] = {**dict.fromkeys(texts, str), **dict.fromkeys(numbers, int), "key": bytes}
     fields = {name: _field(record, name, kind) for name, kind in kinds.items()}
     return Order(**{**fields, "key": Key(fields["key"])})

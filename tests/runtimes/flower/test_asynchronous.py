@@ -71,6 +71,19 @@ def test_flower_equals_the_simulation_in_the_order_of_arrival(path, tmp_path, mo
     assert max(map(clients.count, clients)) > 1  # somebody has gone on from what it kept
 
 
+def test_who_landed_twice_goes_on_from_what_was_committed(path, tmp_path, monkeypatch):
+    """Its second work began from what its first had left, which is lost with the round; what it had before is not."""
+    path.write_text(EXPERIMENT.replace("FedBuff(3,", "FedBuff(12,").replace("rounds=5", "rounds=2"))
+    experiment, url = load_experiment(str(path)), f"sqlite:///{tmp_path}/runs.db"
+    with Store.open(url) as store:
+        kill_at(monkeypatch, "before-commit", 2)
+        with pytest.raises(Killed):
+            run(experiment, FlowerRuntime(Uneven(path, 3)), store=store, progress=False)
+        history = run(experiment, FlowerRuntime(Uneven(path, 4)), store=store, resume="latest", progress=False)
+        assert [record.failures for record in history.rounds] == [0, 0]
+        assert replay_run(experiment, store, "latest", workers=1).history.params_sha256 == history.params_sha256
+
+
 def test_who_does_not_answer_keeps_nobody_waiting(path):
     """A client is silent for good: its time is up long after the run has ended. Another answers nonsense."""
     grid = Uneven(path, 1, silent=[2], tamper={5: lambda content: type(content)()})

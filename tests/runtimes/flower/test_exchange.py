@@ -72,13 +72,17 @@ def opener(reply, is_whole):
     return open_it
 
 
-@pytest.fixture
-def collect(monkeypatch):
-    """Play an exchange with every client of a link; what its replies are. changes: of the link, by look."""
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
     monkeypatch.setattr(exchanges, "STALLED_SECONDS", STALLED_SECONDS)
     monkeypatch.setattr(exchanges, "NODES_SECONDS", 0.1)
     monkeypatch.setattr(exchanges, "AWAY_SECONDS", 0.8)
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+
+@pytest.fixture
+def collect():
+    """Play an exchange with every client of a link; what its replies are. changes: of the link, by look."""
 
     def play(link, changes=types.MappingProxyType({}), in_order=True):
         looks, late = itertools.count(), Late(link)
@@ -161,3 +165,39 @@ def test_a_node_that_has_left_is_given_a_moment_to_come_back(collect):
     replies = collect(Link(c0=[GONE, "whole"], c1=[GONE]), {2: {"moved": {0}}})
     assert replies == {0: "0: 2", 1: Error(GONE, "of Flower's")}
     assert time.monotonic() - began < SECONDS
+
+
+CONTENT = RecordDict({"order": ConfigRecord({"round": 1})})
+
+
+def test_more_is_sent_while_replies_are_out_and_each_has_its_own_time():
+    """A client whose reply was read may be asked again; one that is silent holds up nobody, and is given up in time."""
+    link = Link(c0=["none"], c1=["whole", "whole", "none"])
+    late = Late(link)
+    with Exchange(link, link, late, "train", 0.6) as exchange:
+        exchange.ask({0: CONTENT, 1: CONTENT}, 100, "round 1")
+        assert exchange.reply(in_order=False) == (1, "1: 1")
+        exchange.ask({1: CONTENT}, 100, "round 2")
+        assert exchange.reply(in_order=False) == (1, "1: 2")
+        time.sleep(0.3)
+        exchange.ask({1: CONTENT}, 100, "round 3")
+        first, then = exchange.replies(in_order=False)
+        assert [(client, failure.reason) for client, failure in (first, then)] == [(0, "timeout"), (1, "timeout")]
+        assert not exchange.is_out
+    late.refuse()
+    assert sorted(link.refused) == ["0", "3"]
+
+
+@pytest.mark.parametrize("told", [{"is_cut": True}, {"moved": {0}}])
+def test_what_another_exchange_is_told_first_is_passed_on(told):
+    """The SuperLink was gone, or a node was started again, while clients evaluate beside one that trains."""
+    link, late = Link(c0=["none", "whole"], c1=["whole"]), Late(Link())
+    with Exchange(link, link, late, "train", SECONDS) as training:
+        training.ask({0: CONTENT}, 100, "round 1")
+        vars(link).update(told)
+        link.gather = lambda cohort: link.refresh()
+        with Exchange(link, link, late, "evaluate", SECONDS, beside=training) as evaluation:
+            evaluation.ask({1: CONTENT}, 100, "an evaluation")
+            assert list(evaluation.replies()) == [(1, "1: 1")]
+        assert (link.is_cut, link.moved) == (False, set())
+        assert training.reply() == (0, "0: 2")
