@@ -198,8 +198,8 @@ class PerClient(Population):
 
 
 def as_source(value: Any) -> Any:
-    """Return (x, y), tf.data.Datasets and Hugging Face's data sets as sources; anything else as it is."""
-    if isinstance(value, tuple) and not isinstance(value, Examples):
+    """Return (x, y), Examples, tf.data.Datasets and Hugging Face's data sets as sources; anything else as it is."""
+    if isinstance(value, tuple):
         return Arrays(*value)
     if is_dataset(value):
         return HuggingFace(value)

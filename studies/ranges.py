@@ -30,6 +30,10 @@ class Range:
         """The least and the largest value, as `override` reads them."""
         return (str(self.low), str(self.high))
 
+    def value(self, text: str) -> float | int:
+        """Return a value of this range, as a number."""
+        return int(text) if self.is_whole else float(text)
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -41,6 +45,10 @@ class Choices:
     def ends(self) -> tuple[str, ...]:
         """All values."""
         return self.values
+
+    def value(self, text: str) -> str:
+        """Return a value of these, as it was written."""
+        return text
 
 
 def read_range(path: str, text: str) -> Range | Choices:

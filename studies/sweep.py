@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -89,7 +90,10 @@ class Sweep:
         """Return a row per trial, a column for each setting. Needs pandas."""
         from .comparison import frames
 
-        rows = [{**trial._asdict(), **trial.settings} for trial in self.trials]
+        rows = [
+            {**trial._asdict(), **{path: self.ranges[path].value(text) for path, text in trial.settings.items()}}
+            for trial in self.trials
+        ]
         return frames().DataFrame(rows).drop(columns="settings").set_index("number")
 
     def plot(self, path: str | None = None) -> Figure:
@@ -140,7 +144,7 @@ def sweep(
     with opened(store) as kept:
         budget = Budget.of(experiment, epsilon, metric, trials, kept)
         runtime = runtime or default_runtime()
-        search = _Search(_imported(), ranges, _direction(experiment, runtime, metric, mode), metric, seed, prune)
+        search = _Search(imported(), ranges, _direction(experiment, runtime, metric, mode), metric, seed, prune)
         played = Trials(runtime, kept)
         stopped: str | None = None
         while len(search.trials) < trials and not stopped:
@@ -338,7 +342,8 @@ class _Search:
             return {}
         importance = self._optuna.importance
         evaluator = importance.FanovaImportanceEvaluator(seed=0)
-        return dict(importance.get_param_importances(self._study, evaluator=evaluator))
+        shares = importance.get_param_importances(self._study, evaluator=evaluator)
+        return {path: float(share) for path, share in shares.items()}
 
 
 def _distribution(optuna: ModuleType, one: Range | Choices) -> Any:
@@ -349,9 +354,12 @@ def _distribution(optuna: ModuleType, one: Range | Choices) -> Any:
     return kind(one.low, one.high, log=one.is_log)
 
 
-def _imported() -> ModuleType:
+def imported() -> ModuleType:
+    """Return Optuna, which says no more than it has to. Errors: ConfigError where it is not installed."""
     try:
-        import optuna
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")  # of bars in notebooks, which nothing here draws
+            import optuna
     except ImportError as error:
         raise ConfigError("optuna is not installed: pip install 'umbel[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -27,10 +28,15 @@ def configure_tensorflow() -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError:
         if tf.config.threading.get_intra_op_parallelism_threads() != 1:
-            log.warning(
-                "TensorFlow was used before the first run, so its threads stay as they are: rounds are slower, and the "
-                "last bits may differ from another process's. Create Simulation() before the first TensorFlow call."
-            )
+            _warn_of_threads()
+
+
+@functools.cache  # once is enough: it stays so while the process lives
+def _warn_of_threads() -> None:
+    log.warning(
+        "TensorFlow was used before the first run, so its threads stay as they are: rounds are slower, and the last "
+        "bits may differ from another process's. Begin with tf.config.threading.set_intra_op_parallelism_threads(1)."
+    )
 
 
 def pick_devices(names: Sequence[str] | None) -> list[str]:

@@ -198,8 +198,10 @@ def test_the_population_is_described_and_tells_experiments_apart():
     assert one != other
 
 
-def test_a_tuple_stands_for_arrays():
-    assert Partitioned((np.arange(6.0), np.arange(6)), clients=2).source == Arrays(np.arange(6.0), np.arange(6))
+def test_a_tuple_and_examples_stand_for_arrays():
+    arrays = np.arange(6.0), np.arange(6), np.ones(6)
+    for given in (arrays[:2], arrays, Examples(*arrays)):
+        assert Partitioned(given, clients=2).source == Arrays(*given)
 
 
 @dataclass(frozen=True)
