@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple, NoReturn
 
 from rich import progress as bars
@@ -23,7 +24,7 @@ from ..core.protocols import Watcher
 from ..core.runtime import Runtime
 from ..core.types import Failure, RoundRecord, json_float
 from ..server.history import History
-from ..server.progress import GROUPS, Progress, failure_lines, figures, present, traffic
+from ..server.progress import GROUPS, Progress, failure_lines, figures, present, size, traffic
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # schedulers, service managers, terminals that are closed
 NARROWEST = 16  # least characters of a table's last column
@@ -42,6 +43,7 @@ class Ended(NamedTuple):
     history: History
     compiled: str | None  # "xla", "graph", or None where the runtime does not say
     commands: Mapping[str, str]  # what to type next, by what it does
+    figures: Mapping[str, int] = MappingProxyType({})  # counts of the cluster that it was played on, see `FIGURES`
 
 
 class Interrupted(KeyboardInterrupt):
@@ -190,6 +192,7 @@ def summary(ended: Ended, plot: str | None) -> str:
         "rounds": f"{count} in {history.seconds:.1f} s{early}",
         "clients": f"{clients:.4g} of {len(population)} per round" + (f", {failed} failed" if failed else ""),
         "compiled": COMPILED.get(ended.compiled or ""),
+        "cluster": cluster_text(ended.figures),
         "privacy": privacy_text(history.privacy),
         "plot": plot,
         "run": f"{history.run}, model version {history.model_version}",
@@ -197,6 +200,18 @@ def summary(ended: Ended, plot: str | None) -> str:
     }
     width = max(map(len, facts))
     return "\n".join([history.experiment, *(f"  {name:<{width}}  {fact}" for name, fact in facts.items() if fact)])
+
+
+def cluster_text(figures: Mapping[str, int]) -> str:
+    """Say in a line what a runtime counts of a cluster; empty for one that has none."""
+    if not figures:
+        return ""
+    parts = [f"{figures['processes']} processes on {figures['nodes']} {'node' if figures['nodes'] == 1 else 'nodes'}"]
+    if figures["lost"]:
+        parts.append(f"{figures['lost']} lost, {figures['again']} calls made again")
+    if figures["twice"]:
+        parts.append(f"{figures['twice']} calls made twice, for slow ones")
+    return ", ".join([*parts, f"{size(figures['bytes'])} sent here"])
 
 
 def privacy_text(privacy: Mapping[str, Any]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..core.errors import BudgetSpent, ConfigError, RunStopped, UmbelError
 from ..core.experiment import Experiment
@@ -110,6 +110,14 @@ class Request:
         return ["--store", str(parse(self.store)), *key]
 
 
+class PlayedRun(NamedTuple):
+    """A run that was played, and what its runtime says of it."""
+
+    history: History
+    compiled: str | None  # see Ended
+    figures: Mapping[str, int]  # see Ended
+
+
 def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
     """Play a new or resumed run to its end.
 
@@ -138,12 +146,13 @@ def launch(request: Request, watchers: Sequence[Watcher]) -> Ended:
         kept = Kept(request)
         with kept:
             play = federate if request.runtime == "flower" else simulate
-            history, compiled = play(request, reference, overrides, experiment, store, [kept, *watchers])
+            played = play(request, reference, overrides, experiment, store, [kept, *watchers])
+        history = played.history
         more = f"rounds={2 * len(history.rounds)}"
         commands = {"go on": request.again(str(history.run), "--set", more)}
         if history.elsewhere is None:
             commands["list"] = shlex.join(["umbel", "runs", *replace(request, federation=None).store_words])
-        return Ended(experiment, history, compiled, commands)
+        return Ended(experiment, history, played.compiled, commands, played.figures)
 
 
 def opened_for(request: Request) -> contextlib.AbstractContextManager[Store | None]:
@@ -188,11 +197,11 @@ def simulate(
     experiment: Experiment,
     store: Store | None,
     watchers: Sequence[Watcher],
-) -> tuple[History, str | None]:
+) -> PlayedRun:
     """Play the run's rounds in this process: clients train here, or on a cluster."""
     with contextlib.closing(runtime_of(request, [experiment])) as runtime:
         history = run(experiment, runtime, store=store, resume=request.resume, watchers=watchers)
-        return history, runtime.describe().get("compile")
+        return PlayedRun(history, runtime.describe().get("compile"), runtime.figures)
 
 
 def runtime_of(request: Request, experiments: Iterable[Experiment]) -> Runtime:
@@ -225,12 +234,12 @@ def federate(
     experiment: Experiment,
     store: Store | None,
     watchers: Sequence[Watcher],
-) -> tuple[History, str | None]:
+) -> PlayedRun:
     """Play the run over Flower, on this machine or a federation; the history is read back from the store."""
     play, clients, members = played_by(request, experiment, store)
     fitted = override(experiment, fit_to(experiment, clients, members))
     events = follow(play(reference, overrides, resume=request.resume), fitted, store)
-    return history_of(watched(events, watchers)), None
+    return PlayedRun(history_of(watched(events, watchers)), None, {})
 
 
 def played_by(request: Request, experiment: Experiment, store: Store | None) -> tuple[Callable[..., Events], int, int]:

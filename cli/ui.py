@@ -6,7 +6,9 @@ import contextlib
 import os
 import sys
 import webbrowser
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +36,12 @@ def ui(
         int | None,
         typer.Option(help="Port to listen at; 0 for any. [dim]\\[default: 8300, or the next that is free][/dim]"),
     ] = None,
+    federation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Show a federation too: its operator's kit, or the folder of all kits; and its store."
+        ),
+    ] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser, where there is a display.")] = True,
 ) -> None:
     """Look at runs and models in a browser, live while runs go on, whichever process plays them.
@@ -42,13 +50,29 @@ def ui(
     """
     from ..server.store import Store
     from ..server.ui import Page, PageAddress
+    from ..studies.importance import importance_of
 
+    status: Callable[[], Mapping[str, Any]] | None = None
+    if federation is not None:
+        store, status = federation_of(federation, store)
     with Store.open(store, create=False, key=store_key) as opened:
-        page = Page(opened, PageAddress(host, port))
+        page = Page(opened, PageAddress(host, port), federation=status, importance=importance_of)
         say(page.url())
         open_browser(page.url(), browser)
         with contextlib.suppress(KeyboardInterrupt):
             page.serve()
+
+
+def federation_of(folder: Path, store: str) -> tuple[str, Callable[[], Mapping[str, Any]]]:
+    """Return the store of a federation, unless another is named, and what asks how the federation stands.
+
+    Errors: ConfigError for a folder without an operator's kit.
+    """
+    from ..deploy import federation
+    from ..deploy.kits import OperatorKit
+
+    kit = OperatorKit.find(folder)
+    return kit.store if store == DEFAULT_STORE else store, partial(federation.status, folder)
 
 
 @contextlib.contextmanager
@@ -97,11 +121,15 @@ class Beside:
         """Open the run's page."""
         from ..server.store import Store
         from ..server.ui import Page
+        from ..studies.importance import importance_of
 
         if self.page is not None:
             return
         opened = self._stack.enter_context(Store.open(self._store, create=False, key=self._key))
-        self.page = self._stack.enter_context(Page(opened, self._address, self._monitor))
+        figures = partial(figures_of, run, runtime)
+        self.page = self._stack.enter_context(
+            Page(opened, self._address, self._monitor, cluster=figures, importance=importance_of)
+        )
         url = self.page.url(f"/runs/{run}")
         say(url)
         open_browser(url, True)
@@ -111,6 +139,11 @@ class Beside:
 
     def on_end(self, history: History) -> None:
         """Do nothing: the page hears of the end from the store."""
+
+
+def figures_of(played: str | None, runtime: Runtime | None, run: str) -> Mapping[str, int] | None:
+    """Return what a runtime counts of its cluster, for the run that it plays; None for another."""
+    return runtime.figures if runtime is not None and run == played else None
 
 
 def say(url: str) -> None:

@@ -38,6 +38,14 @@ from .types import (
     loss_of,
 )
 
+FIGURES: Mapping[str, str] = {  # what a runtime of several machines counts, in the words that it is shown by
+    "nodes": "machines that clients train on now",
+    "processes": "processes that train clients now",
+    "lost": "processes that were lost",
+    "again": "calls that were made again, for what was lost",
+    "twice": "calls that were made a second time, for a process that was slow",
+    "bytes": "bytes that reached the process that plays the rounds",
+}
 WAIT = None  # an item of work that says: pull no further before you have yielded another arrival
 
 
@@ -120,6 +128,10 @@ class Runtime(Protocol):
 
         choices: what `describe` returned when a run began, for one that is resumed.
         """
+
+    @property
+    def figures(self) -> Mapping[str, int]:
+        """Counts of what carries the work, by name (`FIGURES`); none where that is this process, or real devices."""
 
     def describe(self) -> Mapping[str, str]:
         """Return what identifies the model ("model.…"), and the choices that a resumed run must make again."""

@@ -119,6 +119,11 @@ class Simulation:
         summation = summation_of(self._running, engine.spec)
         return Opened(engine.spec, summation, engine.on_client, base=engine.base, joins=joins)
 
+    @property
+    def figures(self) -> Mapping[str, int]:
+        """Return nothing: all is done in this process."""
+        return {}
+
     def describe(self) -> Mapping[str, str]:
         """Return the model's digests, how it was compiled, and how updates were hidden, if they were."""
         described = self._team[0].describe() | self._choices

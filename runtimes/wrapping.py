@@ -30,6 +30,11 @@ class Wrapping:
         """Same as `Runtime.open`."""
         return self.runtime.open(experiment, memory, choices)
 
+    @property
+    def figures(self) -> Mapping[str, int]:
+        """Same as `Runtime.figures`."""
+        return self.runtime.figures
+
     def describe(self) -> Mapping[str, str]:
         """Same as `Runtime.describe`."""
         return self.runtime.describe()

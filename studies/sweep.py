@@ -123,17 +123,40 @@ def sweep(
 ) -> Sweep:
     """Search for the settings with which metric is best.
 
-    parameters: {dotted path: range}, as in {"local.learning_rate": "0.01:0.5:log", "local.batch_size": "16,32"}.
-    mode: "min" or "max", for a metric of which nobody knows whether it is to fall or to rise. seed: of the search; the
-        experiment has its own. prune: whether a trial that is worse than the median of others is ended early.
-    store: a database URL or an open Store: trials are runs there, and a sweep that is begun again with equal arguments
-        goes on where it was, with the trials that it would have chosen. None: in memory.
-    epsilon: under a plan, what all trials together may cost, pruned ones too; None: the plan's own. The sweep ends
-        before a trial that could exceed it. Each trial then has a seed, and so noise, of its own.
-    watchers: of the run of a trial. on_trial: hears of each trial once it is over.
-    Errors: ConfigError for a path or a value that the experiment does not take, a metric that nothing measures, a
-    budget that pays for less than two trials, settings that change what a round releases under a plan, or Optuna not
-    installed.
+    Parameters
+    ----------
+    experiment
+        What is searched: each trial is this experiment with other settings.
+    parameters
+        {dotted path: range}, as in {"local.learning_rate": "0.01:0.5:log", "local.batch_size": "16,32"}.
+    trials
+        Number of trials, those that the store has already among them.
+    metric
+        What is to be as good as can be.
+    mode
+        "min" or "max", for a metric of which nobody knows whether it is to fall or to rise.
+    seed
+        Seed of the search; the experiment has its own.
+    epsilon
+        Under a plan, what all trials together may cost, pruned ones too; None: the plan's own. The sweep ends before a
+        trial that could exceed it. Each trial then has a seed, and so noise, of its own.
+    prune
+        Whether a trial that is worse than the median of others is ended early.
+    store
+        Database URL or an open Store: trials are runs there, and a sweep that is begun again with equal arguments goes
+        on where it was, with the trials that it would have chosen. None: in memory.
+    runtime
+        Where clients are; None: a Simulation.
+    watchers
+        Called with a trial's number and settings: the watchers of its run.
+    on_trial
+        Called with each trial once it is over.
+
+    Raises
+    ------
+    ConfigError
+        For a path or a value that the experiment does not take, a metric that nothing measures, a budget that pays for
+        less than two trials, settings that change what a round releases under a plan, or Optuna not installed.
     """
     require_count("trials", trials)
     require_count("seed", seed, at_least=0)

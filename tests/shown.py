@@ -86,3 +86,37 @@ def fill(store):
     runs["running"] = begin(store, "digits_fedavg", 20)
     go_on(store, runs["running"], range(1, 9), top=0.9)
     return runs
+
+
+def standing(**changed):
+    """Say how a federation stands, as `deploy.federation.status` does: a client is away, a certificate nearly over."""
+    clients = [
+        {"name": "north", "state": "online", "since": "2026-11-30T09:00:00+00:00", "process": 1, "trusts": ["a" * 64]},
+        {"name": "south", "state": "offline", "since": "2026-11-29T09:00:00+00:00", "process": None, "trusts": None},
+        {"name": INJECTED, "state": "registered", "since": "", "process": None, "trusts": None},
+    ]
+    certificates = [
+        {"file": "/kits/operator/ca.crt", "sha256": "a" * 64, "expires": "2036-11-30T09:00:00+00:00", "days": 3650.0},
+        {"file": "/kits/server/server.crt", "sha256": "b" * 64, "expires": "2026-12-10T09:00:00+00:00", "days": 9.5},
+    ]
+    return {
+        "server": {"address": "127.0.0.1:8443", "connected": True, "process": 2},
+        "clients": clients,
+        "authority": {"stage": "steady", "next": ""},
+        "certificates": certificates,
+        "runs": [{"run": "12345", "status": "running", "started": "2026-12-01T09:00:00+00:00"}],
+    } | changed
+
+
+def sweep(store):
+    """A search: ten runs, of which two were ended early, one diverged, and all differ in two settings."""
+    for number, rate in enumerate((0.01, 0.02, 0.04, 0.08, 0.1, 0.2, 0.4, 0.5, 0.9, 1.0)):
+        settings = {
+            "local.learning_rate": str(rate),
+            "strategy": ("FedAvg", "FedAdam")[number % 2],
+            "seed": str(number),
+        }
+        run = begin(store, "swept", 3, settings)
+        more = {"metrics": {"test_accuracy": math.nan}} if number == 9 else {}
+        go_on(store, run, range(1, 4 - number % 5 // 4), top=0.9 - abs(rate - 0.2), **more)
+        store.finish(run, "finished" if number % 5 < 4 else "paused")

@@ -178,6 +178,11 @@ class FlowerRuntime:
         self._server.forget_initial_params()  # as large as the model, for as long as the run lasts
         return params
 
+    @property
+    def figures(self) -> Mapping[str, int]:
+        """Return nothing: clients are where they are."""
+        return {}
+
     def client_ids(self) -> Sequence[int]:
         """Return the clients that are there, ascending; where a cohort needs more of them, those that are away, too.
 

@@ -86,6 +86,11 @@ class Crew:
         return [member for member in self._members if member.is_ready]
 
     @property
+    def nodes(self) -> int:
+        """Number of machines that these hosts are on."""
+        return len({member.machine.id for member in self.ready})
+
+    @property
     def is_on_gpus(self) -> bool:
         """Whether each host has a GPU that Ray gave it."""
         return self._on_gpus

@@ -133,10 +133,11 @@ class Ray:
 
     @property
     def figures(self) -> Mapping[str, int]:
-        """Counts of this runtime's life: processes now, processes lost, calls made again or twice, bytes fetched."""
+        """Counts: nodes and processes now; of this runtime's life processes lost, calls made again or twice, bytes."""
         if self._crew is None:
             return {}
-        return {"processes": len(self._crew.ready), **dataclasses.asdict(self._crew.figures)}
+        now = {"nodes": self._crew.nodes, "processes": len(self._crew.ready)}
+        return now | dataclasses.asdict(self._crew.figures)
 
     def train(self, work: Iterable[Assignment | None], summation: Summation) -> Iterator[Arrival]:
         """Train clients on all hosts; arrivals in the order of work, those of a run that was added up as one."""
@@ -238,8 +239,7 @@ class Ray:
 
     def _say(self, found: Introduction) -> None:
         """Log where clients train, and what could be better."""
-        members = self._hosts.ready
-        nodes = len({member.machine.id for member in members})
+        members, nodes = self._hosts.ready, self._hosts.nodes
         log.info("%d processes on %d nodes of %s, clients on %s", len(members), nodes, self._places, found.devices[0])
         if self._hosts.is_on_gpus and not any(device.startswith("GPU") for device in found.devices):
             log.warning(

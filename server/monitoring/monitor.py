@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ...core.errors import BudgetSpent, ConfigError, RunStopped
+from ...core.runtime import Runtime
 from ...core.types import Failure, RoundRecord
 from .certificates import validity, warn_of_expiry
 from .health import read_certificate
@@ -39,6 +40,7 @@ RUN_STATES = ("running", "finished", "stopped", "failed", "paused")
 PHASES = ("training", "evaluation", "commit")
 CLIENT_STATES = ("counted", "left_out", "away", "idle")
 CERTIFICATES = ("ca", "server", "client", OTHER)
+NOW, EVENTS = ("nodes", "processes"), ("lost", "again", "twice")  # what a cluster has, and what happened in it
 MEASURES = ("loss", "accuracy")
 EXAMPLES = ("train", "test", "validation")
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
@@ -67,6 +69,8 @@ class Monitor:
         self._lock = threading.Lock()
         self._last: float | None = None  # when the loop was last seen; None when no run is under way
         self._clients, self._hides, self._metrics = 0, False, _Metrics()
+        self._runtime: Runtime | None = None
+        self._figures: Mapping[str, int] = {}  # the runtime's, as they were last shown
 
     def text(self) -> str:
         """Return every metric, for Prometheus."""
@@ -94,10 +98,15 @@ class Monitor:
         if waited > self._stall_seconds:
             raise RunStopped(f"no round in {waited:.0f} s, more than stall_seconds={self._stall_seconds:g}")
 
-    def on_start(self, experiment: Any, runtime: Any, run: str | None, records: Sequence[RoundRecord]) -> None:
+    def on_start(
+        self, experiment: Any, runtime: Runtime | None, run: str | None, records: Sequence[RoundRecord]
+    ) -> None:
         """Note that a run begins, or goes on; what it did before is counted by the process that did it."""
         self._clients, self._hides = len(experiment.population), experiment.secure_aggregation is not None
         metrics = self._metrics
+        if runtime is not self._runtime:
+            self._runtime, self._figures = runtime, {}
+        self._show_cluster()
         metrics.round.set(len(records))
         metrics.planned.set(experiment.rounds)
         self._show_clients(0, ())
@@ -130,6 +139,7 @@ class Monitor:
         if record.epsilon is not None:
             metrics.epsilon.set(record.epsilon)
         self._show_clients(record.clients, failures)
+        self._show_cluster()
         self._show_quality(record.numbers)
 
     def on_end(self, history: Any) -> None:
@@ -181,6 +191,19 @@ class Monitor:
         for state, count in zip(CLIENT_STATES, (counted, left_out, away, idle), strict=True):
             self._metrics.clients.set(count, state=state)
 
+    def _show_cluster(self) -> None:
+        """Show the machines that a runtime has, and what happened to them since the last look."""
+        before, self._figures = self._figures, {} if self._runtime is None else self._runtime.figures
+        for name, count in self._figures.items():
+            grown = count - before.get(name, 0)
+            grown = count if grown < 0 else grown  # a runtime that was closed, and opened again, counts from 0
+            if name in NOW:
+                self._metrics.cluster.set(count, what=name)
+            elif name in EVENTS:
+                self._metrics.events.add(grown, what=name)
+            else:
+                self._metrics.fetched.add(grown)
+
     def _show_quality(self, metrics: Mapping[str, float]) -> None:
         """Show the two measures that every experiment has; others have names of their own, perhaps many."""
         for examples in EXAMPLES:
@@ -212,6 +235,11 @@ class _Metrics:
         self.aborts = make.counter("umbel_aggregation_aborts_total", "Rounds abandoned while updates were hidden.")
         self.clients = make.gauge("umbel_clients", "Clients by their part in the last round.", state=CLIENT_STATES)
         self.state = make.gauge("umbel_run_state", "1 for the state of the last run, else 0.", state=RUN_STATES)
+        self.cluster = make.gauge("umbel_cluster", "Machines of a cluster, and processes that train on them.", what=NOW)
+        self.events = make.counter(
+            "umbel_cluster_events_total", "Processes lost, and calls made again for them, or twice.", what=EVENTS
+        )
+        self.fetched = make.counter("umbel_cluster_bytes_total", "Bytes of what the cluster sent to this process.")
         self.round = make.gauge("umbel_round", "Rounds finished.")
         self.planned = make.gauge("umbel_rounds_planned", "Rounds that the run is to have.")
         self.epsilon = make.gauge("umbel_epsilon", "Privacy spent so far, epsilon at the plan's delta.")

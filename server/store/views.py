@@ -93,6 +93,15 @@ class RunViews:
             totals = dict(_totals(connection, [run])).get(run)
             return RunDetails(overview, totals, json.loads(row.description), json.loads(row.choices))
 
+    def descriptions(self, experiment: str | None = None) -> list[tuple[str, str, Mapping[str, str]]]:
+        """List (run, experiment, its settings) of every run, or of one experiment's, newest first."""
+        query = select(runs_table.c.run, runs_table.c.name, runs_table.c.description)
+        query = query.order_by(runs_table.c.created.desc(), runs_table.c.run.desc())
+        if experiment is not None:
+            query = query.where(runs_table.c.name == experiment)
+        with self._database.read() as connection:
+            return [(row.run, row.name, json.loads(row.description)) for row in connection.execute(query)]
+
     def rounds(self, run: str, after: int = 0) -> list[RoundRecord]:
         """List the records of the rounds after one, first to last."""
         with self._database.read() as connection:

@@ -14,7 +14,9 @@ from ...core.errors import ConfigError
 from ..monitoring import Page as MonitorPage
 from ..store import Store
 from .address import PageAddress
-from .app import create_app
+from .app import Cluster, create_app
+from .federation import Status
+from .sweeping import Importance
 
 CLOSE_SECONDS = 3  # time for which open connections, as those of events, are waited for
 
@@ -28,17 +30,25 @@ def require_packages() -> None:
 class Page:
     """Web server of a store, on a thread of its own in a `with` block, or on this one by `serve`.
 
-    The store stays the caller's to close. monitor: see `create_app`. Errors: ConfigError for an address that cannot be
-    listened on, and where Plotly is not installed.
+    The store stays the caller's to close. monitor, federation, cluster, importance: see `create_app`. Errors:
+    ConfigError for an address that cannot be listened on, and where Plotly is not installed.
     """
 
-    def __init__(self, store: Store, address: PageAddress, monitor: Mapping[str, MonitorPage] | None = None):
+    def __init__(
+        self,
+        store: Store,
+        address: PageAddress,
+        monitor: Mapping[str, MonitorPage] | None = None,
+        federation: Status | None = None,
+        cluster: Cluster | None = None,
+        importance: Importance | None = None,
+    ):
         require_packages()
         self._address = address
         self._socket = address.listen()
         self._port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
-            create_app(store, address, self._is_ending, monitor),
+            create_app(store, address, self._is_ending, monitor, federation, cluster, importance),
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,

@@ -8,6 +8,10 @@ import urllib.request
 
 import pytest
 
+from umbel.cli.run import DEFAULT_STORE
+from umbel.cli.ui import federation_of
+from umbel.core.errors import ConfigError
+from umbel.deploy import kits
 from umbel.server.store import Store
 
 LINK = re.compile(r"umbel: (http://127\.0\.0\.1:\d+)(/\S*\?token=\S+)")
@@ -55,3 +59,16 @@ def test_a_run_says_where_its_page_is_and_its_output_is_what_it_was(here):
     _, path = LINK.search(errors).groups()
     assert path.startswith(f"/runs/{final['final']['run']}?")
     assert [one["round"] for one in rounds] == list(range(1, len(rounds) + 1))
+
+
+def test_a_federation_that_is_down_is_said_to_be_and_its_store_is_looked_at(tmp_path):
+    kits.make(tmp_path / "fed", "127.0.0.1", None, ["north", "south"], port=1)
+    for folder in (tmp_path / "fed", tmp_path / "fed" / "operator"):
+        store, status = federation_of(folder, DEFAULT_STORE)
+        found = status()
+        assert store.endswith("/fed/server/state/umbel.db")
+        assert found["server"]["connected"] is False
+        assert [(one["name"], one["state"]) for one in found["clients"]] == [("north", "unknown"), ("south", "unknown")]
+    assert federation_of(folder, "sqlite:///other.db")[0] == "sqlite:///other.db"
+    with pytest.raises(ConfigError, match="is no kit of an operator"):
+        federation_of(tmp_path, DEFAULT_STORE)

@@ -467,3 +467,24 @@ def test_configured_twice_an_event_is_written_once(logs):
     logging.getLogger("umbel.x").info("once")
     assert first.getvalue() == ""
     assert len(second.getvalue().splitlines()) == 1
+
+
+def test_a_cluster_is_counted_once_whatever_runs_are_on_it():
+    """Machines as they are, what happened to them as it grows; also when one runtime plays another run."""
+
+    figures = {"nodes": 2, "processes": 8, "lost": 0, "again": 0, "twice": 0, "bytes": 100}
+    monitor, cluster = Monitor(), SimpleNamespace(figures=figures)
+    monitor.on_start(EXPERIMENT, cluster, "r1", ())
+    cluster.figures = figures | {"processes": 7, "lost": 1, "again": 3, "bytes": 250}
+    monitor.on_round(record(1), ())
+    monitor.on_end(None)
+    monitor.on_start(EXPERIMENT, cluster, "r2", ())
+    monitor.on_round(record(1), ())
+    text = monitor.text()
+    for line in ('cluster{what="nodes"} 2.0', 'cluster{what="processes"} 7.0', 'cluster_events_total{what="lost"} 1.0'):
+        assert f"umbel_{line}\n" in text
+    assert 'umbel_cluster_events_total{what="again"} 3.0\n' in text
+    assert "umbel_cluster_bytes_total 250.0\n" in text
+    cluster.figures = figures | {"bytes": 10}  # closed, and opened again
+    monitor.on_round(record(2), ())
+    assert "umbel_cluster_bytes_total 260.0\n" in monitor.text()

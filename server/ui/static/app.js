@@ -4,7 +4,7 @@ import { fill, h, trouble } from "/static/dom.js";
 
 const page = document.getElementById("page");
 const path = window.location.pathname;
-const module = path === "/compare" ? "compare" : path === "/models" ? "models" : path.startsWith("/runs/") ? "run" : "runs";
+const module = ["/compare", "/sweeps", "/models", "/federation"].includes(path) ? path.slice(1) : path.startsWith("/runs/") ? "run" : "runs";
 
 for (const link of document.querySelectorAll("nav a")) {
   const isHere = link.pathname === path || (link.pathname === "/" && module === "run");

@@ -20,6 +20,7 @@ export async function show(page, named) {
   render(found, parts, cards);
   listen(() => `/events/${encodeURIComponent(found.run.run)}?after=${found.rounds.round.at(-1) ?? 0}`, (news) => {
     found.run = news.run;
+    found.cluster = news.cluster;
     append(found.rounds, numbered(news.rounds));
     render(found, parts, cards);
   });
@@ -70,7 +71,7 @@ function heading({ run }) {
     run.reason ? h("p", { class: `reason ${run.state}` }, h("b", {}, `${run.state}: `), run.reason) : null];
 }
 
-function facts({ run, rounds: columns, budget, directions, models }) {
+function facts({ run, rounds: columns, budget, directions, models, cluster }) {
   const best = (name) => bestOf(columns, name, directions[name]);
   const found = [];
   for (const [title, name, value, shown] of [["Accuracy", run.accuracy_of, run.accuracy, share], ["Loss", run.loss_of, run.loss, figure]]) {
@@ -83,9 +84,19 @@ function facts({ run, rounds: columns, budget, directions, models }) {
   found.push(["Clients per round", figure(clients, 3), run.failures ? `${run.failures.toLocaleString("en")} left out in all` : "none left out"]);
   found.push(["Duration", duration(run.seconds), run.rounds_done ? `${figure(run.seconds / run.rounds_done, 2)} s per round` : null]);
   found.push(["Sent", bytes(run.bytes), run.bytes !== null && run.rounds_done ? `${bytes(Math.round(run.bytes / run.rounds_done))} per round` : null]);
+  if (cluster?.processes !== undefined) found.push(["Cluster", `${count(cluster.processes, "process", "es")}`, troubles(cluster)]);
   if (budget) found.push(["Privacy", run.epsilon === null ? "ε –" : `ε ${figure(run.epsilon, 3)}`, `of ${figure(budget.epsilon)} at δ ${figure(budget.delta)}`]);
   found.push(["Begun", moment(run.created), h("span", {}, `seed ${run.seed}`, models.length ? ` · model version ${models.join(", ")}` : "")]);
   return found;
+}
+
+function count(number, word, ending = "s") {
+  return `${number.toLocaleString("en")} ${word}${number === 1 ? "" : ending}`;
+}
+
+function troubles({ nodes, lost, again, twice, bytes: fetched }) {
+  return [`on ${count(nodes, "node")}`, lost ? `${lost} lost` : null, again ? `${count(again, "call")} made again` : null, twice ? `${twice} made twice` : null,
+    `${bytes(fetched)} sent to the driver`].filter(Boolean).join(", ");
 }
 
 function remaining(run, columns) {

@@ -11,11 +11,12 @@ import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 import umbel
-from shown import INJECTED, PLAN, SPEC, begin, go_on, record, state
+from shown import INJECTED, PLAN, SPEC, begin, go_on, record, standing, state, sweep
 from umbel.core.loading import load_experiment
 from umbel.server.monitoring import Monitor, pages_of
 from umbel.server.ui import PageAddress, create_app
 from umbel.server.ui.comparing import MOST
+from umbel.studies.importance import importance_of
 
 ADDRESS = PageAddress(port=8300, token="correct")
 AT = "http://127.0.0.1:8300"
@@ -36,10 +37,12 @@ def page(seen):
     return client(seen[0]), seen[1]
 
 
-ADDRESSES = ("/", "/runs/x", "/compare", "/models", "/api/runs", "/api/totals", "/api/models", "/static/app.js")
+ADDRESSES = ("/", "/runs/x", "/compare", "/sweeps", "/models", "/federation", "/api/runs", "/api/totals", "/api/models")
 
 
-@pytest.mark.parametrize("address", [*ADDRESSES, "/plotly.js", "/events", "/nowhere"])
+@pytest.mark.parametrize(
+    "address", [*ADDRESSES, "/api/federation", "/static/app.js", "/plotly.js", "/events", "/nowhere"]
+)
 def test_nothing_is_answered_without_the_token(seen, address):
     browser = client(seen[0], admitted=False)
     assert browser.get(address).status_code == 403
@@ -312,3 +315,64 @@ def test_the_metrics_of_a_run_that_is_played_here_are_on_the_same_port(store):
     assert reply.text == monitor.text()
     assert browser.get("/healthz", headers=right).json()["status"] == "ok"
     assert client(store).get("/metrics").status_code == 404  # a page that plays no run counts none
+
+
+def served(store, **more):
+    """A browser that is admitted to a page with more beside its store."""
+    browser = TestClient(create_app(store, ADDRESS, **more), base_url=AT)
+    browser.cookies.set("umbel-8300", ADDRESS.token)
+    return browser
+
+
+def test_a_federation_is_shown_with_its_last_round_and_no_path_of_this_machine(store):
+    asked = []
+    browser = served(store, federation=lambda: asked.append(1) or standing())
+    assert browser.get("/api/federation").json()["last"] is None
+    begin(store, "older")
+    run = begin(store, planned=20)
+    go_on(store, run, range(1, 4))
+    reply = browser.get("/api/federation")
+    found = reply.json()
+    assert [one["trusts"] for one in found["clients"]] == [True, None, None]
+    assert [one["file"] for one in found["certificates"]] == ["ca.crt", "server.crt"]
+    assert "/kits" not in reply.text
+    assert (found["last"]["run"]["run"], found["last"]["rounds"]["round"]) == (run, [3])
+    assert len(asked) == 1  # a moment ago: whoever looks, the server is asked once
+    assert 'href="/federation"' in browser.get("/").text
+
+
+def test_a_page_without_a_federation_does_not_speak_of_one(page):
+    assert 'href="/federation"' not in page[0].get("/").text
+    reply = page[0].get("/api/federation")
+    assert (reply.status_code, reply.json()) == (
+        400,
+        {"error": "this page was given no federation: umbel ui --federation KIT"},
+    )
+
+
+def test_what_a_cluster_counts_is_shown_of_the_run_that_is_played_on_it(store):
+    first, second = begin(store), begin(store)
+    figures = {"nodes": 2, "processes": 8, "lost": 1, "again": 3, "twice": 0, "bytes": 16_000_000}
+    browser = served(store, cluster=lambda run: figures if run == first else None)
+    assert browser.get(f"/api/runs/{first}").json()["cluster"] == figures
+    assert browser.get(f"/api/runs/{second}").json()["cluster"] is None
+
+
+def test_a_sweep_is_the_runs_of_an_experiment_over_what_differs(store):
+    assert client(store).get("/api/sweeps").json()["experiments"] == []
+    sweep(store)
+    begin(store, "alone")
+    browser = served(store, importance=importance_of)
+    assert browser.get("/api/sweeps").json()["experiments"] == [{"name": "swept", "runs": 10}]
+    found = browser.get("/api/sweep?experiment=swept").json()
+    rate, strategy = sorted(found["axes"], key=lambda axis: axis["path"])
+    assert rate == {"path": "local.learning_rate", "low": 0.01, "high": 1.0, "log": True}
+    assert strategy == {"path": "strategy", "values": ["FedAdam", "FedAvg"]}
+    assert (found["metric"], found["mode"]) == ("test_accuracy", "max")
+    best = max((run for run in found["runs"] if isinstance(run["value"], float)), key=lambda run: run["value"])
+    assert "0.2" in best["settings"]
+    assert found["runs"][0]["value"] == "NaN"
+    shares = browser.get("/api/importance?experiment=swept&metric=test_accuracy").json()["importance"]
+    assert shares["local.learning_rate"] > shares["strategy"] > 0
+    assert browser.get("/api/sweep?experiment=alone").status_code == 400
+    assert client(store).get("/api/importance?experiment=swept").json() == {"importance": {}}

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from shown import INJECTED, fill
+from shown import INJECTED, fill, standing, sweep
 from umbel import Experiment, FedAvg, FixedCohort, Local, Simulation, data, run
 from umbel.server.ui import Page, PageAddress
+from umbel.studies.importance import importance_of
 
 WAIT_SECONDS = 60
 POINTS = (
@@ -43,8 +44,8 @@ def browser():
 
 @pytest.fixture
 def page(store):
-    """The page over an empty store."""
-    with Page(store, PageAddress(port=0)) as served:
+    """The page over an empty store, with a federation beside it."""
+    with Page(store, PageAddress(port=0), federation=standing, importance=importance_of) as served:
         yield served
 
 
@@ -165,13 +166,28 @@ def test_an_injected_name_stays_text(browser, page, store):
 
 def test_no_page_is_wider_than_a_telephone(browser, page, store):
     runs = fill(store)
+    sweep(store)
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True}
     )
     two = f"/compare?run={runs['private']}&run={runs['long']}"
     kinds = ("long", "injected", "nan", "empty", "private")
-    for path in ("/", "/models", "/compare", two, *(f"/runs/{runs[kind]}" for kind in kinds)):
+    for path in ("/", "/models", "/compare", "/sweeps", "/federation", two, *(f"/runs/{runs[kind]}" for kind in kinds)):
         browser.get(page.url(path))
         until(lambda: not browser.find_elements("css selector", "main[aria-busy]"), path)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, path
         assert not browser.find_elements("css selector", "[role=alert]"), path
+
+
+def test_a_sweep_and_a_federation_are_drawn(browser, page, store):
+    sweep(store)
+    browser.get(page.url("/sweeps"))
+    until(lambda: len(browser.execute_script(POINTS.format("sweep"))) == 9, "a line for each run with a number")
+    until(lambda: browser.execute_script(POINTS.format("importance")) == [2], "what mattered")
+    assert texts(browser, "tbody tr td:nth-child(3)")[0] == "0.2514"
+    browser.get(page.url("/federation"))
+    until(lambda: texts(browser, "[data-part=Clients] tbody th") == ["north", "south", INJECTED], "the clients")
+    text = "".join(texts(browser, "#page"))
+    assert "1 of 3" in text
+    assert "soon: umbel deploy renew" in text
+    assert "swept" in text
