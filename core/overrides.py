@@ -24,8 +24,20 @@ T = TypeVar("T")
 def override(value: T, assignments: Sequence[str]) -> T:
     """Return a copy of a (nested) dataclass with `path=text` assignments applied, left to right.
 
-    Text is read by the field's type: numbers, true/false, none, quoted or bare strings, (tuples). Errors:
-    ConfigError for a malformed assignment, an unknown path (with the nearest name) or a text of another type.
+        override(experiment, ["local.learning_rate=0.1", "rounds=5"])
+
+    Parameters
+    ----------
+    value
+        An Experiment, or another dataclass; it stays as it is.
+    assignments
+        Settings as `--set` takes them. Text is read by the field's type: numbers, true/false, none, quoted or bare
+        strings, (tuples).
+
+    Raises
+    ------
+    ConfigError
+        For a malformed assignment, an unknown path (with the nearest name) or a text of another type.
     """
     require(
         isinstance(assignments, (list, tuple)),

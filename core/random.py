@@ -45,5 +45,15 @@ class Key(NamedTuple):
 
 
 def derive(seed: int, *path: str | int) -> Key:
-    """Derive the key at `path` of the run seeded with `seed`."""
+    """Derive the key at `path` of the run seeded with `seed`: equal arguments, equal random numbers.
+
+        derive(0, "round", 7, "client", 42).generator().normal(size=3)
+
+    Parameters
+    ----------
+    seed
+        Seed of the run.
+    path
+        Words and numbers that say what the key is for.
+    """
     return Key(b"").derive("seed", seed, *path)

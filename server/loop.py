@@ -42,18 +42,40 @@ def run(
 ) -> History:
     """Train experiment on runtime until its rounds are done or a callback ends it.
 
-    runtime: where rounds run, or a federation that plays the whole run itself, and keeps it in a store of its own.
-    None: a Simulation of its own, in this process.
+    Parameters
+    ----------
+    experiment
+        What is trained, on whom, and how.
+    runtime
+        Where rounds run, or a federation that plays the whole run itself, and keeps it in a store of its own; None: a
+        Simulation of its own, in this process.
+    store
+        Database URL ("sqlite:///runs.db", "postgresql://…") or an open Store; every round is committed there in one
+        transaction. None keeps the run in memory only.
+    resume
+        Id of a run in the store (or "latest"), which continues after its last committed round, and ends with the bits
+        of a run that was never interrupted.
+    watchers
+        What sees the rounds as they are done.
+    progress
+        Whether rounds are printed, a line a second at most; None: where there are no watchers.
 
-    store: a database URL ("sqlite:///runs.db", "postgresql://…") or an open Store; every round is committed there in
-    one transaction. None keeps the run in memory only. resume: the id of a run in the store (or "latest"); it
-    continues after its last committed round, and ends with the bits of a run that was never interrupted. watchers: what
-    sees the rounds as they are done. progress: whether rounds are printed, a line a second at most; None: where there
-    are no watchers.
+    Returns
+    -------
+    History
+        The rounds, and the model: `history.plot()`, `history.load_into(model)`, `history.report("report.html")`.
 
-    Errors: ConfigError (a bad value; a resumed run whose experiment changed), StoreError, RunStopped (too few valid
-    updates, params not finite, a plan's budget spent; the rounds before are committed, and their model is a version of
-    the registry), ClientError (a client's code failed).
+    Raises
+    ------
+    ConfigError
+        For a bad value, and for a resumed run whose experiment changed.
+    StoreError
+        For a store that cannot be read or written.
+    RunStopped
+        For too few valid updates, params that are not finite, a plan's budget that is spent. The rounds before are
+        committed, and their model is a version of the registry.
+    ClientError
+        For a client whose code failed.
     """
     watching = with_progress(runtime, watchers, progress)
     if runtime is not None:

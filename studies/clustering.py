@@ -100,10 +100,31 @@ def cluster_clients(
 ) -> Clustering:
     """Train every client for one round from params, and group the updates by K-means.
 
-    params: such as those of a run of experiment, whose updates then differ by what clients hold. by_direction: compare
-    where updates point; False: their lengths too. Memory: d numbers for every client.
-    Errors: IncompatibleError for an experiment that hides single updates; ConfigError for more clusters than clients;
-    ClientError for a client whose update is not finite.
+    It takes memory for d numbers of every client.
+
+    Parameters
+    ----------
+    experiment
+        What clients train, and how.
+    params
+        Vector that they start from, such as that of a run of experiment: then updates differ by what clients hold.
+    clusters
+        Number of groups.
+    simulation
+        Runtime that trains them; None: a new Simulation.
+    by_direction
+        Whether to compare where updates point alone; False: their lengths too.
+    seed
+        Seed of K-means.
+
+    Raises
+    ------
+    IncompatibleError
+        For an experiment that hides single updates.
+    ConfigError
+        For more clusters than clients.
+    ClientError
+        For a client whose update is not finite.
     """
     clients = len(experiment.population)
     require_count("clusters", clusters)

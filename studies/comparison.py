@@ -197,15 +197,33 @@ def compare(
 ) -> Comparison:
     """Run every experiment with every seed.
 
-    experiments: by the name to show, or by their own. seeds: how many, from each experiment's own on; or which.
-    metrics: what to compare by, known before the first run; by default test accuracy, where it is measured. modes:
-    {metric: "min" or "max"} for metrics of which nobody knows whether they are to fall or to rise: all but Keras's own,
-    and losses. watchers: of the run of an experiment with a seed. A run that could not go on (it diverged, its budget
-    was spent) is noted, and the others go on.
+    A run that could not go on (it diverged, its budget was spent) is noted, and the others go on.
 
-    Errors: ConfigError for no experiment, two of one name, a metric that nothing measures, or of which nobody knows the
-    direction: before the first round, and for models with steps of their own after the first run; what else `run`
-    raises.
+    Parameters
+    ----------
+    experiments
+        By the name to show, or in a list, by their own.
+    runtime
+        Where clients are.
+    seeds
+        How many, from each experiment's own on; or which.
+    metrics
+        What to compare by, known before the first run; by default test accuracy, where it is measured.
+    modes
+        {metric: "min" or "max"} for metrics of which nobody knows whether they are to fall or to rise: all but Keras's
+        own, and losses.
+    store
+        Database URL, or an open Store, that keeps the runs; None: in memory.
+    watchers
+        Called with an experiment's name and a seed: the watchers of that run.
+
+    Raises
+    ------
+    ConfigError
+        For no experiment, two of one name, a metric that nothing measures, or of which nobody knows the direction:
+        before the first round, and for models with steps of their own after the first run.
+    UmbelError
+        Whatever else `run` raises.
     """
     named = _named(experiments)
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)

@@ -48,7 +48,23 @@ def cross_validate(
 
         cross_validate(experiment, Simulation(), kfold_within(experiment.population, 5))
 
-    Errors: ConfigError for fewer than two folds; what `run` raises.
+    Parameters
+    ----------
+    experiment
+        What is run; its population and its validation are each fold's.
+    runtime
+        Where clients are.
+    folds
+        Pairs of populations, to train and to evaluate on: `data.kfold_within`, `data.kfold_clients`, or your own.
+    store
+        Database URL, or an open Store, that keeps each fold as a run; None: in memory.
+
+    Raises
+    ------
+    ConfigError
+        For fewer than two folds.
+    UmbelError
+        Whatever `run` raises.
     """
     check_experiment(experiment)
     pairs = list(folds) if isinstance(folds, Iterable) else []

@@ -55,21 +55,36 @@ def federated_statistics(
     used. Without a plan it takes two passes: about the middle of the bounds, then about the mean found, so that nothing
     cancels where the mean is far larger than the deviation. In the open all is float64.
 
-    bounds: (least, largest) that a feature can be, numbers or arrays of the shape of one input, known beforehand and
-    public; what lies outside counts as lying on them. With secure aggregation or a plan they are needed, and the
-    narrower the better: an aggregation rounds z and z² to its grid over them, so that SecureSum finds deviations down
-    to about a thousandth of their width. A deviation that rounding or noise may have made up counts as 0.
-    secure_aggregation: what hides a client's numbers in their sum, as in an Experiment; its metrics are not asked for.
-    plan: a privacy budget, of which this is one round, with all that the plan asks of an experiment. Each client's
-    numbers are scaled to the plan's clip norm, whatever that is, so that none is cut off, and the plan's noise is on
-    them: one pass, about the middle of the bounds. The result says what it cost. Public besides the bounds: how many
-    examples the largest client has.
-    hiding: "arithmetic" or the whole "protocol" of the aggregation. seed: of its rounding and of the plan's noise, as
-    in a Simulation: whoever knows it can take the noise off again, and a run on real devices refuses statistics with
-    such noise. None: from the operating system's entropy, another result each time.
+    Parameters
+    ----------
+    population
+        Clients whose inputs are measured.
+    bounds
+        (least, largest) that a feature can be, numbers or arrays of the shape of one input, known beforehand and
+        public; what lies outside counts as lying on them. With secure aggregation or a plan they are needed, and the
+        narrower the better: an aggregation rounds z and z² to its grid over them, so that SecureSum finds deviations
+        down to about a thousandth of their width. A deviation that rounding or noise may have made up counts as 0.
+    secure_aggregation
+        What hides a client's numbers in their sum, as in an Experiment; its metrics are not asked for.
+    plan
+        Privacy budget, of which this is one round, with all that the plan asks of an experiment. Each client's numbers
+        are scaled to the plan's clip norm, whatever that is, so that none is cut off, and the plan's noise is on them:
+        one pass, about the middle of the bounds. The result says what it cost. Public besides the bounds: how many
+        examples the largest client has.
+    hiding
+        "arithmetic" or the whole "protocol" of the aggregation.
+    seed
+        Seed of its rounding and of the plan's noise, as in a Simulation: whoever knows it can take the noise off again,
+        and a run on real devices refuses statistics with such noise. None: from the operating system's entropy, another
+        result each time.
 
-    Errors: ConfigError for inputs that are not numbers of one shape, or not finite; for missing or bad bounds; where
-    noise drowns the sums. IncompatibleError, RunStopped as for an experiment with that aggregation or plan.
+    Raises
+    ------
+    ConfigError
+        For inputs that are not numbers of one shape, or not finite; for missing or bad bounds; where noise drowns the
+        sums.
+    IncompatibleError, RunStopped
+        As for an experiment with that aggregation or plan.
     """
     require(hiding in ("arithmetic", "protocol"), f"expected hiding={hiding!r} to be 'arithmetic' or 'protocol'")
     cost, shape = _cost(plan), _shape_of(population)

@@ -1,6 +1,7 @@
 """The site: `make docs`. Pages are the Markdown of the repository, where it is; the reference is read off the code."""
 
 import importlib.metadata
+import itertools
 import re
 from pathlib import Path
 
@@ -50,11 +51,40 @@ autodoc_default_options = {"members": True}
 python_maximum_signature_line_length = 90
 
 PARAMETER = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*|Errors|Guarantees|Edge cases|Neighbours): (?=\S)")
+SECTIONS = ("Parameters", "Returns", "Yields", "Raises", "Notes", "Examples")
 SPECIAL = re.compile(r"([\\*|_])")
 
 
 def as_rst(lines: list[str]) -> list[str]:
     """A docstring as it is written here, in reStructuredText: parameters as a list, code as code, all else as text."""
+    sections = [place for place, line in enumerate(lines) if line in SECTIONS and underlines(lines, place)]
+    first = sections[0] if sections else len(lines)
+    found = text_of(lines[:first])
+    for start, end in itertools.pairwise([*sections, len(lines)]):
+        found += ["", f".. rubric:: {lines[start]}", "", *items_of(lines[start + 2 : end])]
+    return found
+
+
+def underlines(lines: list[str], place: int) -> bool:
+    """Whether the line after a place is a rule of dashes, as long as a heading of NumPy's has it."""
+    return place + 1 < len(lines) and lines[place + 1] == "-" * len(lines[place])
+
+
+def items_of(lines: list[str]) -> list[str]:
+    """A section of NumPy's: names without indentation, and below each what is said of it."""
+    found: list[str] = []
+    for line in lines:
+        if not line.strip():
+            continue
+        if line.startswith(" "):
+            found[-1] += f" {escaped(line.strip())}"
+        else:
+            found += ["", f"- **{escaped(line.strip())}**:"]
+    return [*found, ""]
+
+
+def text_of(lines: list[str]) -> list[str]:
+    """Text with code that is indented, and names with a colon after them."""
     found: list[str] = []
     in_item = in_code = False
     for line in lines:
@@ -98,15 +128,28 @@ def simplify(app, what, name, thing, options, signature, returned):
     return (signature or "").replace("<factory>", "...") or None, returned
 
 
+PARTS = {  # of llms.txt, by how pages' names begin, the first that fits; "Optional" is what a reader may leave out
+    "Start": ("README", "docs/index"),
+    "Notebooks": ("experiments/notebooks/",),
+    "Reference": ("docs/reference/",),
+    "Optional": ("docs/decisions/", "CHANGELOG", "CONTRIBUTING", "docs/benchmarks"),
+    "Pages": ("docs/",),
+}
+
+
 def write_llms(app, error):
     """llms.txt: every page with its title, for whoever reads by program."""
     if error is not None or app.builder.format != "html":
         return
     pages = sorted(app.env.found_docs)
     titles = {page: app.env.titles[page].astext() for page in pages}
-    listed = [f"- [{titles[page]}]({app.builder.get_target_uri(page)})" for page in pages]
     first = "Federated learning for Keras: simulate a million clients on one machine, run the same on real devices."
-    text = "\n".join(["# Umbel", "", f"> {first}", "", *listed, ""])
+    parts = ["# Umbel", "", f"> {first}", ""]
+    for heading, begins in PARTS.items():
+        own = [page for page in pages if page.startswith(begins)]
+        pages = [page for page in pages if page not in own]
+        parts += [f"## {heading}", "", *(f"- [{titles[page]}]({app.builder.get_target_uri(page)})" for page in own), ""]
+    text = "\n".join(parts)
     (Path(app.outdir) / "llms.txt").write_text(text, encoding="utf-8")
 
 
