@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--authority", type=Path, help="certificates that are trusted, PEM; none: without TLS")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.name != "flwr")  # Flower writes its own lines
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request
     token = sys.stdin.readline().strip()
     end_with_parent(options.parent)
