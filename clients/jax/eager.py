@@ -83,8 +83,8 @@ def create_variables(model: keras.Model, batch: Examples) -> frozenset[int]:
     A step assigns what it does not return as it was handed it, also under a condition. Nothing is computed.
     """
     check_step(model)
-    check_inputs(model, batch)
     check_numbers(batch)
+    check_inputs(model, batch)
     arrays = batch_of(batch)
     lazy = (*model._flatten_layers(), *filter(None, (model._compile_metrics, model._compile_loss)))
     if not all(one.built for one in lazy):
@@ -119,12 +119,14 @@ def check_step(model: keras.Model) -> None:
 
 def check_numbers(examples: Examples) -> None:
     """Raise ConfigError for examples that are no numbers: JAX has no text."""
-    for array in leaves(tuple(examples)):
-        if isinstance(array, np.ndarray) and array.dtype.kind not in "fiub":
-            raise ConfigError(
-                f"examples of type {array.dtype} are no numbers, which JAX takes alone: encode them, or set "
-                "KERAS_BACKEND=tensorflow"
-            )
+    for name, part in zip(("x", "y", "sample_weight"), examples, strict=True):
+        for array in leaves(part):
+            if isinstance(array, np.ndarray) and array.dtype.kind not in "fiubc":
+                what = "text" if array.dtype.kind in "OSUT" else str(array.dtype)
+                raise ConfigError(
+                    f"{name} is {what}, and examples of type {array.dtype} are no numbers, which JAX takes alone: "
+                    "encode them, or set KERAS_BACKEND=tensorflow"
+                )
 
 
 def fixed_batch(model: keras.Model, sample: Examples) -> int | None:
