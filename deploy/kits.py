@@ -1,7 +1,7 @@
 """A kit is the folder that holds all that one party needs, and nothing of another's.
 
     DIR/server         server.toml  server.crt  server.key  identity.jwk  runtime.secret  clients/  nginx.conf
-    DIR/clients/NAME   client.toml  policy.toml  node.key  identity.jwk  storage.jwk  runtime.secret
+    DIR/clients/NAME   client.toml  policy.toml  node.key  identity.jwk  storage.jwk
     DIR/operator       operator.toml  ca.key  operator.jwk  control.token    (ca.new.key: see `authority`)
     each of them       ca.crt  roster.bin  server.bin  operator.pub
 
@@ -128,7 +128,7 @@ class ClientKit:
         Errors: ConfigError for one that is incomplete, open to others, or whose roster is not the operator's.
         """
         fields = read_settings(folder, "client", {"name": str, "number": int, "clients": int, "server": str})
-        require_private(folder, KitFile.NODE_KEY, KitFile.IDENTITY, KitFile.STORAGE, KitFile.RUNTIME_SECRET)
+        require_private(folder, KitFile.NODE_KEY, KitFile.IDENTITY, KitFile.STORAGE)
         host_and_port(fields["server"])
         check_dates(folder / KitFile.AUTHORITY, f"copy a new one into the kit; {NEW_AUTHORITY}")
         kit = ClientKit(folder, **fields)
@@ -353,7 +353,6 @@ class _Maker:
         write(kit / KitFile.NODE_KEY, ssh_private(node_key), 0o600)
         identity.save(kit / KitFile.IDENTITY)
         KeyFile.generate("storage", 3650, owner=name).save(kit / KitFile.STORAGE)
-        write(kit / KitFile.RUNTIME_SECRET, secrets.token_hex(32), 0o600)
         server = joined(self.host, self.public_port)
         values = {"name": name, "number": number, "clients": len(self.clients), "server": server}
         write(kit / KitFile.CLIENT_SETTINGS, texts.CLIENT_TOML + toml(values))

@@ -17,7 +17,7 @@ from ..core.errors import ConfigError, UmbelError
 from ..privacy.keys.kit import KitFile
 from ..runtimes.flower.identity import KIT_VARIABLE
 from ..runtimes.flower.link.tokens import TOKENS_VARIABLE
-from ..runtimes.flower.processes import NOTHING_OF_OTHERS, environment, free_ports
+from ..runtimes.flower.processes import NOTHING_OF_OTHERS, environment
 from ..runtimes.flower.secured import Operator
 from ..runtimes.flower.server import STORE_VARIABLE
 from . import certificates
@@ -29,6 +29,7 @@ from .supervisor import Say, Supervisor, only_one
 START_SECONDS = 90.0  # time for the SuperLink to answer; it takes a second or two, and longer on a busy machine
 CHECK_SECONDS = 3.0  # time for the SuperLink to answer a check of its health
 DATA_VARIABLE = "UMBEL_CLIENT_DATA"
+NOT_LET_IN = "does not let this node in"  # words that a node ends with
 FLOWER = f"{__name__.partition('.')[0]}.runtimes.flower"
 
 
@@ -66,7 +67,7 @@ def run_server(folder: Path, stop: threading.Event, say: Say) -> None:
 
 
 def run_client(folder: Path, data: str | None, address: str | None, stop: threading.Event, say: Say) -> None:
-    """Run a client of a kit until stop is set: a SuperNode, and a warm worker.
+    """Run a client of a kit until stop is set: one process, which is a node of the SuperLink, and trains.
 
     data: where its examples are, before what policy.toml says; its experiment finds it in UMBEL_CLIENT_DATA. address:
     host:port at which the server is reached, in place of the kit's. Errors: ConfigError for a kit that cannot be used,
@@ -79,26 +80,22 @@ def run_client(folder: Path, data: str | None, address: str | None, stop: thread
     with only_one(state), Supervisor(say) as supervisor:
         try:
             certificates.probe(host, port, authority)
-        except OSError as error:  # not there yet; the SuperNode goes on trying
+        except OSError as error:  # not there yet; the node goes on trying
             say(f"the server at {host}:{port} cannot be reached: {error.strerror or error}; trying again")
         except ConfigError as error:
             _explain_by_clock(error, host, port, authority)
             raise
         _warn_of_clock(host, port, authority, say)
         _warn_of_expiry(kit.folder, (KitFile.AUTHORITY,), say)
-        (runtime,) = free_ports(1)
-        own = NOTHING_OF_OTHERS | {POLICY_VARIABLE: str(kit.folder / KitFile.POLICY)}
+        own = NOTHING_OF_OTHERS | {POLICY_VARIABLE: str(kit.folder / KitFile.POLICY), KIT_VARIABLE: str(kit.folder)}
         if source is not None:
             own[DATA_VARIABLE] = os.path.abspath(source) if os.path.exists(source) else source
-        home, place = _flower_home(state), kit.folder / "experiments"
 
         def why(lines: Sequence[str]) -> str | None:
-            return _why_supernode_ended(lines, host, port, authority)
+            return _why_node_ended(lines, host, port, authority)
 
-        words = _supernode(kit, certificates.joined(host, port), runtime)
-        supervisor.start("supernode", words, environment(home, own), place, why)
-        own[KIT_VARIABLE] = str(kit.folder)
-        supervisor.start("worker", _worker(kit, runtime), environment(home, own), place)
+        words, variables = _node(kit, certificates.joined(host, port)), environment(_flower_home(state), own)
+        supervisor.start("node", words, variables, kit.folder / "experiments", why)
         say(f"client {kit.name} works for {certificates.joined(host, port)}")
         supervisor.watch(stop)
 
@@ -167,18 +164,17 @@ def _superexec(kit: ServerKit) -> list[str]:
     return [*_python("link.executor"), f"127.0.0.1:{kit.port}", *options]
 
 
-def _supernode(kit: ClientKit, server: str, runtime: int) -> list[str]:
-    files: dict[str, str] = {"--root-certificates": KitFile.AUTHORITY, "--auth-supernode-private-key": KitFile.NODE_KEY}
-    files |= {"--superexec-auth-secret-file": KitFile.RUNTIME_SECRET}
-    options = [word for option, file in files.items() for word in (option, str(kit.folder / file))]
-    place = f"partition-id={kit.number} num-partitions={kit.clients}"
-    options += ["--isolation", "process", "--superlink", server, "--port", str(runtime), "--node-config", place]
-    return [*_python("private", "supernode"), *options]
-
-
-def _worker(kit: ClientKit, runtime: int) -> list[str]:
-    secret = kit.folder / KitFile.RUNTIME_SECRET
-    return [*_python("worker"), f"127.0.0.1:{runtime}", "--home", str(kit.memory), "--secret-file", str(secret)]
+def _node(kit: ClientKit, server: str) -> list[str]:
+    state = kit.folder / "state"
+    options = {
+        "--client": str(kit.number),
+        "--clients": str(kit.clients),
+        "--home": str(kit.memory),
+        "--state": str(_flower_home(state)),
+        "--authority": str(kit.folder / KitFile.AUTHORITY),
+        "--key": str(kit.folder / KitFile.NODE_KEY),
+    }
+    return [*_python("node"), server, *(word for option in options.items() for word in option)]
 
 
 def _python(module: str, *first: str) -> list[str]:
@@ -239,14 +235,14 @@ def _warn_of_expiry(folder: Path, names: Sequence[str], say: Say) -> None:
             say(f"warning: {name} expires in {days:.0f} days; on the operator's host: umbel deploy {remedy}")
 
 
-def _why_supernode_ended(lines: Sequence[str], host: str, port: int, authority: Path) -> str | None:
-    """Say why a SuperNode ended: it was not let in, or the server is not the federation's any more."""
+def _why_node_ended(lines: Sequence[str], host: str, port: int, authority: Path) -> str | None:
+    """Say why a client's process ended: it was not let in, or the server is not the federation's any more."""
     try:
         if wrong := complaint(clock_skew(host, port, authority), host):
             return wrong
     except ConfigError as error:
         return str(error)
-    if any("Failed to activate SuperNode" in line for line in lines):
+    if any(NOT_LET_IN in line for line in lines):
         return (
             "the server does not let this node in: it does not know its key (on its host, put node's .pub into "
             "KIT/clients and restart it), or another process that has this key is connected"

@@ -13,7 +13,7 @@ class KitFile(StrEnum):
     OPERATOR = "operator.pub"  # the operator's public key, hex, pinned when the kit was made
     # the server's and a client's
     IDENTITY = "identity.jwk"  # the party's own key, which signs what it sends
-    RUNTIME_SECRET = "runtime.secret"  # secret by which the party's own processes prove themselves to one another
+    RUNTIME_SECRET = "runtime.secret"  # secret by which the server's own processes prove themselves to one another
     # the server's
     CERTIFICATE = "server.crt"
     CERTIFICATE_KEY = "server.key"

@@ -61,17 +61,34 @@ from flwr.proto.control_pb2 import (
 )
 
 # The Fleet API, a node's, and what messages and their objects travel in.
+from flwr.proto.fab_pb2 import GetFabRequest, GetFabResponse
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
     DeactivateNodeRequest,
+    DeactivateNodeResponse,
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
+    PushMessagesResponse,
+    RegisterNodeFleetRequest,
+    RegisterNodeFleetResponse,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PushObjectRequest, PushObjectResponse
+from flwr.proto.heartbeat_pb2 import (
+    SendNodeHeartbeatRequest,
+    SendNodeHeartbeatResponse,
+)
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 
 # The Runtime API: a run's process to its SuperLink, a worker to its SuperNode.
 from flwr.proto.runtime_pb2 import (
@@ -82,7 +99,6 @@ from flwr.proto.runtime_pb2 import (
     PushAppMessagesRequest,
     PushTaskEventsRequest,
     PushTaskOutputRequest,
-    SendTaskHeartbeatRequest,
 )
 from flwr.proto.task_pb2 import TaskEvent
 
@@ -96,6 +112,9 @@ from flwr.supercore.auth.typing import AccountInfo
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
+    FLWR_COMPONENT_NAME_METADATA_KEY,
+    FLWR_PACKAGE_NAME_METADATA_KEY,
+    FLWR_PACKAGE_VERSION_METADATA_KEY,
     HEAD_BODY_DIVIDER,
     HEAD_VALUE_DIVIDER,
     TASK_TOKEN_HEADER,
@@ -115,15 +134,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_head_values_from_object_content,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPushError,
     ObjectUnavailableError,
     inflatable_class_registry,
 )
@@ -144,6 +160,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 # Message() reads from it which run it belongs to.
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.supercore.version import package_name, package_version
 
 # What the Control API asks who calls.
 from flwr.superlink.auth_plugin import ControlAuthnPlugin
@@ -261,35 +278,6 @@ def let_tasks_last(seconds: float) -> None:
         tasks.HEARTBEAT_DEFAULT_INTERVAL = seconds / 2  # type: ignore[attr-defined]
 
 
-def node_handlers() -> ModuleType:
-    """Return the module of a SuperNode's answers to its worker."""
-    return importlib.import_module("flwr.supernode.servicer.runtime.runtime_handlers")
-
-
 def task_states() -> list[ModuleType]:
     """Return the modules of what a process knows of tasks: in memory, and in a database."""
     return [importlib.import_module(f"flwr.supercore.corestate.{kind}_corestate") for kind in ("in_memory", "sql")]
-
-
-def supernode_command() -> Callable[[], None]:
-    """Return the function behind `flower-supernode`."""
-    from flwr.supernode.cli import flower_supernode
-
-    return flower_supernode
-
-
-def node_loop() -> Any:
-    """Return the module of a SuperNode's main loop."""
-    return importlib.import_module("flwr.supernode.start_client_internal")
-
-
-def node_connection() -> Any:
-    """Return the module of how a SuperNode calls its SuperLink."""
-    return importlib.import_module("flwr.supernode.fleet_http_connection")
-
-
-def node_client() -> Any:
-    """Return the class of a SuperNode's client of the Fleet API."""
-    from flwr.supernode.fleet_http_client import FleetHttpClient
-
-    return FleetHttpClient

@@ -125,21 +125,17 @@ class LocalFederation:
                 self._stop(run_id)
 
     def _start(self) -> None:
-        link, *nodes = free_ports(1 + self.clients)
+        (link,) = free_ports(1)
         address = f"127.0.0.1:{link}"
         self._processes.start("SuperLink", ["link", "--port", str(link)], NOTHING_OF_OTHERS)
         self._processes.wait_until(lambda: healthy(address), START_SECONDS, "the SuperLink does not answer")
         executor, own = ["link.executor", address], self._variables("server")
         self._processes.start("SuperExec", executor, {STORE_VARIABLE: self.store or ""} | own)
-        for client, port in enumerate(nodes):
-            config = f"partition-id={client} num-partitions={self.clients}"
-            options = ["--isolation", "process", "--superlink", address, "--port", str(port), "--node-config", config]
-            self._processes.start(
-                f"SuperNode {client}", ["supernode", "--insecure", *options], NOTHING_OF_OTHERS, restart=True
-            )
-            worker = ["worker", f"127.0.0.1:{port}", "--home", str(self.memory / f"client-{client}")]
-            own = NOTHING_OF_OTHERS | self._variables(f"client-{client}")
-            self._processes.start(f"worker {client}", worker, own, restart=True)
+        for client in range(self.clients):
+            own, name = NOTHING_OF_OTHERS | self._variables(f"client-{client}"), f"client-{client}"
+            place = ["--client", str(client), "--clients", str(self.clients)]
+            folders = ["--home", str(self.memory / name), "--state", str(self._processes.home / name)]
+            self._processes.start(f"client {client}", ["node", address, *place, *folders], own, restart=True)
         self._control = ControlApi(address)
 
     def _kit(self, party: str) -> Path:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import ssl
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from .calls import make_patient
 from .compat import (
     ControlHttpClient,
     Fab,
@@ -29,24 +24,12 @@ from .compat import (
     TaskEvent,
     build_fab_from_files,
     fab_to_proto,
-    let_tasks_last,
-    node_connection,
-    node_loop,
     start_parent_process_monitor,
-    supernode_command,
-    warn_of_another_release,
 )
 from .link.grid import LinkGrid
-from .link.patience import PATIENCE_SECONDS
-from .private_crashes import miss_workers
-from .private_patience import Retried, upload_on
-from .private_return import return_at_once
-from .private_tls import follow_from_now_on, trusting
+from .private_tls import trusting
 
 LOOPBACK = "127.0.0.1"
-WAIT_SECONDS = 0.05  # the wait in place of the SuperNode's own of 3 and 0.5 seconds
-LONGEST_WAIT_SECONDS = 0.2  # longest wait for what the server is still uploading; longer ones leave a link idle
-KEY_OPTION = "--auth-supernode-private-key"  # without it, a SuperNode has a new key and number each time
 
 
 class RunStatus(NamedTuple):
@@ -163,70 +146,3 @@ def names_of(grid: Any) -> dict[int, str]:
 def end_with_parent(parent: int) -> None:
     """Let this process be interrupted, as by Ctrl-C, when the process `parent` has ended."""
     start_parent_process_monitor(parent)
-
-
-def _wait_for_servers(flower: Any, noted: Callable[[], None] | None = None) -> None:
-    """Make the calls of one of Flower's modules patient."""
-    make = flower.make_simple_http_retry_invoker
-    flower.make_simple_http_retry_invoker = lambda: make_patient(make(), noted)
-
-
-def finish_uploads() -> None:
-    """Let a SuperNode's upload go on where its SuperLink died in the middle of it, and is back."""
-    fleet = node_connection()
-    retried = Retried()
-    fleet.make_push_object_fn_protobuf = upload_on(fleet.make_push_object_fn_protobuf, retried)
-    _wait_for_servers(fleet, retried.note)
-
-
-def quicken_supernode() -> None:
-    """Shorten a SuperNode's waits: 3 s idle, 0.5 s for a reply or its content, 1 s for what is still being uploaded.
-
-    They are written into its main loop (flwr/supernode/start_client_internal.py), and no option reaches them. The loop
-    sees another `time` and another `pull_objects`; nothing else of Flower does. It also leaves a task behind when a run
-    ends while a message of it arrives: one that nobody can ever finish, and that would keep a worker waiting.
-    """
-    loop = node_loop()
-    receive = loop._pull_and_store_message
-
-    def receive_or_forget(state: Any, **others: Any) -> int | None:
-        received = receive(state=state, **others)
-        if received is None and state.msg_store:  # one message at a time: none is being worked on
-            for task in state.get_tasks(statuses=["pending", "starting", "running"]):
-                state.finish_task(task.task_id, sub_status="failed", details="its message did not arrive")
-            state.delete_messages()
-        return received
-
-    loop._pull_and_store_message = receive_or_forget
-
-    loop.time = SimpleNamespace(
-        sleep=lambda seconds: time.sleep(min(seconds, WAIT_SECONDS)), time=time.time, monotonic=time.monotonic
-    )
-    loop.pull_objects = functools.partial(
-        loop.pull_objects, max_tries_per_object=None, initial_backoff=WAIT_SECONDS, backoff_cap=LONGEST_WAIT_SECONDS
-    )
-
-
-def main() -> None:
-    """Run `python -m umbel.runtimes.flower.private supernode PARENT [OPTION …]`, tied to PARENT.
-
-    Flower's own commands outlive whoever started them. Here a parent that was killed, and could clean nothing up,
-    leaves nothing behind: each command ends itself, and Flower ends what they had started.
-    """
-    _, command, parent, *options = sys.argv
-    end_with_parent(int(parent))
-    warn_of_another_release()
-    follow_from_now_on(options)
-    sys.argv = [f"flower-{command}", *options]
-    run = supernode_command()
-    finish_uploads()
-    let_tasks_last(PATIENCE_SECONDS)
-    quicken_supernode()
-    miss_workers()
-    if KEY_OPTION in options:
-        return_at_once(Path(os.environ["FLWR_HOME"]))
-    run()
-
-
-if __name__ == "__main__":
-    main()

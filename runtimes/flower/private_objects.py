@@ -26,7 +26,6 @@ from .compat import (
     HEAD_VALUE_DIVIDER,
     ArrayChunk,
     InflatableObject,
-    ObjectPushError,
     ObjectTree,
     ObjectUnavailableError,
     PushObjectRequest,
@@ -237,15 +236,6 @@ def wait_until(deadline: float) -> Wait:
         time.sleep(WAIT_SECONDS)
 
     return wait
-
-
-def not_stored(run: int, session: str) -> Callable[[str], None]:
-    """Make a function that raises ObjectPushError, as Flower's own uploads do."""
-
-    def refuse(identifier: str) -> None:
-        raise ObjectPushError(identifier, run, session)
-
-    return refuse
 
 
 def _size_of(about: dict[str, Any]) -> int:

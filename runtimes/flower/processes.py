@@ -58,12 +58,12 @@ class Processes:
     def start(
         self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None, restart: bool = False
     ) -> None:
-        """Start a Flower command, or a "link" or "worker" (see there). extra: variables for it and those below it.
+        """Start a Flower command, or a "link" or "node" (see there). extra: variables for it and those below it.
 
         restart: when it dies, `check` starts it again, at once and then ever later, up to MAX_DEATHS times in a row.
         """
         package, (kind, *options) = __name__.rpartition(".")[0], command
-        module = [f"{package}.{kind}"] if kind in ("link", "link.executor", "worker") else [f"{package}.private", kind]
+        module = [f"{package}.{kind}"] if kind in ("link", "link.executor", "node") else [f"{package}.private", kind]
         words = [sys.executable, "-m", *module, str(os.getpid()), *options]
         self._commands[name] = words, environment(self.home, extra or {})
         if restart:

@@ -140,12 +140,27 @@ def test_a_stranger_is_refused_by_the_control_api(operator):
 
 
 def test_a_thief_gets_no_task(fed, operator):
-    """Neither the server's, over TLS, nor a client's on its own host: whoever took it would be the worker."""
+    """Of the server, over TLS; and on a client's own host there is no port to ask at."""
     assert post(operator.address, operator.authority, "/v1/runtime/acquire-task") == 401
     party = next(party for party in federation.parties(fed) if party.name == "south")
-    (line,) = (line for line in children(process_of(party.state)) if "private supernode" in line)
-    port = int(re.search(r"--port (\d+)", line).group(1))
-    assert post(f"127.0.0.1:{port}", None, "/v1/runtime/acquire-task") == 401
+    (node,) = children(process_of(party.state)).values()
+    assert listening(node) == listening(process_of(party.state)) == set()
+    assert listening(children(process_of(fed / "server/state"))[superlink(fed)])
+
+
+def superlink(fed):
+    """The command line of the SuperLink's process."""
+    return next(line for line in children(process_of(fed / "server/state")) if "flower.secured" in line)
+
+
+def listening(process):
+    """The sockets that a process takes connections at."""
+    tables = [Path(f"/proc/{process}/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    inodes = {row.split()[9] for table in tables for row in table if row.split()[3] == "0A"}
+    own = {
+        os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir() if entry.exists() or entry.is_symlink()
+    }
+    return own & {f"socket:[{inode}]" for inode in inodes}
 
 
 def test_a_client_of_the_wrong_federation_is_told(fed, folder, command):
@@ -185,12 +200,12 @@ def test_a_process_that_dies_is_started_again_and_let_in(fed, operator):
     """At once, though the server has not missed the one before."""
     party = next(party for party in federation.parties(fed) if party.name == "north")
     process, before, said = process_of(party.state), since(operator, "north"), len(party.log.read_text())
-    victim = next(pid for line, pid in children(process).items() if "private supernode" in line)
+    victim = next(pid for line, pid in children(process).items() if "flower.node" in line)
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: since(operator, "north") not in (None, before), RESTART_SECONDS - 5)
     assert process_of(party.state) == process
     ended = [line for line in party.log.read_text()[said:].splitlines() if "ended" in line]
-    assert ended == ["supernode ended with status -9; started again in 1 seconds"]
+    assert ended == ["node ended with status -9; started again in 1 seconds"]
 
 
 def test_a_key_is_not_used_by_two(fed, operator, folder):
@@ -246,7 +261,7 @@ def test_secrets_are_not_on_command_lines_nor_in_logs(fed, operator):
     def processes():
         return [line for party in federation.parties(fed) for line in children(process_of(party.state))]
 
-    wait_for(lambda: len(processes()) == 2 * (1 + len(CLIENTS)))  # one may be on its way back
+    wait_for(lambda: len(processes()) == 2 + len(CLIENTS))  # one may be on its way back
     lines = processes()
     logs = [party.log.read_text() for party in federation.parties(fed)]
     assert not [secret for secret in secrets for text in (*lines, *logs) if secret in text]

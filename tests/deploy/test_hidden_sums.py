@@ -86,7 +86,7 @@ def folder():
 
 @pytest.fixture(scope="module")
 def fed(folder):
-    """Four clients, a process each for node and worker; ended afterwards."""
+    """Four clients, a process each; ended afterwards."""
     fed = folder / "fed"
     kits.make(fed, "127.0.0.1", None, CLIENTS, free_ports(1)[0])
     for kit in (fed / "server", *(fed / "clients" / name for name in CLIENTS)):
@@ -163,15 +163,15 @@ def test_an_encrypted_sum_is_under_keys_that_the_operator_makes(fed, folder, sub
     assert np.abs(params_of(fed, events) - expected.params).max() <= 1.01 * step
 
 
-def worker_of(fed, name):
-    """The id of a client's worker process."""
+def node_of(fed, name):
+    """The id of a client's process."""
     running = children(process_of(fed / "clients" / name / "state"))
-    return next(process for line, process in running.items() if "flower.worker" in line)
+    return next(process for line, process in running.items() if "flower.node" in line)
 
 
 def kill_once_trained(fed, name):
-    """In the background: SIGKILL this client's worker as soon as it has answered a message to train."""
-    log, victim = fed / "clients" / name / "state" / "log", worker_of(fed, name)
+    """In the background: SIGKILL this client's process as soon as it has answered a message to train."""
+    log, victim = fed / "clients" / name / "state" / "log", node_of(fed, name)
     past = len(log.read_text())
 
     def watch():

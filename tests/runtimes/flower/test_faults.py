@@ -1,6 +1,7 @@
-"""What processes die of, with real ones: a SuperLink, three SuperNodes and their warm workers, on loopback."""
+"""What processes die of, with real ones: a SuperLink and three clients, on loopback."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -54,9 +55,9 @@ DYING = """
 import contextlib, os, signal, sys
 from pathlib import Path
 
-if "umbel.runtimes.flower.private_tasks" in sys.modules:  # in a worker
-    from umbel.runtimes.flower import private_tasks
-    upload = private_tasks.upload
+if "umbel.runtimes.flower.node.outbox" in sys.modules:  # in a client
+    from umbel.runtimes.flower.node import outbox
+    upload = outbox.upload
 
     def die_between(client, about, objects, rejected):
         first = dict(list(objects.items())[:1])
@@ -67,7 +68,7 @@ if "umbel.runtimes.flower.private_tasks" in sys.modules:  # in a worker
                 os.kill(os.getpid(), signal.SIGKILL)
         upload(client, about, objects, rejected)
 
-    private_tasks.upload = die_between
+    outbox.upload = die_between
 """
 
 
@@ -102,7 +103,7 @@ def process(federation, name):
 
 def when_at_work(federation, client, victim, number):
     """In the background: signal a process as soon as the client has a message and trains."""
-    log = federation._processes._log(f"worker {client}")
+    log = federation._processes._log(f"client {client}")
     since = log.stat().st_size
 
     def watch():
@@ -119,27 +120,30 @@ def records_of(events):
     return [event.record for event in events if isinstance(event, RoundDone)]
 
 
-def test_a_killed_worker_and_a_killed_node_change_nothing(place, federation, simulated):
-    """A worker dies at work: its successor says so, and the client is asked again. Its SuperNode dies: it comes back as
-    another node. Nobody is left out of a round, and the weights are those of a run without faults."""
-    events, worker, node = [], process(federation, "worker 1"), process(federation, "SuperNode 2")
+def test_clients_that_are_killed_change_nothing(place, federation, simulated):
+    """One dies at work, and is asked again; one dies between two rounds. Each comes back as the node it was; nobody is
+    left out of a round, and the weights are those of a run without faults."""
+    events, busy, idle = [], process(federation, "client 1"), process(federation, "client 2")
     for event in federation.submit(str(place / "remembering.py")):
         events.append(event)
         if isinstance(event, RoundDone) and event.record.round == 1:
-            watcher = when_at_work(federation, 1, worker, signal.SIGKILL)
+            watcher = when_at_work(federation, 1, busy, signal.SIGKILL)
         if isinstance(event, RoundDone) and event.record.round == 3:
             assert not watcher.is_alive()
-            os.kill(node, signal.SIGKILL)
-    assert process(federation, "worker 1") != worker
-    assert process(federation, "SuperNode 2") != node
+            os.kill(idle, signal.SIGKILL)
+    assert process(federation, "client 1") != busy
+    assert process(federation, "client 2") != idle
     assert [(record.clients, record.failures) for record in records_of(events)] == [(CLIENTS, 0)] * ROUNDS
     assert events[-1].final["params_sha256"] == simulated.params_sha256
+    for client in range(CLIENTS):
+        said = federation._processes._log(f"client {client}").read_text()
+        assert len(set(re.findall(r" node (\d+) of the server", said))) == 1
 
 
-def test_a_worker_killed_while_it_hands_in_its_reply_changes_nothing(place, federation, simulated):
-    """Its SuperNode has a part of the reply, will never have the rest, and is started again for it."""
+def test_a_client_killed_while_it_hands_in_its_reply_changes_nothing(place, federation, simulated):
+    """The server has a part of the reply, and will never have the rest."""
     (place / "dying.py").write_text(EXPERIMENT + DYING)
-    names = [f"SuperNode {client}" for client in range(CLIENTS)]
+    names = [f"client {client}" for client in range(CLIENTS)]
     before = [process(federation, name) for name in names]
     events = list(federation.submit(str(place / "dying.py")))
     assert (place / "died").exists()
@@ -151,7 +155,7 @@ def test_a_worker_killed_while_it_hands_in_its_reply_changes_nothing(place, fede
 def test_who_is_late_is_left_out_and_comes_back(place, federation):
     """A client is stopped, as by a suspended laptop: the round ends at its deadline. What it sends afterwards counts
     for nothing, and it takes part again."""
-    stopped, overrides = process(federation, "worker 0"), ["rounds=3", "seed=3"]
+    stopped, overrides = process(federation, "client 0"), ["rounds=3", "seed=3"]
     watcher = when_at_work(federation, 0, stopped, signal.SIGSTOP)
     records, failures = [], []
     try:
@@ -167,7 +171,7 @@ def test_who_is_late_is_left_out_and_comes_back(place, federation):
     assert records[0].clients == CLIENTS - 1
     assert records[0].seconds > 12
     assert records[-1].clients == CLIENTS
-    assert process(federation, "worker 0") == stopped
+    assert process(federation, "client 0") == stopped
 
 
 def test_a_run_is_resumed_after_everything_was_killed(place, federation, simulated):

@@ -1,4 +1,4 @@
-"""A real SuperLink and three real SuperNodes on loopback: one federation for the whole file, started once."""
+"""A real SuperLink and three real clients on loopback: one federation for the whole file, started once."""
 
 import os
 from pathlib import Path
@@ -69,11 +69,11 @@ experiment = Experiment(
 
 @pytest.fixture(scope="module")
 def federation(path):
-    """Three clients, their SuperNodes and workers, and the check that nothing of them is left afterwards."""
+    """Three clients, and the check that nothing of them is left afterwards."""
     os.environ["UMBEL_TEST_OWNER"] = str(os.getpid())
     try:
         with LocalFederation(CLIENTS, memory=path.parent / "clients") as federation:
-            assert len(flower_processes()) >= 2 + 2 * CLIENTS
+            assert len(flower_processes()) == 2 + CLIENTS
             yield federation
         assert flower_processes() == []
     finally:
@@ -150,8 +150,8 @@ def test_an_error_at_the_server_is_raised_here(federation, path, fitted):
         list(federation.submit(str(path), fitted, resume="r1"))
 
 
-def test_an_edited_file_is_read_anew_by_a_warm_worker(federation, path, fitted):
-    """Workers outlive a run: the next one may be of the same file with another model."""
+def test_an_edited_file_is_read_anew_by_a_warm_client(federation, path, fitted):
+    """Clients outlive a run: the next one may be of the same file with another model."""
     before = path.read_text()
     try:
         path.write_text(before.replace("Dense(32,", "Dense(16,"))
@@ -166,17 +166,17 @@ def test_what_dies_again_and_again_is_given_up(tmp_path, monkeypatch):
     """A process that is started again has so many lives."""
     monkeypatch.setattr("umbel.runtimes.flower.processes.MAX_DEATHS", 2)
     with Processes(tmp_path) as processes:
-        processes.start("worker 0", ["worker", "--no-such-option"], restart=True)
-        with pytest.raises(UmbelError, match=r"worker 0 ended with status 2(?s:.*)are required: address"):
+        processes.start("client 0", ["node", "--no-such-option"], restart=True)
+        with pytest.raises(UmbelError, match=r"client 0 ended with status 2(?s:.*)are required: server"):
             processes.wait_until(lambda: False, 120, "it does not answer")
-    assert (tmp_path / "worker-0.log").read_text().count("usage: umbel-worker") == 3
+    assert (tmp_path / "client-0.log").read_text().count("usage: umbel-node") == 3
 
 
 def test_a_dead_process_ends_the_run_and_says_why(tmp_path):
     """A process that cannot start is named, with what it said, at once."""
     with Processes(tmp_path) as processes:
-        processes.start("SuperNode 0", ["supernode", "--no-such-option"])
-        with pytest.raises(UmbelError, match=r"SuperNode 0 ended with status 2(?s:.*)--no-such-option"):
+        processes.start("SuperLink", ["superlink", "--no-such-option"])
+        with pytest.raises(UmbelError, match=r"SuperLink ended with status 2(?s:.*)--no-such-option"):
             processes.wait_until(lambda: False, 60, "it does not answer")
 
 

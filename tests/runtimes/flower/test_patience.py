@@ -2,27 +2,20 @@
 
 import contextlib
 import inspect
-import os
 import threading
 import time
 from datetime import UTC, datetime
-from functools import partial
 from types import SimpleNamespace
 
 import httpx
 import pytest
 from flwr.common.constant import NOOP_FLWR_AID
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import PushObjectResponse
 from flwr.proto.node_pb2 import Node
 from flwr.server.superlink.linkstate import in_memory_linkstate, sql_linkstate
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.error import FlowerError
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.retry import make_simple_http_retry_invoker
-from flwr.superlink.servicer.fleet import fleet_handlers
 
 from superlinks import NodeKey, called
 from umbel import UmbelError
@@ -38,8 +31,6 @@ from umbel.runtimes.flower.compat import (
 from umbel.runtimes.flower.link import patience
 from umbel.runtimes.flower.link.patience import PATIENCE_SECONDS, RESTART_SECONDS
 from umbel.runtimes.flower.link.superlink import layered
-from umbel.runtimes.flower.private_patience import Retried, upload_on
-from umbel.runtimes.flower.private_return import Returning
 from umbel.runtimes.flower.secured import Operator, RunInfo
 
 BEAT_SECONDS = 30.0  # longest time between two signs of life of Flower's nodes
@@ -202,66 +193,6 @@ def test_flower_still_gives_a_tasks_process_half_a_minute(clock, state):
     assert state.get_task_by_token(token) is None
 
 
-class Fleet:
-    """What a node's calls come to, as Flower's client has them."""
-
-    def __init__(self, state):
-        self._state = state
-
-    def _answered(self, handler, request):
-        try:
-            return handler(request, self._state)
-        except FlowerError as error:
-            raise status(412) from error
-
-    def ActivateNode(self, client, request):
-        return self._answered(fleet_handlers.activate_node, request)
-
-    def DeactivateNode(self, client, request):
-        return self._answered(fleet_handlers.deactivate_node, request)
-
-
-@pytest.fixture
-def place(tmp_path):
-    """Open a node's file as the next process would; all are closed afterwards."""
-    with contextlib.ExitStack() as stack:
-
-        def open_file(name="node"):
-            file = os.open(tmp_path / name, os.O_RDWR | os.O_CREAT, 0o600)
-            stack.callback(os.close, file)
-            return file
-
-        yield open_file
-
-
-@pytest.mark.parametrize("away", [0.0, PATIENCE_SECONDS + 1])
-def test_a_node_that_was_killed_comes_back_at_once_and_another_with_its_key_does_not(clock, state, place, away):
-    """Whether the SuperLink has given it up yet or not."""
-    node = state.create_node(NOOP_FLWR_AID, "", b"a key", BEAT_SECONDS)
-    request = ActivateNodeRequest(public_key=b"a key", heartbeat_interval=BEAT_SECONDS)
-
-    def process(name="node"):
-        return Returning(Fleet(state), place(name))
-
-    def since():
-        return state.get_node_info()[0].last_activated_at
-
-    assert process().activate(None, request).node_id == node
-    clock.sleep(1)
-    first = since()
-    with pytest.raises(httpx.HTTPStatusError):
-        process("copy").activate(None, request)
-    clock.sleep(away)
-    second = process()
-    assert second.activate(None, request).node_id == node
-    assert (since() > first, statuses(state)) == (True, ["online"])
-    second.deactivate(None, DeactivateNodeRequest(node_id=node))
-    assert statuses(state) == ["offline"]
-    assert process("copy").activate(None, request).node_id == node
-    with pytest.raises(httpx.HTTPStatusError):
-        process().activate(None, request)
-
-
 @pytest.mark.parametrize("away", [60.0, 600.0])
 def test_calls_wait_for_a_server_that_is_away(away):
     """Flower's clients, ours among them, at any length; and are back within a second."""
@@ -277,28 +208,6 @@ def test_calls_wait_for_a_server_that_is_away(away):
     invoker.wait_function = clock.sleep  # what it waits with, and so what ours does
     assert make_patient(invoker).invoke(call) == "done"
     assert clock.now <= back + RETRY_SECONDS
-
-
-@pytest.mark.parametrize(
-    ("was_away", "is_stored", "goes_on"), [(True, False, True), (False, False, False), (True, True, True)]
-)
-def test_an_upload_goes_on_after_an_object_that_was_stored_and_not_acknowledged(was_away, is_stored, goes_on):
-    """A SuperLink refuses what it has; it also refuses what comes too late, which is said at once."""
-    answers = [TRANSIENT[0]] * was_away + [PushObjectResponse(stored=is_stored), PushObjectResponse(stored=True)]
-    retried = Retried()
-    invoker = make_patient(make_simple_http_retry_invoker(), retried.note)
-
-    def answer(request):
-        said = answers.pop(0)
-        if isinstance(said, Exception):
-            raise said
-        return said
-
-    push = upload_on(make_push_object_fn_protobuf, retried)(partial(invoker.invoke, answer), Node(node_id=1), 1, "s")
-    with contextlib.nullcontext() if goes_on else pytest.raises(ObjectPushError):
-        push("first", b"1")
-        push("second", b"2")
-    assert len(answers) == (not goes_on)
 
 
 @pytest.mark.parametrize("statuses", [["finished"], ["running"]])

@@ -1,0 +1,74 @@
+"""Messages for a node: asked for, fetched whole, and confirmed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+from flwr.app import Message
+
+from ..compat import message_from_proto
+from ..link.waiting import HOLDS_HEADER
+from ..private_objects import WAIT_SECONDS, ObjectReader
+from .fleet import FleetApi, Leaving, Rejected
+
+log = logging.getLogger(__name__)
+
+SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.02, 1.0  # time between two questions: just after a message, idle
+POLL_SHARE = 0.05  # that time as a share of how long there was none: a message waits no longer, and an idle node rests
+
+
+class Letter(NamedTuple):
+    """A message that is there, and not yet fetched."""
+
+    about: Any  # Flower's metadata of it
+    tree: Any  # Flower's ObjectTree: the ids of what it consists of
+
+    @property
+    def run(self) -> int:
+        """Number of the run that it is of."""
+        return int(self.about.run_id)
+
+
+class Mailbox:
+    """The messages for one node, one at a time.
+
+    A SuperLink of ours answers when there is one, and says that it holds the question; any other is asked again and
+    again, ever more rarely. stop: set when this process is to end.
+    """
+
+    def __init__(self, fleet: FleetApi, node: int, stop: threading.Event):
+        self._fleet, self._node, self._stop = fleet, node, stop
+
+    def next(self) -> Letter:
+        """Wait for a message. Errors: those of FleetApi."""
+        idle_since = time.monotonic()
+        while not self._stop.is_set():
+            found, headers = self._fleet.pull(self._node)
+            if found.messages_list:
+                return Letter(message_from_proto(found.messages_list[0]).metadata, found.message_object_trees[0])
+            pause = 0.0 if HOLDS_HEADER in headers else POLL_SHARE * (time.monotonic() - idle_since)
+            self._stop.wait(min(max(pause, SHORTEST_POLL_SECONDS), LONGEST_POLL_SECONDS))
+        raise Leaving
+
+    def fetch(self, letter: Letter) -> Message:
+        """Fetch a message with all that it consists of, and confirm it. Errors: Rejected, and those of FleetApi."""
+        get = partial(self._fleet.get, self._node, letter.run)
+        expires = letter.about.created_at + letter.about.ttl
+
+        def wait(seconds: float) -> None:
+            """Wait for what the server is still sending, until nobody waits for a reply any more."""
+            if time.time() > expires:
+                raise Rejected("a message did not arrive whole before it expired")
+            if self._stop.wait(WAIT_SECONDS):
+                raise Leaving
+
+        message = ObjectReader(get, wait=wait).read(letter.tree)
+        self._fleet.confirm(self._node, letter.run, letter.tree.object_id)
+        if not isinstance(message, Message):
+            raise Rejected(f"the server handed out a {type(message).__name__} in place of a message")
+        message.metadata.__dict__["_message_id"] = letter.tree.object_id  # a message does not contain its own
+        return message
