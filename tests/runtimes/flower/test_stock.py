@@ -1,4 +1,4 @@
-"""Umbel's client at Flower's own SuperLink, and Flower's own SuperNode beside it: both commands as they are installed."""
+"""Umbel's client at Flower's own SuperLink, and Flower's own SuperNode beside it, as both are installed."""
 
 import contextlib
 import os
