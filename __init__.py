@@ -9,19 +9,19 @@ history = run(experiment, Simulation())
 from importlib.metadata import version as _version
 
 from . import data, privacy, strategies
-from .core.chain import Chain
-from .core.defaults import use as _use_defaults
-from .core.devices import Around, Deadline, Devices, Diurnal, Traces
-from .core.epochs import Epochs
 from .core.errors import ClientError, ConfigError, IncompatibleError, RunStopped, StoreError, UmbelError
 from .core.examples import Examples
 from .core.experiment import Experiment
-from .core.local import Local
-from .core.overrides import override
-from .core.phases import FineTune
-from .core.quiet import import_quietly as _import_quietly
+from .core.parts.chain import Chain
+from .core.parts.devices import Around, Deadline, Devices, Diurnal, Traces
+from .core.parts.epochs import Epochs
+from .core.parts.local import Local
+from .core.parts.phases import FineTune
+from .core.parts.selection import InTime, Oort, PowerOfChoice
 from .core.random import derive
-from .core.selection import InTime, Oort, PowerOfChoice
+from .core.reading.defaults import use as _use_defaults
+from .core.reading.overrides import override
+from .core.system.quiet import import_quietly as _import_quietly
 from .data import FeatureStatistics, Standardised
 from .deploy.federated import Flower
 from .privacy import AdaptiveClip, Clip, ClipPerLayer, Homomorphic, PerExample, PerExamplePlan, PrivacyPlan, SecureSum

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.backend import require_tensorflow
 from ..core.errors import ConfigError, UmbelError
-from ..core.quiet import without_native_logs
+from ..core.system.backend import require_tensorflow
+from ..core.system.quiet import without_native_logs
 from .console import print_table, to_json
 from .options import StoreOption
 from .run import DEFAULT_STORE, Request, resumed
@@ -92,7 +92,7 @@ def check_verdicts(findings: Sequence[Finding], claimed: float | None) -> None:
 
 def prepared(request: Request, stored: StoredRun, canaries: int, seed: int) -> Audit:
     """Prepare the attacks on a stored run, and import TensorFlow. Errors: ConfigError for a changed experiment."""
-    from ..core.loading import load_experiment
+    from ..core.reading.loading import load_experiment
     from ..runtimes.simulation import prepare
     from ..studies.audit import Audit
 

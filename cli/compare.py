@@ -13,13 +13,13 @@ from typing import IO, Annotated, Literal, cast
 
 import typer
 
-from ..core.directions import MODES, Mode
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
-from ..core.loading import Compared, load_compared
 from ..core.protocols import Watcher
-from ..core.quiet import without_native_logs
+from ..core.reading.directions import MODES, Mode
+from ..core.reading.loading import Compared, load_compared
 from ..core.runtime import Runtime
+from ..core.system.quiet import without_native_logs
 from ..core.types import Failure, RoundRecord
 from ..core.validation import require
 from ..server.history import History
@@ -122,7 +122,7 @@ def finish(comparison: Comparison, target: float | None, plot: str | None, over:
 
 
 def is_run(reference: str) -> bool:
-    """Whether a word names a run, and no experiment."""
+    """Return whether a word names a run, and no experiment."""
     return RUN.fullmatch(reference) is not None and not Path(reference).exists()
 
 

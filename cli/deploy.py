@@ -219,7 +219,7 @@ def keys(folder: FolderArgument, experiment: Annotated[str, typer.Argument(metav
 
     Prints the files that are new. Hand each to the party whose kit it is in; to nobody else those in clients.
     """
-    from ..core.loading import load_experiment
+    from ..core.reading.loading import load_experiment
     from ..deploy.provision import provision
 
     found = provision(folder, load_experiment(experiment).secure_aggregation)
@@ -360,7 +360,7 @@ def budget(
 @client.command()
 def digest(experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", show_default=False)]) -> None:
     """Print the digest of an experiment as it is here, for the table experiments.digests of policy.toml."""
-    from ..core.loading import load_experiment
+    from ..core.reading.loading import load_experiment
 
     print(load_experiment(experiment).digest)
 

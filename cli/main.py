@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 import click
 import typer
 
-from ..core.backend import use_backend
 from ..core.errors import ClientError, UmbelError
-from ..core.loading import experiment_names, load_experiment
+from ..core.reading.loading import experiment_names, load_experiment
+from ..core.system.backend import use_backend
 from ..core.validation import require
 from ..server.history import History
 from ..server.monitoring.watching import logged, monitored, was_logged

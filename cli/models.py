@@ -9,8 +9,8 @@ import typer
 
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
-from ..core.loading import experiment_names, load_experiment
-from ..core.overrides import settings_of
+from ..core.reading.loading import experiment_names, load_experiment
+from ..core.reading.overrides import settings_of
 from .console import accuracy, print_table, to_json
 from .options import JsonOption, StoreKeyOption
 from .run import DEFAULT_STORE

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from ..core.errors import UmbelError
-from ..core.loading import experiment_names, load_experiment
-from ..core.overrides import paths
+from ..core.reading.loading import experiment_names, load_experiment
+from ..core.reading.overrides import paths
 from .run import DEFAULT_EXPERIMENT
 
 

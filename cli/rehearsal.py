@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RunStopped
-from ..core.loading import load_experiment
-from ..core.overrides import fit_to, override
-from ..core.quiet import without_native_logs
+from ..core.reading.loading import load_experiment
+from ..core.reading.overrides import fit_to, override
+from ..core.system.quiet import without_native_logs
 from ..core.validation import require
 from ..server import run
 from .console import to_json

@@ -9,8 +9,8 @@ import numpy as np
 import typer
 
 from ..core.errors import ConfigError
-from ..core.loading import load_experiment
-from ..core.quiet import without_native_logs
+from ..core.reading.loading import load_experiment
+from ..core.system.quiet import without_native_logs
 from ..core.types import ClientUpdate, Failure, Weighted, json_float
 from ..studies.replay import Replay, Replayed, replay, replay_run
 from .console import exclusive_output, print_table, to_json

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import ConfigError, StoreError
-from ..core.quiet import without_native_logs
+from ..core.system.quiet import without_native_logs
 from .options import StoreKeyOption, StoreOption
 from .run import DEFAULT_STORE, Request, resumed
 
@@ -63,7 +63,7 @@ def played(store: Store, run: str, reference: str | None, url: str) -> Experimen
 
     Errors: ConfigError for a file that defines another.
     """
-    from ..core.loading import load_experiment
+    from ..core.reading.loading import load_experiment
 
     request = Request(reference=reference, store=url, resume=run)
     try:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..core.errors import BudgetSpent, ConfigError, RunStopped, UmbelError
 from ..core.experiment import Experiment
-from ..core.loading import experiment_names, load_experiment
-from ..core.overrides import fit_to, override, settings_of
 from ..core.protocols import Watcher
-from ..core.quiet import without_native_logs
+from ..core.reading.loading import experiment_names, load_experiment
+from ..core.reading.overrides import fit_to, override, settings_of
 from ..core.runtime import Runtime
+from ..core.system.quiet import without_native_logs
 from ..core.types import Failure, RoundRecord
 from ..core.validation import require
 from ..deploy.federated import follow, opened_here, player, size_of

@@ -13,9 +13,9 @@ import typer
 
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
-from ..core.loading import load_experiment
 from ..core.protocols import Watcher
-from ..core.quiet import without_native_logs
+from ..core.reading.loading import load_experiment
+from ..core.system.quiet import without_native_logs
 from ..core.types import json_float
 from ..studies.sweep import Sweep, SweepTrial, sweep
 from .console import Bar, check_plot_path, exclusive_output, print_table, progress, to_json

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import ConfigError, StoreError
 from ..core.examples import Examples, map_arrays
-from ..core.private import Plan
+from ..core.parts.private import Plan
 from ..core.recipe import Recipe, extra_size
 from ..core.types import Broadcast, ClientUpdate, Failure
 from .engine import Asking

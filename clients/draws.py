@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.local import Local
-from ..core.private import PerExamplePrivacy
+from ..core.parts.local import Local
+from ..core.parts.private import PerExamplePrivacy
 from ..core.random import Key
 from ..core.types import Vector
 from .engine import TrainTask

@@ -14,11 +14,11 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ..core.directions import Measures
 from ..core.examples import Examples
 from ..core.frozen import Base
-from ..core.phases import Course
+from ..core.parts.phases import Course
 from ..core.random import Key
+from ..core.reading.directions import Measures
 from ..core.recipe import Recipe
 from ..core.spec import ModelSpec
 from ..core.types import ClientMetrics, Join, Metrics, MetricState, Value, Vector, Weighted

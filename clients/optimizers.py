@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
-from ..core.backend import require_tensorflow
+from ..core.system.backend import require_tensorflow
 from ..core.validation import require_real
 
 if TYPE_CHECKING:  # TensorFlow is imported when a norm is computed: Keras may have another backend

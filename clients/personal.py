@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..core.algorithms import ClusteredStrategy
-from ..core.clusters import first_best, membership
 from ..core.errors import ConfigError
 from ..core.examples import Examples
-from ..core.local import Passes
-from ..core.phases import PERSONAL, Course, FineTune, tuning_course
+from ..core.parts.algorithms import ClusteredStrategy
+from ..core.parts.clusters import first_best, membership
+from ..core.parts.local import Passes
+from ..core.parts.phases import PERSONAL, Course, FineTune, tuning_course
 from ..core.random import Key, derive
 from ..core.recipe import own_course
 from ..core.types import NOTHING, Broadcast, Metrics, Vector, loss_of

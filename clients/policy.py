@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..core.compatible import price_of
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
-from ..core.loading import experiment_names, load_experiment
+from ..core.reading.compatible import price_of
+from ..core.reading.loading import experiment_names, load_experiment
 from ..core.recipe import Recipe, most_passes
 from ..core.validation import fields_of, require, require_count, require_real, suggest
 from .spending import Spending

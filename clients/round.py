@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.algorithms import Correction, SplitStrategy
 from ..core.bases import Codec
-from ..core.discretion import is_discreet
 from ..core.errors import ClientError
 from ..core.examples import Examples
-from ..core.local import Passes
+from ..core.parts.algorithms import Correction, SplitStrategy
+from ..core.parts.discretion import is_discreet
+from ..core.parts.local import Passes
 from ..core.random import Key
 from ..core.recipe import course_of, own_course
 from ..core.spec import ModelSpec

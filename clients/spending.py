@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import ConfigError, StoreError
-from ..core.files import write_atomically
+from ..core.system.files import write_atomically
 
 MOST_VARIANTS = 64  # variants of one experiment that are told apart; what older ones released counts with the oldest
 EARLIER = "earlier"

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.examples import Examples
-from ..core.phases import Course
+from ..core.parts.phases import Course
 from ..core.random import Key, derive
 from ..core.types import NOTHING, Broadcast, Vector
 from .engine import Engine, EvaluateTask, Measured, TrainTask

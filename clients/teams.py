@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.backend import require_backend
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
+from ..core.system.backend import require_backend
 from .choices import BACKEND, TeamSettings
 
 

@@ -1,8 +1,9 @@
 """The parts of an experiment: one abstract base for each field of Experiment. Their leaves lie in other folders.
 
 A base says what a part must do, and what it may say besides, with what holds if it says nothing. A plain class of the
-user's own with the right methods does as well: it is adapted once, when an experiment is resolved (core/adapted.py).
-Strategies and rules are in core/algorithms.py, plans and hidden sums in core/private.py.
+user's own with the right methods does as well: it is adapted once, when an experiment is resolved
+(core/reading/adapted.py).
+Strategies and rules are in core/parts/algorithms.py, plans and hidden sums in core/parts/private.py.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .directions import Directions
 from .examples import Examples
-from .old_words import take_flags
 from .protocols import Source
 from .random import Key
+from .reading.directions import Directions
+from .reading.old_words import take_flags
 from .spec import ModelSpec
 from .traits import Trait
 from .types import (
@@ -63,7 +64,7 @@ class UpdateTransform(Part):
 
     @property
     def adds_noise(self) -> bool:
-        """Whether it adds noise, which a plan has to account for."""
+        """Return whether it adds noise, which a plan has to account for."""
         return False
 
     @abc.abstractmethod
@@ -93,13 +94,13 @@ class Codec(Part):
 
     @property
     def error_feedback(self) -> bool:
-        """Whether the client keeps what was lost, and adds it to its next delta."""
+        """Return whether the client keeps what was lost, and adds it to its next delta."""
         return False
 
     @property
     @abc.abstractmethod
     def shrinks(self) -> bool:
-        """Whether ‖decode(encode(v))‖ ≤ ‖v‖ for every v, float32's rounding included."""
+        """Return whether ‖decode(encode(v))‖ ≤ ‖v‖ for every v, float32's rounding included."""
 
     @property
     def needs(self) -> Trait:
@@ -200,7 +201,7 @@ class LearningSampler(Sampler):
 
     @property
     def needs_losses(self) -> bool:
-        """Whether it needs the losses that clients reported."""
+        """Return whether it needs the losses that clients reported."""
         return False
 
     @abc.abstractmethod
@@ -345,7 +346,7 @@ class Population(abc.ABC):
 
     @property
     def is_some_clients(self) -> bool:
-        """Whether its clients are some of another population's, numbered anew: what those trained is not theirs."""
+        """Say whether its clients are some of another population's, numbered anew: what those trained is not theirs."""
         return self.made_from is not None and self.made_from.is_some_clients
 
     @property

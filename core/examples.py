@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .coercion import as_array, frame_columns, is_frame, target_columns
 from .errors import ConfigError
+from .reading.coercion import as_array, frame_columns, is_frame, target_columns
 
 Arrays = Any  # an array, or a dict, list or tuple of arrays (a model with several inputs or outputs)
 

@@ -13,25 +13,25 @@ from functools import cached_property
 from typing import Any, Literal
 
 from .aggregators import WeightedSum
-from .algorithms import ClientRule, Strategy
 from .bases import Aggregator, Callback, Codec, Population, Reweighting, Sampler, UpdateTransform
-from .chain import Chain
-from .coercion import is_frame
-from .compatible import check_together
-from .defaults import NAME
-from .description import describe
-from .devices import Deadline, Devices
 from .errors import ConfigError
 from .examples import Examples, FrameExamples
-from .local import Local
-from .old_words import in_new_words, taking
-from .parts import check_parts
-from .phases import FineTune
-from .private import Plan, SecureAggregation
+from .parts.algorithms import ClientRule, Strategy
+from .parts.chain import Chain
+from .parts.devices import Deadline, Devices
+from .parts.local import Local
+from .parts.phases import FineTune
+from .parts.private import Plan, SecureAggregation
+from .parts.start import InitialWeights, WeightsFile
 from .protocols import Source
+from .reading.coercion import is_frame
+from .reading.compatible import check_together
+from .reading.defaults import NAME
+from .reading.description import describe
+from .reading.given import check_parts
+from .reading.old_words import in_new_words, taking
+from .reading.slips import check_kinds, check_methods
 from .recipe import Recipe, filled, resolve
-from .slips import check_kinds, check_methods
-from .start import InitialWeights, WeightsFile
 from .validation import fields_of, plain_numbers, require, require_count
 
 

@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .adapted import adapted, adapted_transforms, rule_of
-from .algorithms import AsynchronousStrategy, ClientRule, ClusteredStrategy, Correction, SplitStrategy, Strategy
 from .bases import (
     Aggregator,
     Callback,
@@ -27,17 +25,26 @@ from .bases import (
     Schedule,
     UpdateTransform,
 )
-from .chain import Chain, flattened
-from .defaults import default_sampler, default_strategy
-from .devices import Deadline, Devices
 from .examples import Examples
-from .local import Local
-from .old_words import taking
-from .phases import Course, FineTune
-from .private import PerExamplePrivacy, Plan, RemoteAggregation, SecureAggregation
+from .parts.algorithms import (
+    AsynchronousStrategy,
+    ClientRule,
+    ClusteredStrategy,
+    Correction,
+    SplitStrategy,
+    Strategy,
+)
+from .parts.chain import Chain, flattened
+from .parts.devices import Deadline, Devices
+from .parts.local import Local
+from .parts.phases import Course, FineTune
+from .parts.private import PerExamplePrivacy, Plan, RemoteAggregation, SecureAggregation
+from .parts.start import InitialWeights
 from .protocols import Source
 from .random import Key
-from .start import InitialWeights
+from .reading.adapted import adapted, adapted_transforms, rule_of
+from .reading.defaults import default_sampler, default_strategy
+from .reading.old_words import taking
 from .traits import Declared, Trait
 from .types import Broadcast, ClientUpdate, Shape
 from .validation import fields_of, lacking
@@ -97,7 +104,7 @@ class Recipe:
 
     @property
     def needs_losses(self) -> bool:
-        """Whether the server has to hear each client's loss, for its sampler."""
+        """Return whether the server has to hear each client's loss, for its sampler."""
         return Trait.EACH_LOSS in self.sampler.needs
 
     def encoded_shape(self, broadcast: Broadcast) -> Shape:

@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from .aggregators import opened
-from .directions import Measures
 from .examples import Examples
 from .frozen import NO_BASE, Base
-from .private import SecureAggregation
+from .parts.private import SecureAggregation
 from .protocols import Memory
 from .random import Key
+from .reading.directions import Measures
 from .spec import ModelSpec
 from .summation import Summation
 from .sums import ClientSum, Joins, Meeting, ServerSum

@@ -45,7 +45,7 @@ class VariableSpec(NamedTuple):
 
     @property
     def is_at_home(self) -> bool:
-        """Whether it stays with its client, in the client's memory."""
+        """Return whether it stays with its client, in the client's memory."""
         return self.offset is None and not self.is_frozen
 
     @property
@@ -119,7 +119,7 @@ class ModelSpec:
 
     @property
     def keeps(self) -> bool:
-        """Whether a variable stays with each client."""
+        """Return whether a variable stays with each client."""
         return any(variable.is_at_home for variable in self.variables)
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 
 from .aggregators import DoubleSum, WeightedSum
 from .bases import Aggregator, Codec
-from .private import SecureAggregation
+from .parts.private import SecureAggregation
 from .recipe import Recipe
 from .spec import ModelSpec
 from .traits import Trait

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .directions import NO_DIRECTIONS, Directions
+from .reading.directions import NO_DIRECTIONS, Directions
 
 Vector = np.ndarray  # float32, shape (d,)
 State = Any  # nested tuples, named tuples, dicts, numbers and arrays: what `core.serial` can write
@@ -63,7 +63,7 @@ class MetricState:
         return MetricState(joined, self.joins)
 
     def __eq__(self, other: object) -> bool:
-        """Whether all numbers are equal, and join alike."""
+        """Return whether all numbers are equal, and join alike."""
         if not isinstance(other, MetricState):
             return NotImplemented
         return self.joins == other.joins and np.array_equal(self.numbers, other.numbers)
@@ -235,7 +235,7 @@ class RoundResult(NamedTuple):
 
     @property
     def is_of_nobody(self) -> bool:
-        """Whether nobody took part: nobody was sampled, or none of those who were could be reached."""
+        """Return whether nobody took part: nobody was sampled, or none of those who were could be reached."""
         return not self.total.clients and all(failure.reason == UNAVAILABLE for failure in self.failures)
 
 

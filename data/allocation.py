@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..core.coercion import listed_rows, rows_without
 from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.protocols import Source
+from ..core.reading.coercion import listed_rows, rows_without
 from ..core.validation import require
 
 

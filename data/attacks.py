@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core.adapted import adapted
 from ..core.bases import Population
 from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.protocols import Source
+from ..core.reading.adapted import adapted
 from ..core.validation import require, require_count, require_real
 from .encoding import encoding_of
 from .populations import require_client, streamed_only

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.adapted import adapted
 from ..core.bases import Population
 from ..core.errors import ConfigError
 from ..core.examples import Examples
+from ..core.reading.adapted import adapted
 from ..core.validation import require, require_real
 from .values import fields_only, once
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..core.bases import Population, PopulationEncoding
-from ..core.coercion import is_text, listed_rows, rows_without
 from ..core.errors import ConfigError
 from ..core.examples import Examples, brief, leaves
 from ..core.protocols import Source
+from ..core.reading.coercion import is_text, listed_rows, rows_without
 from ..core.validation import require, shown
 
 Classes = Sequence[str | int]
@@ -318,7 +318,7 @@ def _texts(labels: np.ndarray) -> np.ndarray:
 
 
 def _are_numbers(classes: tuple[str, ...]) -> bool:
-    """Whether classes are whole numbers, so that labels that are numbers are meant by value."""
+    """Return whether classes are whole numbers, so that labels that are numbers are meant by value."""
     return all(name.removeprefix("-").isdigit() for name in classes)
 
 

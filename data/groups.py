@@ -14,10 +14,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ..core.coercion import listed_rows, rows_without
 from ..core.errors import ConfigError
 from ..core.examples import brief
 from ..core.protocols import Source
+from ..core.reading.coercion import listed_rows, rows_without
 from ..core.validation import lacking, require, require_count, require_real
 from .allocation import apportion, require_enough
 from .partitioners import finite_features_of

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..core.coercion import listed_rows
 from ..core.errors import ConfigError
 from ..core.examples import Examples, leaves
 from ..core.protocols import Source
+from ..core.reading.coercion import listed_rows
 from ..core.validation import require, require_count, require_real
 from .allocation import apportion, grouped, label_codes, require_enough
 

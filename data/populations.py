@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.bases import Population
-from ..core.coercion import MEMORY_FRACTION, is_frame, is_text, memory_bytes
 from ..core.errors import ConfigError
 from ..core.examples import Examples, brief, leaves
 from ..core.protocols import Source
 from ..core.random import derive
+from ..core.reading.coercion import MEMORY_FRACTION, is_frame, is_text, memory_bytes
 from ..core.validation import callable_name, lacking, plain_numbers, require, require_count, require_methods, shown
 from .allocation import grouped
 from .encoding import Classes, ColumnSource, Encoding, checked_classes, find_encoding, require_numbers

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.adapted import adapted
 from ..core.bases import Population
 from ..core.examples import Examples
+from ..core.reading.adapted import adapted
 from ..core.validation import require
 from .populations import require_client
 from .values import hash_fields, same_fields

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.adapted import adapted
 from ..core.bases import Population
 from ..core.examples import Examples
 from ..core.random import derive
+from ..core.reading.adapted import adapted
 from ..core.validation import require, require_count, require_real
 from .allocation import grouped
 from .populations import require_client

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core.adapted import adapted
 from ..core.bases import Population
 from ..core.examples import Examples, brief
 from ..core.protocols import Source
+from ..core.reading.adapted import adapted
 from ..core.validation import fields_of, require, require_real
 from .encoding import ColumnSource, declared_classes
 from .values import fields_only, hash_fields, once, same_fields

@@ -159,7 +159,7 @@ def _install(server: Path, authority: Authority) -> None:
 
 
 def _is_installed(server: Path, authority: Authority) -> bool:
-    """Whether a server's kit has a certificate of an authority's, and its key."""
+    """Return whether a server's kit has a certificate of an authority's, and its key."""
     try:
         check_pair(server / KitFile.CERTIFICATE, server / KitFile.CERTIFICATE_KEY, "")
     except ConfigError:

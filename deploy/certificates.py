@@ -63,7 +63,7 @@ class Authority:
         raise ConfigError(f"{certificate} and {key} do not hold a certificate and its key in PEM")
 
     def issued(self, certificate: x509.Certificate) -> bool:
-        """Whether this authority signed a certificate."""
+        """Return whether this authority signed a certificate."""
         try:
             certificate.verify_directly_issued_by(self.certificate)
         except (ValueError, TypeError, InvalidSignature):
@@ -226,7 +226,7 @@ def joined(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether host is this machine, and reached by nobody else."""
+    """Return whether host is this machine, and reached by nobody else."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

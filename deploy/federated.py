@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.beside import file_of
 from ..core.errors import ConfigError, UmbelError
 from ..core.experiment import Experiment
-from ..core.loading import PACKAGE, experiment_names, load_experiment, load_experiments
-from ..core.overrides import fit_to, override, settings_of
 from ..core.protocols import Watcher
+from ..core.reading.beside import file_of
+from ..core.reading.loading import PACKAGE, experiment_names, load_experiment, load_experiments
+from ..core.reading.overrides import fit_to, override, settings_of
 from ..core.spec import ModelSpec
 from ..core.types import NOTHING, RoundRecord
 from ..server.events import Events, Finished, Notice, RoundDone, Started

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core.errors import ConfigError
-from ..core.private import RemoteAggregation, SecureAggregation
+from ..core.parts.private import RemoteAggregation, SecureAggregation
 from .federation import parties
 from .kits import ClientKit
 

@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 from umbel import Experiment, FedAvg, FixedCohort, Local, derive
-from umbel.core.devices import Around, Deadline, Devices
+from umbel.core.parts.devices import Around, Deadline, Devices
 from umbel.data import Digits, Generated
 from umbel.strategies.fedbuff import FedBuff
 

@@ -109,7 +109,7 @@ def epsilon_of(events: Mapping[Event, int], delta: float) -> Epsilon:
 
 
 def has_rdp_bound(events: Iterable[Event]) -> bool:
-    """Whether `rdp_epsilon` is an upper bound, and no guess."""
+    """Return whether `rdp_epsilon` is an upper bound, and no guess."""
     return not any(isinstance(event, TruncatedGaussian) for event in events)
 
 
@@ -216,7 +216,7 @@ def largest_loss(event: Event) -> float:
 
 
 def is_plain(event: Event) -> bool:
-    """Whether an event is a Gaussian mechanism without sampling, which composes in closed form."""
+    """Return whether an event is a Gaussian mechanism without sampling, which composes in closed form."""
     return isinstance(event, LocalRelease) or (isinstance(event, Gaussian) and event.sampling_rate == 1)
 
 

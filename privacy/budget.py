@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
-from ..core.chain import flattened
-from ..core.discretion import has_secret_cohort
 from ..core.errors import BudgetSpent, IncompatibleError
-from ..core.private import Plan, Protected, SecureAggregation
+from ..core.parts.chain import flattened
+from ..core.parts.discretion import has_secret_cohort
+from ..core.parts.private import Plan, Protected, SecureAggregation
 from ..core.validation import require, require_count, require_real
 from . import accounting, composition
 from .adaptive import AdaptiveClip
@@ -133,7 +133,7 @@ def check_numbers(plan: BudgetPlan) -> None:
 
 
 def is_near(found: float, epsilon: float) -> bool:
-    """Whether a bound is over the budget by no more than it may be too high."""
+    """Return whether a bound is over the budget by no more than it may be too high."""
     return epsilon < found <= epsilon * (1 + NEAR)
 
 

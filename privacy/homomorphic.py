@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ..core.errors import ConfigError, RunStopped
-from ..core.private import RemoteAggregation
+from ..core.parts.private import RemoteAggregation
 from ..core.sums import ClientSum, Joins, Meeting, ServerSum
 from ..core.types import Shape
 from ..core.validation import require, require_count

@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def _tells_saturated(self) -> bool:
-        """Whether the last coordinate says what share of the numbers was moved."""
+        """Return whether the last coordinate says what share of the numbers was moved."""
         return bool(self.states)
 
     def pack(self, update: ClientUpdate) -> Vector:

@@ -55,7 +55,7 @@ class NoiseStream:
 
     @property
     def seeded(self) -> bool:
-        """Whether the noise follows from a seed; the report of such a run says so."""
+        """Return whether the noise follows from a seed; the report of such a run says so."""
         return self._keystream is not None
 
     def __repr__(self) -> str:

@@ -17,9 +17,9 @@ import numpy as np
 
 from ..core.bases import Sampler, UpdateTransform
 from ..core.errors import IncompatibleError
-from ..core.private import PLAN_NEEDS, PerExamplePrivacy, Protected
+from ..core.parts.private import PLAN_NEEDS, PerExamplePrivacy, Protected
+from ..core.parts.sampling import AllClients
 from ..core.random import Key
-from ..core.sampling import AllClients
 from ..core.spec import ModelSpec
 from ..core.types import ClientUpdate, State, Total, Vector
 from ..core.validation import fields_of, require, require_count, require_real

@@ -13,8 +13,8 @@ from functools import partial
 
 from ..core.bases import Sampler
 from ..core.errors import IncompatibleError
-from ..core.private import Protected, SecureAggregation
-from ..core.sampling import AllClients, FixedCohort, PoissonCohort
+from ..core.parts.private import Protected, SecureAggregation
+from ..core.parts.sampling import AllClients, FixedCohort, PoissonCohort
 from ..core.traits import Trait
 from ..core.validation import require, require_count
 from . import accounting, budget

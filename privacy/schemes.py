@@ -317,7 +317,7 @@ def batching_prime(degree: int, above: int) -> int:
 
 
 def is_prime(number: int) -> bool:
-    """Whether a number below 2⁶⁴ is prime."""
+    """Return whether a number below 2⁶⁴ is prime."""
     if number < 2 or any(number % witness == 0 for witness in WITNESSES):
         return number in WITNESSES
     twos = ((number - 1) & (1 - number)).bit_length() - 1

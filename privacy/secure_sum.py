@@ -16,7 +16,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..core.errors import RunStopped
-from ..core.private import RemoteAggregation
+from ..core.parts.private import RemoteAggregation
 from ..core.sums import ClientSum, Joins, Meeting, ServerSum
 from ..core.types import Shape
 from ..core.validation import require_count

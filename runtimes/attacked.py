@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from ..core.aggregators import opened
-from ..core.algorithms import AsynchronousStrategy, SplitStrategy
 from ..core.bases import Codec
 from ..core.errors import ConfigError, IncompatibleError
 from ..core.experiment import Experiment
+from ..core.parts.algorithms import AsynchronousStrategy, SplitStrategy
 from ..core.protocols import Memory
 from ..core.random import Key
 from ..core.runtime import WAIT, Arrival, Assignment, Opened, Parties, Runtime, bytes_of

@@ -18,18 +18,18 @@ from ..clients.personal import evaluation
 from ..clients.round import Played, client_round, train_client
 from ..clients.tasks import chunk_of, evaluate
 from ..clients.teams import choose, hire
-from ..core.backend import require_backend
 from ..core.bases import Population
-from ..core.directions import Measures
 from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.experiment import Experiment
-from ..core.private import SecureAggregation
+from ..core.parts.private import SecureAggregation
 from ..core.protocols import Memory
+from ..core.reading.directions import Measures
 from ..core.recipe import Recipe
 from ..core.runtime import WAIT, Arrival, Assignment, Opened, Parties
 from ..core.summation import Summation, summation_of
 from ..core.sums import ClientSum, Meeting, ServerSum
+from ..core.system.backend import require_backend
 from ..core.types import NOTHING, Broadcast, ClientMetrics, Metrics, Value, Vector, add_metrics
 from ..core.validation import require, require_count
 from .team import digests_of, held_out, workers_of

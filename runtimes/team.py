@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.algorithms import SplitStrategy
 from ..core.examples import Examples, leaves
 from ..core.experiment import Experiment
-from ..core.fingerprints import digest_of, fingerprint
+from ..core.parts.algorithms import SplitStrategy
+from ..core.reading.fingerprints import digest_of, fingerprint
 from ..core.recipe import Recipe
 
 

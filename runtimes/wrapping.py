@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from ..core.directions import Measures
 from ..core.examples import Examples
 from ..core.experiment import Experiment
-from ..core.private import SecureAggregation
+from ..core.parts.private import SecureAggregation
 from ..core.protocols import Memory
+from ..core.reading.directions import Measures
 from ..core.runtime import Arrival, Assignment, Opened, Runtime
 from ..core.summation import Summation
 from ..core.sums import ClientSum, Meeting, ServerSum

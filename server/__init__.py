@@ -1,7 +1,7 @@
 """The server's half: rounds, the loop, samplers, schedules, history and the store."""
 
-from ..core.old_words import moved
-from ..core.sampling import AllClients, FixedCohort, PoissonCohort, WeightedCohort
+from ..core.parts.sampling import AllClients, FixedCohort, PoissonCohort, WeightedCohort
+from ..core.reading.old_words import moved
 from .callbacks import EarlyStopping, KeepBest, StopAt
 from .each_client import EachClient
 from .events import Finished, Notice, RoundDone, Started

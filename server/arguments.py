@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..core.adapted import plain_of
-from ..core.algorithms import AsynchronousStrategy
 from ..core.experiment import Experiment
-from ..core.fingerprint import is_users_own
+from ..core.parts.algorithms import AsynchronousStrategy
 from ..core.protocols import Elsewhere, Watcher
+from ..core.reading.adapted import plain_of
+from ..core.reading.fingerprint import is_users_own
 from ..core.recipe import Recipe
 from ..core.validation import require, require_methods, shown
 from .progress import default_watchers

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ..core.algorithms import AsynchronousStrategy
-from ..core.devices import REASONS, Devices, Fates, fleet_of
 from ..core.errors import RunStopped
-from ..core.faults import crash_point
+from ..core.parts.algorithms import AsynchronousStrategy
+from ..core.parts.devices import REASONS, Devices, Fates, fleet_of
 from ..core.random import Key, derive
 from ..core.recipe import Recipe
 from ..core.runtime import Assignment, Runtime, bytes_of
 from ..core.serial import shaped
 from ..core.spec import ModelSpec
+from ..core.system.faults import crash_point
 from ..core.types import Broadcast, ClientUpdate, Failure, RoundRecord, RoundResult, ServerState, State, Vector
 from .clock import METRIC, VirtualClock, lost
 from .collect import collect

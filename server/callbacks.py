@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.bases import Callback
-from ..core.directions import Directions, Mode, mode_of, require_mode
+from ..core.reading.directions import Directions, Mode, mode_of, require_mode
 from ..core.types import RoundRecord
 from ..core.validation import require_count, require_real
 from .watched import best_round, measured

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.devices import REASONS, Deadline, Fates, Fleet, fleet_of
 from ..core.errors import RunStopped
+from ..core.parts.devices import REASONS, Deadline, Fates, Fleet, fleet_of
 from ..core.random import Key
 from ..core.recipe import Recipe, visited
 from ..core.runtime import Runtime, bytes_of

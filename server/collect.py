@@ -11,11 +11,11 @@ from typing import cast
 
 from ..core.aggregators import opened
 from ..core.errors import ConfigError, RunStopped, UmbelError
-from ..core.faults import crash_point
 from ..core.protocols import Memory
 from ..core.runtime import WAIT, Arrival, Assignment, Runtime, Subtotal
 from ..core.summation import Summation
 from ..core.sums import ServerSum
+from ..core.system.faults import crash_point
 from ..core.tree import Tree
 from ..core.types import ClientUpdate, Failure, RoundResult, loss_of
 from ..core.validation import require

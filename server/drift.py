@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from ..core.description import describe
 from ..core.experiment import Experiment
+from ..core.reading.description import describe
 from ..core.validation import fields_of
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..core.adapted import plain_of
 from ..core.bases import LearningSampler
 from ..core.errors import ConfigError
 from ..core.random import Key
+from ..core.reading.adapted import plain_of
 from ..core.recipe import Recipe
 from ..core.types import (
     Broadcast,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.directions import Directions, Mode, mode_of
 from ..core.errors import ConfigError, IncompatibleError
 from ..core.frozen import NO_BASE, Base
+from ..core.reading.directions import Directions, Mode, mode_of
 from ..core.serial import memory_of
 from ..core.spec import ModelSpec
 from ..core.types import ClientValues, RoundRecord, Vector, scalars

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.bases import Population
-from ..core.compatible import has_noise, spent
-from ..core.directions import Measures
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
-from ..core.faults import crash_point
 from ..core.protocols import Memory
+from ..core.reading.compatible import has_noise, spent
+from ..core.reading.directions import Measures
 from ..core.recipe import Recipe
 from ..core.runtime import Opened, Runtime
 from ..core.spec import ModelSpec
+from ..core.system.faults import crash_point
 from ..core.types import RoundRecord, ServerState, Vector
 from ..core.validation import shown
 from .asynchronous import first_state

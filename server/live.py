@@ -16,11 +16,11 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from ..core.algorithms import AsynchronousStrategy
 from ..core.errors import ConfigError, RunStopped
-from ..core.faults import crash_point
+from ..core.parts.algorithms import AsynchronousStrategy
 from ..core.recipe import Recipe
 from ..core.runtime import WAIT, Arrival, Assignment, Runtime
+from ..core.system.faults import crash_point
 from ..core.types import Broadcast, ClientUpdate, Failure, Landing, RoundRecord, ServerState
 from .asynchronous import (
     AsynchronousState,

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..core.algorithms import AsynchronousStrategy, ClusteredStrategy
-from ..core.compatible import check_aggregator, check_fresh, delta_of, has_noise, spent
-from ..core.defaults import default_runtime
-from ..core.devices import fleet_of
-from ..core.epochs import ListedEpochs
 from ..core.errors import ConfigError, RunStopped
 from ..core.experiment import Experiment
+from ..core.parts.algorithms import AsynchronousStrategy, ClusteredStrategy
+from ..core.parts.devices import fleet_of
+from ..core.parts.epochs import ListedEpochs
 from ..core.protocols import Elsewhere, Watcher
+from ..core.reading.compatible import check_aggregator, check_fresh, delta_of, has_noise, spent
+from ..core.reading.defaults import default_runtime
 from ..core.recipe import Recipe
 from ..core.runtime import Runtime
 from ..core.types import ClientValues, RoundRecord, ServerState

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import IO
 
 from ..core.experiment import Experiment
-from ..core.printable import printable
 from ..core.protocols import Watcher
 from ..core.runtime import Runtime
+from ..core.system.printable import printable
 from ..core.types import Failure, RoundRecord
 from ..core.validation import require_count, require_real
 from .history import History

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..core.fingerprint import is_users_own
+from ..core.reading.fingerprint import is_users_own
 from ..core.types import State, Vector
 from ..core.validation import require, shown
 

@@ -11,22 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.adapted import plain_of
 from ..core.aggregators import BLOCK
-from ..core.algorithms import ClusteredStrategy, SplitStrategy
-from ..core.clusters import CLUSTER
-from ..core.compatible import spent
-from ..core.discretion import has_secret_cohort
 from ..core.errors import RunStopped
-from ..core.faults import crash_point
-from ..core.private import SecureAggregation
+from ..core.parts.algorithms import ClusteredStrategy, SplitStrategy
+from ..core.parts.clusters import CLUSTER
+from ..core.parts.discretion import has_secret_cohort
+from ..core.parts.private import SecureAggregation
+from ..core.parts.sampling import least_cohort
 from ..core.protocols import Memory
 from ..core.random import Key, derive
+from ..core.reading.adapted import plain_of
+from ..core.reading.compatible import spent
 from ..core.recipe import Recipe
 from ..core.runtime import Assignment, Opened, Opening, Runtime
-from ..core.sampling import least_cohort
 from ..core.spec import ModelSpec
 from ..core.sums import Meeting, digest_of
+from ..core.system.faults import crash_point
 from ..core.types import (
     NOTHING,
     Broadcast,
@@ -328,7 +328,7 @@ def evaluate(
 
 
 def _is_finite(vector: Vector) -> bool:
-    """Whether all numbers of the vector are finite; without an answer for each of them in memory."""
+    """Return whether all numbers of the vector are finite; without an answer for each of them in memory."""
     return all(np.isfinite(vector[start : start + BLOCK]).all() for start in range(0, len(vector), BLOCK))
 
 

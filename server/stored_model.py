@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.frozen import Base
+from ..core.parts.start import InitialWeights
 from ..core.spec import ModelSpec
-from ..core.start import InitialWeights
 from ..core.types import Vector
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..core.algorithms import SplitStrategy
+from ..core.parts.algorithms import SplitStrategy
 from ..core.random import Key
 from ..core.runtime import WAIT, Assignment
 from ..core.types import Broadcast, ClientUpdate, Failure, Total

@@ -50,7 +50,7 @@ class Signer(Protocol):
         """Sign the message. Errors: StoreError where there is a public key only."""
 
     def verifies(self, key_id: str, signature: bytes, message: bytes) -> bool:
-        """Whether a trusted key of this id made the signature."""
+        """Return whether a trusted key of this id made the signature."""
 
 
 def vault_of(key: str | Path | Vault | None) -> Vault | None:

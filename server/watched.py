@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from ..core.algorithms import AsynchronousStrategy, ClusteredStrategy
 from ..core.bases import Callback, Schedule
-from ..core.clusters import CLUSTER
-from ..core.directions import Measures, Mode, mode_of
 from ..core.errors import ConfigError
-from ..core.phases import PERSONAL
+from ..core.parts.algorithms import AsynchronousStrategy, ClusteredStrategy
+from ..core.parts.clusters import CLUSTER
+from ..core.parts.phases import PERSONAL
+from ..core.reading.directions import Measures, Mode, mode_of
 from ..core.recipe import Recipe, own_course
 from ..core.types import RoundRecord
 from ..core.validation import suggest
@@ -107,7 +107,7 @@ def _measurable(experiment: Recipe, measures: Measures, is_live: bool) -> Iterat
 
 
 def _has_examples(experiment: Recipe, metric: str) -> bool:
-    """Whether there are examples on which a metric of this name could be measured."""
+    """Return whether there are examples on which a metric of this name could be measured."""
     group = metric.partition("_")[0]
     is_there = {
         "train": experiment.plan is None and experiment.secure_aggregation is None,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.algorithms import Strategy
-from ..core.old_words import taking
+from ..core.parts.algorithms import Strategy
+from ..core.reading.old_words import taking
 from ..core.types import OwnModel
 from ..core.validation import require_count, require_real
 from .fedavg import FedAvg

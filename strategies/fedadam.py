@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.algorithms import Strategy
+from ..core.parts.algorithms import Strategy
 from ..core.types import Mean, State, Vector
 from ..core.validation import require
 from .moments import no_moments, require_moments, step

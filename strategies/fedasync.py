@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.algorithms import AsynchronousStrategy
+from ..core.parts.algorithms import AsynchronousStrategy
 from ..core.types import ClientUpdate, Mean, State, Vector
 from ..core.validation import require_count, require_methods, require_real
 from .staleness import Polynomial, Staleness

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.algorithms import Strategy
+from ..core.parts.algorithms import Strategy
 from ..core.types import Mean, State, Vector
 from ..core.validation import lacking
 from .server_rate import Rate, rate_at, require_rate

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.algorithms import Strategy
+from ..core.parts.algorithms import Strategy
 from ..core.types import Mean, State, Vector
 from ..core.validation import require, require_real
 from .server_rate import Rate, rate_at, require_rate

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ..core.algorithms import Correction, Strategy
+from ..core.parts.algorithms import Correction, Strategy
 from ..core.types import NOTHING, Broadcast, Mean, State, Vector
 from ..core.validation import require_real
 

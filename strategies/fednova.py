@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.algorithms import Correction, Strategy
+from ..core.parts.algorithms import Correction, Strategy
 from ..core.types import NOTHING, Broadcast, Mean, State, Vector
 from ..core.validation import fields_of, require, require_real
 from .server_rate import Rate, rate_at, require_rate

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.algorithms import ClientRule, Strategy
-from ..core.old_words import taking
+from ..core.parts.algorithms import ClientRule, Strategy
+from ..core.reading.old_words import taking
 from ..core.validation import require_real
 from .fedavg import FedAvg
 from .server_half import ClientHalf, require_server_half

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.algorithms import Strategy
-from ..core.old_words import taking
+from ..core.parts.algorithms import Strategy
+from ..core.reading.old_words import taking
 from ..core.types import Phase
 from ..core.validation import require_count
 from .fedavg import FedAvg

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.algorithms import Strategy
+from ..core.parts.algorithms import Strategy
 from ..core.types import Mean, State, Vector
 from .moments import no_moments, require_moments, step
 from .server_rate import Rate, rate_at, require_rate

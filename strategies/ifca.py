@@ -12,9 +12,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ..core.algorithms import ClusteredStrategy
 from ..core.bases import Aggregator
-from ..core.clusters import cluster_of
+from ..core.parts.algorithms import ClusteredStrategy
+from ..core.parts.clusters import cluster_of
 from ..core.random import derive
 from ..core.traits import Trait
 from ..core.types import Broadcast, ClientUpdate, Mean, State, Total, Vector, add_metrics

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ..core.algorithms import Correction, Strategy
+from ..core.parts.algorithms import Correction, Strategy
 from ..core.types import Broadcast, Mean, State, Vector
 from .server_rate import Rate, rate_at, require_rate
 

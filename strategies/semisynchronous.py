@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.algorithms import AsynchronousStrategy, Strategy
+from ..core.parts.algorithms import AsynchronousStrategy, Strategy
 from ..core.types import ClientUpdate, Mean, State, Vector
 from ..core.validation import require_real
 from .fedavg import FedAvg

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from ..core.adapted import adapted, rule_of
-from ..core.algorithms import AsynchronousStrategy, ClientRule, ClusteredStrategy, SplitStrategy, Strategy
 from ..core.errors import IncompatibleError
+from ..core.parts.algorithms import (
+    AsynchronousStrategy,
+    ClientRule,
+    ClusteredStrategy,
+    SplitStrategy,
+    Strategy,
+)
+from ..core.reading.adapted import adapted, rule_of
 from ..core.types import Mean, State, Vector
 from ..core.validation import require_methods
 

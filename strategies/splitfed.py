@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..core.algorithms import SplitStrategy
+from ..core.parts.algorithms import SplitStrategy
 from ..core.random import Key
 from ..core.types import Mean, State, Total, Vector
 from ..core.validation import require
@@ -52,7 +52,7 @@ class SplitFed(SplitStrategy):
 
     @property
     def in_turn(self) -> bool:
-        """Whether clients train one after the other."""
+        """Return whether clients train one after the other."""
         return self.version == 2
 
     def turns(self, cohort: Sequence[int], key: Key) -> list[int]:

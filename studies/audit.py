@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.algorithms import AsynchronousStrategy
-from ..core.backend import require_tensorflow
-from ..core.chain import Chain
-from ..core.compatible import delta_of, spent
 from ..core.errors import ConfigError
 from ..core.examples import Examples, leaves
 from ..core.experiment import Experiment
-from ..core.local import Local
-from ..core.private import SecureAggregation
+from ..core.parts.algorithms import AsynchronousStrategy
+from ..core.parts.chain import Chain
+from ..core.parts.local import Local
+from ..core.parts.private import SecureAggregation
+from ..core.parts.sampling import AllClients, FixedCohort
 from ..core.random import Key, derive
+from ..core.reading.compatible import delta_of, spent
 from ..core.runtime import FORGETFUL
-from ..core.sampling import AllClients, FixedCohort
+from ..core.system.backend import require_tensorflow
 from ..core.types import Broadcast, ServerState, Vector
 from ..data import Arrays, Iid, Partitioned
 from ..privacy import attacks

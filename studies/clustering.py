@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..core.aggregators import WeightedSum
-from ..core.algorithms import AsynchronousStrategy, SplitStrategy
-from ..core.chain import Chain
 from ..core.errors import ClientError, IncompatibleError
 from ..core.experiment import Experiment
 from ..core.frozen import NO_BASE, Base
+from ..core.parts.algorithms import AsynchronousStrategy, SplitStrategy
+from ..core.parts.chain import Chain
 from ..core.random import derive
 from ..core.runtime import FORGETFUL, Assignment, Opened
 from ..core.spec import ModelSpec

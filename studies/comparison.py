@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..core.directions import MODES, Measures, Mode, direction_of, mode_of
 from ..core.errors import ConfigError, RunStopped
 from ..core.experiment import Experiment
-from ..core.printable import printable
 from ..core.protocols import Watcher
+from ..core.reading.directions import MODES, Measures, Mode, direction_of, mode_of
 from ..core.runtime import Runtime
+from ..core.system.printable import printable
 from ..core.validation import fields_of, require, require_count, shown
 from ..server.arguments import check_experiment
 from ..server.history import History
@@ -295,7 +295,7 @@ def check_wanted(
 
 
 def can_measure(experiment: Experiment, metric: str) -> bool:
-    """Whether an experiment has the examples that the metric's first word names; True for what needs none."""
+    """Return whether an experiment has the examples that the metric's first word names; True for what needs none."""
     group = metric.split("_")[0]
     return group not in EXAMPLES or fields_of(experiment, group)[group] is not None
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.directions import Mode
+from ..core.reading.directions import Mode
 from ..core.validation import require
 from ..server.history import History
 
@@ -62,7 +62,7 @@ def curve_of(histories: Sequence[History], metric: str, over: str) -> Curve:
 
 
 def is_measured(history: History, metric: str) -> bool:
-    """Whether a round has a value for metric."""
+    """Return whether a round has a value for metric."""
     return any(record.to_json().get(metric) is not None for record in history.rounds)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.backend import require_tensorflow
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
 from ..core.frozen import Base
-from ..core.quiet import without_native_logs
 from ..core.spec import ModelSpec
+from ..core.system.backend import require_tensorflow
+from ..core.system.quiet import without_native_logs
 from ..core.types import Vector
 from ..server import saved
 from ..server.history import History

@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.algorithms import SplitStrategy
-from ..core.compatible import price_of
-from ..core.discretion import is_discreet
 from ..core.examples import Examples, leaves, map_arrays
 from ..core.experiment import Experiment
-from ..core.private import Plan, RemoteAggregation
+from ..core.parts.algorithms import SplitStrategy
+from ..core.parts.discretion import is_discreet
+from ..core.parts.private import Plan, RemoteAggregation
+from ..core.parts.sampling import least_cohort
 from ..core.random import Key
+from ..core.reading.compatible import price_of
 from ..core.runtime import bytes_of
-from ..core.sampling import least_cohort
 from ..core.spec import ModelSpec, VariableSpec
 from ..core.sums import Meeting
 from ..core.types import NOTHING, Broadcast, ClientUpdate, Failure, Shape, Total, Vector

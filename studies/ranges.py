@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..core.errors import ConfigError
 from ..core.experiment import Experiment
-from ..core.overrides import override
+from ..core.reading.overrides import override
 from ..core.validation import require
 
 EXAMPLE = "local.learning_rate=0.01:0.5:log, local.epochs=1:10 or local.batch_size=16,32,64"

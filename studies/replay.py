@@ -11,9 +11,9 @@ import numpy as np
 
 from ..clients.choices import COMPILE
 from ..core.aggregators import opened
-from ..core.algorithms import SplitStrategy
 from ..core.errors import ClientError, ConfigError, IncompatibleError
 from ..core.experiment import Experiment
+from ..core.parts.algorithms import SplitStrategy
 from ..core.protocols import Memory
 from ..core.runtime import Arrival, Assignment, Opened, Runtime
 from ..core.spec import ModelSpec

@@ -18,16 +18,16 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from ..core.algorithms import Strategy
 from ..core.bases import Aggregator, Population
 from ..core.errors import ConfigError, IncompatibleError
 from ..core.experiment import Experiment
-from ..core.old_words import taking_arguments
-from ..core.private import Plan, SecureAggregation
+from ..core.parts.algorithms import Strategy
+from ..core.parts.private import Plan, SecureAggregation
+from ..core.parts.sampling import AllClients
 from ..core.random import Key, derive
+from ..core.reading.old_words import taking_arguments
 from ..core.recipe import Recipe
 from ..core.runtime import FORGETFUL, WAIT, Arrival, Assignment, Opened, Parties, Runtime, bytes_of
-from ..core.sampling import AllClients
 from ..core.spec import ModelSpec, VariableSpec
 from ..core.summation import Summation, summation_of
 from ..core.sums import ClientSum, Meeting, ServerSum
@@ -179,7 +179,7 @@ class _Summing:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether numbers are float32, or on a grid."""
+        """Return whether numbers are float32, or on a grid."""
         return self.aggregation is not None or self.plan is not None
 
     @cached_property

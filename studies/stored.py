@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..core.directions import Mode
 from ..core.errors import ConfigError
+from ..core.reading.directions import Mode
 from ..server.history import History
 from .comparison import Comparison
 

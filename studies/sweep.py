@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ..core.compatible import spent
-from ..core.defaults import default_runtime
-from ..core.directions import Mode, mode_of, require_mode
 from ..core.errors import ConfigError, RunStopped
 from ..core.experiment import Experiment
-from ..core.overrides import override
 from ..core.protocols import Watcher
+from ..core.reading.compatible import spent
+from ..core.reading.defaults import default_runtime
+from ..core.reading.directions import Mode, mode_of, require_mode
+from ..core.reading.overrides import override
 from ..core.runtime import FORGETFUL, Runtime
 from ..core.validation import require, require_count, require_real
 from .comparison import check_measurable, check_wanted

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..core.directions import Mode
+from ..core.reading.directions import Mode
 from ..server.plots import PALETTE, add_panels, new_figure, save_figure
 from .ranges import Choices, Range
 

@@ -2,7 +2,7 @@
 
 import importlib
 
-from umbel.core.backend import require_backend
+from umbel.core.system.backend import require_backend
 
 BACKEND = require_backend()
 IS_JAX = BACKEND == "jax"

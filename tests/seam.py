@@ -20,8 +20,8 @@ from umbel import (
     PowerOfChoice,
     data,
 )
-from umbel.core.devices import Around, Deadline, Devices
-from umbel.core.sampling import WeightedCohort
+from umbel.core.parts.devices import Around, Deadline, Devices
+from umbel.core.parts.sampling import WeightedCohort
 from umbel.privacy import Homomorphic, SecureSum
 
 CLIENTS = 20

@@ -4,7 +4,7 @@ from tests.support import exclusions, faults, house
 
 
 def test_no_value_of_our_own_is_asked_what_it_is():
-    """An optional feature is a member of a base with a default; a plain class is adapted once, in core/adapted.py."""
+    """An optional feature is a member of a base with a default; a plain class is adapted in core/reading/adapted.py."""
     assert [call for call in house.sniffs() if not house.is_foreign(*call)] == []
 
 

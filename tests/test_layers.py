@@ -145,7 +145,7 @@ def test_experiments_import_keras_only_inside_their_models():
 def test_importing_umbel_and_its_experiments_imports_nothing_heavy():
     code = (
         "import sys, umbel\n"
-        "from umbel.core.loading import experiment_names, load_experiments\n"
+        "from umbel.core.reading.loading import experiment_names, load_experiments\n"
         "for name in experiment_names(): load_experiments(name)\n"
         f"print(*[name for name in {LAZY} if name in sys.modules])"
     )

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.directions import Measures
 from ...core.errors import ClientError, ConfigError
 from ...core.examples import Examples, leaves, map_arrays
 from ...core.experiment import Experiment
 from ...core.frozen import Base
-from ...core.private import PerExamplePrivacy
+from ...core.parts.private import PerExamplePrivacy
 from ...core.random import derive
+from ...core.reading.directions import Measures
 from ...core.recipe import Recipe
 from ...core.spec import ModelSpec
 from ...core.types import ClientMetrics, Join, Metrics, Value, Vector

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...core.algorithms import SplitStrategy
 from ...core.errors import IncompatibleError
+from ...core.parts.algorithms import SplitStrategy
 from ...core.recipe import Recipe
 
 REMEDY = "set KERAS_BACKEND=tensorflow"

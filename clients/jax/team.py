@@ -52,5 +52,5 @@ def choose(team: Sequence[JaxEngine], choices: Mapping[str, str]) -> dict[str, s
 
 
 def has_convolutions(model: Any) -> bool:
-    """Whether a model has a layer of convolutions."""
+    """Return whether a model has a layer of convolutions."""
     return any(isinstance(layer, CONVOLUTIONS) for layer in model._flatten_layers(include_self=False))

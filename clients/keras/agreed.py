@@ -202,7 +202,7 @@ def losses_of_outputs(model: keras.Model) -> Iterable[keras.metrics.Metric]:
 
 
 def _loss_is_per_example(model: keras.Model) -> bool:
-    """Whether the loss is surely a mean over examples: Keras's own, of Keras's own layers, without masks."""
+    """Return whether the loss is surely a mean over examples: Keras's own, of Keras's own layers, without masks."""
     losses = [loss for loss in keras.tree.flatten(model.loss) if loss is not None]
     simple = all(isinstance(loss, str) or is_from_keras(loss) for loss in losses)
     simple = simple and all(

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import keras
 
-from ...core.algorithms import ClientRule, Correction
 from ...core.errors import ConfigError, IncompatibleError
+from ...core.parts.algorithms import ClientRule, Correction
 from ...core.recipe import Recipe
 
 

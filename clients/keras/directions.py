@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from ...core.directions import Directions, Measures, Mode, direction_of, whole
+from ...core.reading.directions import Directions, Measures, Mode, direction_of, whole
 from .reported import flat_logs, metrics_of
 
 WORDS: dict[str | None, Mode] = {"up": "max", "down": "min"}  # Keras's words, and ours
@@ -66,5 +66,5 @@ def _itself(metric: keras.metrics.Metric) -> Any:
 
 
 def _is_of_keras(function: Any) -> bool:
-    """Whether a method is Keras's own."""
+    """Return whether a method is Keras's own."""
     return str(function.__module__).partition(".")[0] == "keras"

@@ -33,14 +33,14 @@ class Trial(NamedTuple):
 
 
 def is_of_keras(metric: keras.metrics.Metric) -> bool:
-    """Whether all of a metric's code is Keras's own, whose states are sums that start at 0."""
+    """Return whether all of a metric's code is Keras's own, whose states are sums that start at 0."""
     code = [getattr(type(metric), name) for name in ("update_state", "result", "reset_state")]
     code += [metric._fn] if isinstance(metric, keras.metrics.MeanMetricWrapper) else []
     return all(map(is_from_keras, code))
 
 
 def is_from_keras(thing: Any) -> bool:
-    """Whether a function, a class, or an object's class is Keras's own."""
+    """Return whether a function, a class, or an object's class is Keras's own."""
     is_code = hasattr(thing, "__qualname__")
     return str(thing.__module__ if is_code else type(thing).__module__).startswith("keras.src.")
 
@@ -88,7 +88,7 @@ def joins_of(trials: Sequence[Trial], resets: Sequence[np.ndarray]) -> tuple[Joi
 
 
 def depends_on_batches(trials: Sequence[Trial], resets: Sequence[np.ndarray], joins: Sequence[Join]) -> bool:
-    """Whether examples in one batch leave another state than the same in two, joined."""
+    """Return whether examples in one batch leave another state than the same in two, joined."""
     for trial in trials:
         for number, (reset, join) in enumerate(zip(resets, joins, strict=True)):
             if trial.at_once is None:
@@ -140,7 +140,7 @@ def _numbers(metric: keras.metrics.Metric) -> list[np.ndarray]:
 
 
 def _joins(trial: Trial, number: int, reset: np.ndarray, join: Join) -> bool:
-    """Whether a variable's states join so, in both orders. What is not finite is no evidence."""
+    """Return whether a variable's states join so, in both orders. What is not finite is no evidence."""
     first, second = trial.first[number], trial.second[number]
     if join == "sum" and not np.isfinite(reset).all():  # nothing can be subtracted from infinity
         return False
@@ -153,7 +153,7 @@ def _joined(first: np.ndarray, second: np.ndarray, reset: np.ndarray, join: Join
 
 
 def _is_close(state: np.ndarray, expected: np.ndarray, *parts: np.ndarray) -> bool:
-    """Whether two states are equal to what float32 rounds, in proportion to the variable's largest number.
+    """Return whether two states are equal to what float32 rounds, in proportion to the variable's largest number.
 
     NaN and infinity are left out.
     """
@@ -209,7 +209,7 @@ def _masked(changed: Any, array: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def has_rows(array: Any, count: int) -> bool:
-    """Whether array has an axis of `count` examples."""
+    """Return whether array has an axis of `count` examples."""
     shape = getattr(array, "shape", None)
     return shape is not None and len(shape) > 0 and shape[0] == count
 

@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from ...core.examples import Examples
-from ...core.phases import PERSONAL
+from ...core.parts.phases import PERSONAL
 from ...core.types import OWN_LOSS, Join, Metrics, MetricState, Value, Weighted
 from ..engine import Measured
 from .agreed import Agreement, agree, losses_of_outputs, resets_of
@@ -60,7 +60,7 @@ class Unit:
 
     @property
     def is_mean(self) -> bool:
-        """Whether its state is a sum and a weight, and its value their quotient."""
+        """Return whether its state is a sum and a weight, and its value their quotient."""
         scalar = len(self.variables) == 2 and not any(len(variable.shape) for variable in self.variables)
         result = type(self.metric).result
         return scalar and (result is keras.metrics.Mean.result or result is StepMean.result)
@@ -161,7 +161,7 @@ class Meter:
         return joins
 
     def reports(self, step: StepName, name: str) -> bool:
-        """Whether a step reports a value of that name."""
+        """Return whether a step reports a value of that name."""
         return any(one.name == name for one in self.terms.of(step).reported) or name in self.agreement.derived[step]
 
     @contextlib.contextmanager

@@ -56,5 +56,5 @@ def penalised(model: keras.Model) -> list[Any]:
 
 
 def is_seed(variable: Any) -> bool:
-    """Whether a variable is the state of a layer's random generator."""
+    """Return whether a variable is the state of a layer's random generator."""
     return variable.name == "seed_generator_state"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...core.phases import PERSONAL
+from ...core.parts.phases import PERSONAL
 from ...core.types import OWN_LOSS, ClientMetrics, Metrics, MetricState, Weighted, add_metrics, scalars
 from .meter import Meter, Unit, to_value
 

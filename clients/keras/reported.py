@@ -84,7 +84,7 @@ def metrics_of(model: keras.Model) -> list[keras.metrics.Metric]:
 
 
 def is_keras_step(model: keras.Model, step: str) -> bool:
-    """Whether a model's step ("train_step", "test_step"), and how it measures, are Keras's own."""
+    """Return whether a model's step ("train_step", "test_step"), and how it measures, are Keras's own."""
     methods = (step, "compute_metrics", "get_metrics_result", "reset_metrics")
     code = [getattr(type(model), name) for name in methods] + [type(model).metrics.fget]
     return all(map(is_from_keras, code))
@@ -130,7 +130,7 @@ class Seen:
     alive: list[Any] = field(default_factory=list)  # all results: an identity lasts as long as its object
 
     def has(self, value: Any) -> bool:
-        """Whether value is what a metric's result() returned."""
+        """Return whether value is what a metric's result() returned."""
         return id(value) in self.results
 
 
@@ -169,7 +169,7 @@ def flat_logs(logs: Any) -> dict[str, Any]:
 
 
 def is_numeric(step: str, name: str, value: Any) -> bool:
-    """Whether value is made of numbers; says so where it is not, since it cannot be reported."""
+    """Return whether value is made of numbers; says so where it is not, since it cannot be reported."""
     try:
         is_number = np.issubdtype(keras.ops.convert_to_numpy(value).dtype, np.number) or value.dtype == "bool"
     except Exception:

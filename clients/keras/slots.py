@@ -36,7 +36,7 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
 
 
 def sets_own_rate(optimizer: Any) -> bool:
-    """Whether no single rate can be given to an optimizer: it has a schedule, a function, or several rates."""
+    """Return whether no single rate can be given to an optimizer: it has a schedule, a function, or several rates."""
     rate = optimizer._learning_rate if isinstance(optimizer, keras.optimizers.Optimizer) else None
     if hasattr(optimizer, "inner_optimizer"):
         return sets_own_rate(optimizer.inner_optimizer)
@@ -48,7 +48,7 @@ def sets_own_rate(optimizer: Any) -> bool:
 
 
 def is_averaging(optimizer: Any) -> bool:
-    """Whether the end of its way is not what an optimizer leaves."""
+    """Return whether the end of its way is not what an optimizer leaves."""
     return any(
         inner.use_ema or not is_from_keras(type(inner).finalize_variable_values)
         for inner in inner_optimizers(optimizer)

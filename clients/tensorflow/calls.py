@@ -111,7 +111,7 @@ class Start:
             self._note(handle)
 
     def knows(self, handle: tf.Tensor) -> bool:
-        """Whether the variable behind a handle was noted."""
+        """Return whether the variable behind a handle was noted."""
         return id(handle) in self._values
 
     def put_everything_back(self) -> None:
@@ -142,5 +142,5 @@ class Start:
 
 
 def np_any(value: tf.Tensor) -> bool:
-    """Whether any number of a tensor is not zero."""
+    """Return whether any number of a tensor is not zero."""
     return bool(value.numpy().any())

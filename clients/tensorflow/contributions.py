@@ -187,7 +187,7 @@ def filtered(
 
 
 def norms_are_cheaper(count: int, inputs: int, outputs: int) -> bool:
-    """Whether Gram matrices of `count` places take less time than to keep gradients of shape (inputs, outputs).
+    """Return whether Gram matrices of `count` places take less time than to keep gradients of shape (inputs, outputs).
 
     The sum after the one takes as many products as the gradients of the other.
     """

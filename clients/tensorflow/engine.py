@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ...core.directions import Measures
 from ...core.errors import ClientError, ConfigError
 from ...core.examples import Examples, leaves, map_arrays
 from ...core.experiment import Experiment
+from ...core.reading.directions import Measures
 from ...core.recipe import Recipe
 from ...core.types import (
     ClientMetrics,

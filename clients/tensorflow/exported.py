@@ -15,10 +15,10 @@ import keras
 
 from ...core.errors import ConfigError
 from ...core.frozen import Base
-from ...core.quiet import without_native_logs
 from ...core.random import derive
 from ...core.recipe import Recipe
 from ...core.spec import ModelSpec
+from ...core.system.quiet import without_native_logs
 from ...core.types import Vector
 from ..keras.building import BUILDING, as_keras, build_model, describe_model, reason
 from ..keras.samples import sample_of

@@ -57,7 +57,7 @@ class Use(NamedTuple):
 
 
 def can_ghost(model: keras.Model) -> bool:
-    """Whether `contributions` gives what examples alone would: every layer, activation and loss has to be known."""
+    """Say whether `contributions` gives what examples alone would: every layer, activation and loss has to be known."""
     if type(model) not in (keras.Sequential, Functional) or not is_known_loss(model.loss):
         return False
     parts = list(operations(model))
@@ -76,7 +76,7 @@ def operations(model: keras.Model) -> Iterator[Any]:
 
 
 def is_known(layer: Any) -> bool:
-    """Whether `uses_of` can stand in for this layer, or it needs no standing in for."""
+    """Return whether `uses_of` can stand in for this layer, or it needs no standing in for."""
     kind = type(layer)
     if getattr(layer, "activity_regularizer", None) is not None or not has_known_activation(layer):
         return False
@@ -90,13 +90,13 @@ def is_known(layer: Any) -> bool:
 
 
 def has_known_activation(layer: Any) -> bool:
-    """Whether a layer's activation is one of Keras's own: another might look at the whole batch."""
+    """Return whether a layer's activation is one of Keras's own: another might look at the whole batch."""
     activation = getattr(layer, "activation", None)
     return activation is None or activation in KNOWN_ACTIVATIONS or type(activation) in PLAIN
 
 
 def is_ordinary(layer: Any) -> bool:
-    """Whether a layer has none of the settings that the stand-ins leave out."""
+    """Return whether a layer has none of the settings that the stand-ins leave out."""
     refused = (
         getattr(layer, "lora_enabled", False),
         getattr(layer, "quantization_mode", None) is not None,
@@ -111,7 +111,7 @@ def is_ordinary(layer: Any) -> bool:
 
 
 def is_known_loss(loss: Any) -> bool:
-    """Whether a compiled loss, or each of several, is a mean over examples."""
+    """Return whether a compiled loss, or each of several, is a mean over examples."""
     if isinstance(loss, (dict, list, tuple)):
         return all(is_known_loss(one) for one in (loss.values() if isinstance(loss, dict) else loss))
     if isinstance(loss, str):
@@ -121,7 +121,7 @@ def is_known_loss(loss: Any) -> bool:
 
 
 def along_classes(loss: Any) -> bool:
-    """Whether a loss looks along its last axis alone: along the first it would look at the whole batch."""
+    """Return whether a loss looks along its last axis alone: along the first it would look at the whole batch."""
     return axis_of(loss) == -1
 
 

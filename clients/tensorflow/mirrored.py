@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from ...core.algorithms import SplitStrategy
 from ...core.errors import ConfigError, IncompatibleError
 from ...core.examples import Examples, leaves, map_arrays
+from ...core.parts.algorithms import SplitStrategy
 from ...core.random import Key
 from ...core.recipe import Recipe
 from ..keras.building import fresh_names, make_model, seeded_initializers

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from ...core.errors import ClientError
 from ...core.examples import Examples
-from ...core.private import PerExamplePrivacy
+from ...core.parts.private import PerExamplePrivacy
 from ..draws import Draws, PrivateTask, width_for
 from ..engine import Trained
 from ..keras.building import batch_of

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from ...core.examples import Examples, map_arrays
-from ...core.phases import Course
+from ...core.parts.phases import Course
 from ...core.random import Key
 from ...core.types import MetricState, Weighted
 from ..engine import Trained, TrainTask

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ...core.algorithms import SplitStrategy
 from ...core.bases import Population
-from ...core.discretion import is_discreet
 from ...core.examples import Examples, map_arrays
 from ...core.frozen import Base
-from ...core.phases import Course
+from ...core.parts.algorithms import SplitStrategy
+from ...core.parts.discretion import is_discreet
+from ...core.parts.phases import Course
 from ...core.random import derive
 from ...core.recipe import Recipe, course_of
 from ...core.spec import ModelSpec

@@ -133,5 +133,5 @@ def unmoved(spec: ModelSpec) -> list[str]:
 
 
 def is_same(array: np.ndarray, weight: keras.Variable) -> bool:
-    """Whether a variable holds exactly the bits of an array."""
+    """Return whether a variable holds exactly the bits of an array."""
     return array.tobytes() == weight.numpy().tobytes()

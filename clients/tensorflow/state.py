@@ -149,7 +149,7 @@ class ModelState:
 
     @property
     def is_averaging(self) -> bool:
-        """Whether `finish_optimizer` changes the weights."""
+        """Return whether `finish_optimizer` changes the weights."""
         return any(map(is_averaging, self.optimizers))
 
     def set_rate(self, learning_rate: tf.Tensor) -> None:
@@ -264,7 +264,7 @@ def words_for(key: Key, generators: int) -> np.ndarray:
 
 
 def is_generator(name: str) -> bool:
-    """Whether a variable of that name is the state of a random generator, Keras's or TensorFlow's."""
+    """Return whether a variable of that name is the state of a random generator, Keras's or TensorFlow's."""
     last = name.rpartition("/")[2]
     return last.startswith(("seed_generator_state", "StateVar"))
 

@@ -45,7 +45,7 @@ def refusal(graph: Any, device: str) -> str | None:
 
 
 def takes(kernel: dict[str, set[int]], operation: tf.Operation) -> bool:
-    """Whether a kernel takes the types that an operation has."""
+    """Return whether a kernel takes the types that an operation has."""
     for name, allowed in kernel.items():
         value = operation.get_attr(name)
         types = value if isinstance(value, list) else [value]
@@ -77,7 +77,7 @@ def too_short(experiment: Recipe) -> str | None:
 
 
 def has_open_lengths(experiment: Recipe, inputs: Any) -> bool:
-    """Whether clients that come one by one may hold examples of different lengths. inputs: the model's, or None."""
+    """Say whether clients that come one by one may hold examples of different lengths. inputs: the model's, or None."""
     if experiment.population.resident() is not None or inputs is None:
         return False
     return any(None in tuple(one.shape)[1:] for one in inputs)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...core.coercion import frame_columns, is_frame, target_columns
 from ...core.examples import Arrays as NestedArrays
 from ...core.examples import Examples, brief
+from ...core.reading.coercion import frame_columns, is_frame, target_columns
 from ..values import hash_fields, same_fields
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ...core.coercion import as_array
 from ...core.errors import ConfigError
 from ...core.examples import Examples, brief, leaves, map_arrays
+from ...core.reading.coercion import as_array
 from ...core.validation import lacking, require, suggest
 from ..values import fields_only, once
 from .arrays import Arrays
@@ -133,7 +133,7 @@ def _numpy(value: Any) -> np.ndarray:
 
 
 def _are_batches(elements: list[tuple], dataset: Any) -> bool:
-    """Whether elements are batches. Errors: ConfigError where their shapes could be of batches or of examples."""
+    """Say whether elements are batches. Errors: ConfigError where their shapes could be of batches or of examples."""
     if not all(map(_looks_batched, elements)):
         return False
     batched = _batched_by_calls(dataset)

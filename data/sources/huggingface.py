@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ...core.coercion import NUMBER_KINDS, as_array, is_text, listed_rows, rows_without
 from ...core.errors import ConfigError
 from ...core.examples import Examples
+from ...core.reading.coercion import NUMBER_KINDS, as_array, is_text, listed_rows, rows_without
 from ...core.validation import lacking, require, shown, suggest
 from ..values import fields_only, once
 
@@ -134,7 +134,7 @@ class HuggingFace:
         return names
 
     def _is_matrix(self) -> bool:
-        """Whether x is several columns, each of one number a row."""
+        """Return whether x is several columns, each of one number a row."""
         if isinstance(self.x, tuple) and self.x and isinstance(self.x[0], tuple):
             return False
         kinds = [getattr(self._table().features[name], "dtype", "") for name in self._features()]
@@ -211,7 +211,7 @@ class HuggingFace:
 
 
 def is_dataset(value: Any) -> bool:
-    """Whether value is a data set of Hugging Face that has a length.
+    """Return whether value is a data set of Hugging Face that has a length.
 
     Errors: ConfigError for one that is streamed, which has none, and for all splits at once.
     """

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from ...core.coercion import NUMBER_KINDS, as_array, is_text, listed_rows, rows_without
 from ...core.errors import ConfigError
 from ...core.examples import Examples
+from ...core.reading.coercion import NUMBER_KINDS, as_array, is_text, listed_rows, rows_without
 from ...core.validation import require, suggest
 from ..encoding import checked_classes, class_numbers
 from ..values import fields_only, once

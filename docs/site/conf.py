@@ -66,7 +66,7 @@ def as_rst(lines: list[str]) -> list[str]:
 
 
 def underlines(lines: list[str], place: int) -> bool:
-    """Whether the line after a place is a rule of dashes, as long as a heading of NumPy's has it."""
+    """Return whether the line after a place is a rule of dashes, as long as a heading of NumPy's has it."""
     return place + 1 < len(lines) and lines[place + 1] == "-" * len(lines[place])
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...core import files
 from ...core.errors import ConfigError
+from ...core.system import files
 from .files import KeyFile
 from .identities import open_roster, operator_key
 from .kit import KitFile

@@ -197,7 +197,7 @@ class KeyFile:
 
 
 def is_private(path: str) -> bool:
-    """Whether this names a file that holds, or may hold, a private key: anything but a public JSON Web Key."""
+    """Return whether this names a file that holds, or may hold, a private key: anything but a public JSON Web Key."""
     if not os.path.exists(path):
         return False
     try:

@@ -71,7 +71,7 @@ class Identity:
 
     @property
     def seals(self) -> bool:
-        """Whether clients seal what they send: server.bin says to which key."""
+        """Return whether clients seal what they send: server.bin says to which key."""
         return self._owner(RECIPIENT) is not None
 
     def sign(self, statement: bytes) -> bytes:

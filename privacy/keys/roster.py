@@ -86,7 +86,7 @@ class Roster:
 
 
 def is_signed(key: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether signature is that of the Ed25519 public key on message."""
+    """Return whether signature is that of the Ed25519 public key on message."""
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
     except (InvalidSignature, ValueError):

@@ -129,7 +129,7 @@ class ModelSigner:
         return self.key.signing.sign(SIGN_LABEL + message)
 
     def verifies(self, key_id: str, signature: bytes, message: bytes) -> bool:
-        """Whether a trusted key of this id made the signature."""
+        """Return whether a trusted key of this id made the signature."""
         key = self._trusted.get(key_id)
         return key is not None and is_signed(key.raw, signature, SIGN_LABEL + message)
 

@@ -66,7 +66,7 @@ class Reader:
 
     @property
     def is_at_end(self) -> bool:
-        """Whether nothing is left."""
+        """Return whether nothing is left."""
         return not len(self._rest)
 
     def finish(self) -> None:

@@ -28,7 +28,7 @@ class Disputes:
         self.vectors[receiver] = vector.copy()
 
     def accepts(self, receiver: int, dealer: int) -> bool:
-        """Whether receiver holds the shares of dealer, and has added the mask that it shares with it."""
+        """Return whether receiver holds the shares of dealer, and has added the mask that it shares with it."""
         return dealer not in self._refused.get(receiver, ())
 
     def settle(self, summed: Collection[int]) -> None:

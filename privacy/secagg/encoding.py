@@ -102,7 +102,7 @@ class FixedPoint:
 
     @property
     def is_weighted(self) -> bool:
-        """Whether a coordinate for the weight travels along."""
+        """Return whether a coordinate for the weight travels along."""
         return self.max_weight > 1
 
     @property

@@ -60,11 +60,11 @@ class Topology:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everyone masks with everyone."""
+        """Return whether everyone masks with everyone."""
         return self.degree == self.clients - 1
 
     def is_at_least(self, floor: Topology) -> bool:
-        """Whether this is no weaker than floor, for as many clients.
+        """Return whether this is no weaker than floor, for as many clients.
 
         It has as many neighbours with at least the threshold, or everyone masks with everyone. More neighbours alone
         would be weaker: with them, fewer of a threshold are honest.

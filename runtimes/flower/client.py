@@ -20,14 +20,14 @@ from ...clients.personal import evaluate_client
 from ...clients.policy import Policy, Refused, name_of
 from ...clients.round import abstain, train_client
 from ...clients.spending import Spending, SpendingFile
-from ...core.backend import require_tensorflow
 from ...core.bases import Population
-from ...core.compatible import check_fresh
-from ...core.discretion import is_discreet
 from ...core.errors import ClientError, ConfigError, StoreError, UmbelError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
-from ...core.faults import crash_point
+from ...core.parts.discretion import is_discreet
+from ...core.reading.compatible import check_fresh
+from ...core.system.backend import require_tensorflow
+from ...core.system.faults import crash_point
 from ...core.types import Broadcast, Failure
 from . import secure_tasks, wire
 from .memory import Disk, client_home

@@ -96,7 +96,7 @@ class Exchange:
 
     @property
     def is_out(self) -> bool:
-        """Whether a reply is still to come."""
+        """Return whether a reply is still to come."""
         return bool(self._out)
 
     def ask(self, contents: Mapping[int, RecordDict], max_bytes: int, label: str) -> None:
@@ -160,11 +160,11 @@ class Exchange:
         return Message(asked.content, self._nodes.of[client], self._kind, ttl=ttl)
 
     def _is_open(self, client: int) -> bool:
-        """Whether a reply of this client is on its way, or there."""
+        """Return whether a reply of this client is on its way, or there."""
         return client in self._waiting.values() or client in self._away or self._is_there(client)
 
     def _is_there(self, client: int) -> bool:
-        """Whether a client has at least begun to upload a reply."""
+        """Return whether a client has at least begun to upload a reply."""
         return client in self._arrived or client == self._reading
 
     def _look(self) -> None:

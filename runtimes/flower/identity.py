@@ -33,7 +33,7 @@ class PartyIdentity(Protocol):
 
     @property
     def seals(self) -> bool:
-        """Whether replies are sealed to a key that only what plays the rounds holds."""
+        """Return whether replies are sealed to a key that only what plays the rounds holds."""
 
     def sign(self, statement: bytes) -> bytes:
         """Sign a statement as this party. Errors: ConfigError for a key that has expired."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ...core.printable import printable
+from ...core.system.printable import printable
 
 POLL_SECONDS = 0.2
 LONGEST_NAME = 200
@@ -77,7 +77,7 @@ def _ticket(folder: Path) -> Iterator[Ticket]:
 
 
 def _is_kept(path: Path) -> bool:
-    """Whether the process that has a ticket lives. One that was killed left its ticket behind: it is put away."""
+    """Say whether the process that has a ticket lives. One that was killed left its ticket behind: it is put away."""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from ...core.errors import UmbelError
-from ...core.loading import load_experiment
-from ...core.overrides import fit_to
-from ...core.private import RemoteAggregation
+from ...core.parts.private import RemoteAggregation
+from ...core.reading.loading import load_experiment
+from ...core.reading.overrides import fit_to
 from ...core.validation import require_count
 from ...server.events import Events, Finished
 from .events import Message, unpacked

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import StoreError, UmbelError
-from ...core.files import write_atomically
 from ...core.serial import dumps, loads
+from ...core.system.files import write_atomically
 
 KEPT_RUNS, MOST_RUNS = 8, 64
 RECENT_SECONDS = 24 * 3600.0

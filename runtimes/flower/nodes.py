@@ -129,7 +129,7 @@ class Nodes:
                 self._left.setdefault(client, time.monotonic())
 
     def _may_return(self, cohort: Collection[int]) -> bool:
-        """Whether a member of the cohort has left so recently that it is waited for."""
+        """Return whether a member of the cohort has left so recently that it is waited for."""
         since = time.monotonic() - RETURN_SECONDS
         return any(client in self.of and self._left.get(client, since) > since for client in cohort)
 

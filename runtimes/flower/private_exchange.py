@@ -133,7 +133,7 @@ class SuperLinkMail:
         return envelopes
 
     def was_cut(self) -> bool:
-        """Whether the SuperLink was out of reach since the last question: what it was handing over may be lost."""
+        """Say whether the SuperLink was out of reach since the last question: what it was handing over may be lost."""
         was_cut = self._outages.is_set()
         self._outages.clear()
         return was_cut

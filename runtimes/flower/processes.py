@@ -153,7 +153,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def healthy(address: str) -> bool:
-    """Whether a Flower server answers at address."""
+    """Return whether a Flower server answers at address."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://{address}/health", timeout=2) as reply:

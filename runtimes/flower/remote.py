@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...core.errors import RunStopped, UmbelError
-from ...core.loading import load_experiment, source_digest
-from ...core.overrides import fit_to, override
+from ...core.reading.loading import load_experiment, source_digest
+from ...core.reading.overrides import fit_to, override
 from ...server.events import Events, Finished
 from .events import unpacked
 from .local import app_config, pyproject

@@ -13,19 +13,19 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ...core.algorithms import AsynchronousStrategy, SplitStrategy
-from ...core.backend import require_tensorflow
-from ...core.directions import Measures
 from ...core.errors import ConfigError, IncompatibleError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
-from ...core.private import RemoteAggregation, SecureAggregation
+from ...core.parts.algorithms import AsynchronousStrategy, SplitStrategy
+from ...core.parts.private import RemoteAggregation, SecureAggregation
 from ...core.protocols import Memory
 from ...core.random import Key
+from ...core.reading.directions import Measures
 from ...core.recipe import Recipe
 from ...core.runtime import WAIT, Arrival, Assignment, Opened
 from ...core.summation import Summation
 from ...core.sums import ClientSum, Meeting, ServerSum
+from ...core.system.backend import require_tensorflow
 from ...core.types import (
     NOTHING,
     Broadcast,

@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import Message, RecordDict
 
 from ...core.errors import ConfigError, IncompatibleError
-from ...core.private import RemoteAggregation
+from ...core.parts.private import RemoteAggregation
 from ...core.recipe import Recipe
 from ...core.sums import Meeting
 from ...core.types import Failure

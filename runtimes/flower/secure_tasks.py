@@ -12,9 +12,9 @@ from typing import Any
 
 from flwr.app import RecordDict
 
+from ...core.parts.sampling import least_cohort
 from ...core.random import Key
 from ...core.recipe import Recipe
-from ...core.sampling import least_cohort
 from ...core.sums import ClientSum, Joins, Meeting, digest_of
 from ...core.types import Broadcast, ClientUpdate, Failure
 from . import wire

@@ -17,8 +17,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from ...core.errors import ConfigError
 from ...core.experiment import Experiment
-from ...core.loading import load_experiment, source_digest
-from ...core.printable import printable
+from ...core.reading.loading import load_experiment, source_digest
+from ...core.system.printable import printable
 from ...server.events import Event, Notice, Started, history_of, told, watched
 from ...server.loop import play
 from ...server.monitoring import relayed

@@ -105,7 +105,7 @@ class SignedMail:
         return refused
 
     def was_cut(self) -> bool:
-        """Whether the mail itself was cut."""
+        """Return whether the mail itself was cut."""
         return self._mail.was_cut()
 
     def _sign(self, message: Message, digests: dict[int, bytes]) -> Stamp:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from ...core.phases import PERSONAL
+from ...core.parts.phases import PERSONAL
 from ...core.random import Key
 from ...core.serial import dumps, loads
 from ...core.types import Broadcast, ClientUpdate, CodedUpdate, Failure, Join, Metrics, MetricState, State, Weighted

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...core.backend import VARIABLE, keras_backend
 from ...core.errors import ConfigError
+from ...core.system.backend import VARIABLE, keras_backend
 from ...core.validation import require
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Places:
         return min(counts) if counts else None
 
     def on_gpus(self, nodes: Sequence[Machine]) -> bool:
-        """Whether clients train on GPUs. Errors: ConfigError where some are asked for, and there are none."""
+        """Return whether clients train on GPUs. Errors: ConfigError where some are asked for, and there are none."""
         are_there = any(node.gpus for node in nodes)
         if self.gpus and not are_there:
             raise ConfigError(f"gpus={self.gpus}, and Ray knows of no GPU on {self}; ray status lists what it knows of")
@@ -275,7 +275,7 @@ def _warn_of_strangers(address: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is this machine's own loopback."""
+    """Return whether a host's name or address is this machine's own loopback."""
     if host == "localhost":
         return True
     try:

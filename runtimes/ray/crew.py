@@ -46,7 +46,7 @@ class HostHandle:
     began: float = field(default_factory=time.monotonic)
 
     def is_awaited(self, began: float) -> bool:
-        """Whether an opening that began then waits for this host: it starts, and is not held up for longer."""
+        """Return whether an opening that began then waits for this host: it starts, and is not held up for longer."""
         return self.opening is not None and (self.process is not None or self.began >= began)
 
 
@@ -92,7 +92,7 @@ class Crew:
 
     @property
     def is_on_gpus(self) -> bool:
-        """Whether each host has a GPU that Ray gave it."""
+        """Return whether each host has a GPU that Ray gave it."""
         return self._on_gpus
 
     @property
@@ -364,7 +364,7 @@ def raised(error: Any) -> BaseException:
 
 
 def is_of_ray(error: BaseException) -> bool:
-    """Whether an error that a host raised is Ray's, whose raylet is gone, and nobody's code.
+    """Return whether an error that a host raised is Ray's, whose raylet is gone, and nobody's code.
 
     Ray's core says so by an OSError without a number; the operating system's have one.
     """

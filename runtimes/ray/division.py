@@ -38,7 +38,7 @@ def small_widths(count: int, slots: int) -> list[int]:
 
 
 def adds_up_elsewhere(first: int, count: int, slots: int, size: int) -> bool:
-    """Whether a cohort's runs are to be added up where they are trained. size: length of an update.
+    """Return whether a cohort's runs are to be added up where they are trained. size: length of an update.
 
     Not so where they could not be aligned, and not for few clients, unless their updates together are large.
     """

@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ...core.directions import Measures
 from ...core.errors import UmbelError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
-from ...core.fingerprints import digest_of
 from ...core.random import Key, derive
+from ...core.reading.directions import Measures
+from ...core.reading.fingerprints import digest_of
 from ...core.recipe import Recipe
 from ...core.runtime import Assignment, Opened, Subtotal, added_up
 from ...core.summation import Summation

@@ -40,7 +40,7 @@ class JobQueue:
 
     @property
     def has_more(self) -> bool:
-        """Whether some answer has not been returned."""
+        """Return whether some answer has not been returned."""
         return self._next < self._added
 
     def add(self, job: Job) -> None:
@@ -75,7 +75,7 @@ class JobQueue:
         self._answers.clear()
 
     def wants(self, call: Call) -> bool:
-        """Whether the answer to a call would be used."""
+        """Return whether the answer to a call would be used."""
         return call.asker is self and call.number in self._jobs and call.number not in self._answers
 
     def take(self, call: Call, head: Head) -> None:

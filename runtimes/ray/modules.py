@@ -50,7 +50,7 @@ def own_modules() -> list[ModuleType]:
 
 
 def is_installed(file: Path) -> bool:
-    """Whether a module's file is one of Python's own, or of a package that was installed."""
+    """Return whether a module's file is one of Python's own, or of a package that was installed."""
     if PACKAGES.intersection(file.parts):  # also those of another environment, which a link may lead to
         return True
     folders = {Path(path) for path in sysconfig.get_paths().values()}

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...core.algorithms import SplitStrategy
-from ...core.directions import Measures
 from ...core.errors import ConfigError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
-from ...core.private import SecureAggregation
+from ...core.parts.algorithms import SplitStrategy
+from ...core.parts.private import SecureAggregation
 from ...core.protocols import Memory
+from ...core.reading.directions import Measures
 from ...core.runtime import WAIT, Arrival, Assignment, Opened, Parties, Subtotal
 from ...core.summation import Summation
 from ...core.sums import ClientSum, Meeting, ServerSum
@@ -296,7 +296,7 @@ class _Division:
 
     @property
     def has_more(self) -> bool:
-        """Whether somebody has yet to arrive."""
+        """Return whether somebody has yet to arrive."""
         return bool(self._arrived) or self._queue.has_more
 
     def send(self, assignments: Sequence[Assignment], is_last: bool) -> None:

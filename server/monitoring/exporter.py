@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ...core.errors import ConfigError, UmbelError
-from ...core.printable import printable
+from ...core.system.printable import printable
 from .health import Check
 from .metrics import CONTENT_TYPE
 

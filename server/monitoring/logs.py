@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import IO, Any, Literal
 
-from ...core.printable import printable
+from ...core.system.printable import printable
 from ...core.types import Failure, RoundRecord
 
 LOGGER = "umbel"

@@ -53,7 +53,7 @@ def logged(form: Form | None, stream: IO[str] | None = None) -> Iterator[list[Wa
 
 
 def was_logged(error: BaseException) -> bool:
-    """Whether `logged` has written this error to the log: a second line in another form would only disturb it."""
+    """Say whether `logged` has written this error to the log: a second line in another form would only disturb it."""
     return LOGGED in getattr(error, "__notes__", ())
 
 
@@ -117,7 +117,7 @@ def monitored_party(
 
 
 def holds(page: str, address: str) -> bool:
-    """Whether the monitor at address answers that all is well."""
+    """Return whether the monitor at address answers that all is well."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://{address}/{page}", timeout=5) as reply:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, select
 
 from ...core.errors import ConfigError, StoreError
-from ...core.printable import is_printable, printable
+from ...core.system.printable import is_printable, printable
 from .database import Database
 from .schema import audit, now
 

@@ -20,8 +20,8 @@ from sqlalchemy import Connection, delete, select
 from ...core import serial
 from ...core.errors import ConfigError, StoreError
 from ...core.frozen import NO_BASE, Base
-from ...core.printable import printable
 from ...core.spec import ModelSpec
+from ...core.system.printable import printable
 from ...core.types import Vector, json_float
 from ..vault import Signer
 from . import audit, blobs, runs

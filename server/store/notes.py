@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import StoreError
-from ...core.files import write_atomically
+from ...core.system.files import write_atomically
 from ..vault import Signer
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ import numpy as np
 from sqlalchemy import Connection, delete, false, select, update
 
 from ...core import serial
-from ...core.directions import Directions
 from ...core.errors import ConfigError
-from ...core.printable import printable
+from ...core.reading.directions import Directions
 from ...core.spec import ModelSpec
+from ...core.system.printable import printable
 from ...core.types import RoundRecord, ServerState
 from ..vault import Signer, Vault, signer_of, vault_of
 from . import audit, blobs, checking, checkpoints, leases, runs, sealing
@@ -314,7 +314,7 @@ class Store:
             return runs.summaries(connection)
 
     def has(self, run: str) -> bool:
-        """Whether there is a run of this very id."""
+        """Return whether there is a run of this very id."""
         with self._database.read() as connection:
             return connection.scalar(select(runs_table.c.run).where(runs_table.c.run == run)) is not None
 

@@ -93,7 +93,7 @@ def _foreign_tables(path: Path) -> str:
 
 
 def _is_cut_short(path: Path) -> bool:
-    """Whether a SQLite file at rest is shorter than its header says. SQLite reads a cut last page as zeros."""
+    """Return whether a SQLite file at rest is shorter than its header says. SQLite reads a cut last page as zeros."""
     with suppress(OSError):  # what cannot be read, SQLite will name
         if any(path.with_name(path.name + log).exists() for log in ("-wal", "-journal")):
             return False  # in use, or to be recovered

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ...core.directions import NO_DIRECTIONS, direction_of
 from ...core.errors import ConfigError, StoreError
-from ...core.loading import experiment_names, load_experiment
-from ...core.overrides import override, settings_of
+from ...core.reading.directions import NO_DIRECTIONS, direction_of
+from ...core.reading.loading import experiment_names, load_experiment
+from ...core.reading.overrides import override, settings_of
 from ...core.types import RoundRecord, Value, scalars
 from ..progress import GROUPS
 from ..store import RunDetails, RunOverview, RunTotals, Store

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...core.directions import NO_DIRECTIONS, direction_of
 from ...core.errors import ConfigError
+from ...core.reading.directions import NO_DIRECTIONS, direction_of
 from ...core.types import scalars
 from ..progress import GROUPS
 from ..store import Store

@@ -40,7 +40,7 @@ class RandomK(Codec):
 
     @property
     def shrinks(self) -> bool:
-        """Whether ‖decode(encode(v))‖ ≤ ‖v‖: with error feedback alone, as nothing is scaled then."""
+        """Return whether ‖decode(encode(v))‖ ≤ ‖v‖: with error feedback alone, as nothing is scaled then."""
         return self.error_feedback
 
     def payload_bytes(self, size: int) -> int:

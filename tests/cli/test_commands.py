@@ -13,8 +13,8 @@ import pytest
 
 from umbel.cli.console import figures, print_grid, print_table, to_json
 from umbel.cli.options import complete_experiments, complete_settings
-from umbel.core.loading import experiment_names, load_experiment
-from umbel.core.overrides import fit_to, override
+from umbel.core.reading.loading import experiment_names, load_experiment
+from umbel.core.reading.overrides import fit_to, override
 from umbel.core.types import RoundRecord
 
 SMALL = ("--set", "rounds=2", "--set", "local.epochs=1", "--seed", "7", "--clients", "50")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from interruptions import Killed, kill_at
-from umbel.core.loading import load_experiment
-from umbel.core.overrides import override
+from umbel.core.reading.loading import load_experiment
+from umbel.core.reading.overrides import override
 from umbel.privacy.keys import KeyFile
 from umbel.server.store import Store
 

@@ -24,10 +24,10 @@ from umbel import (
     SplitFed,
     run,
 )  # fmt: skip
-from umbel.core.backend import require_tensorflow
 from umbel.core.errors import UmbelError
 from umbel.core.examples import Examples
 from umbel.core.random import derive
+from umbel.core.system.backend import require_tensorflow
 from umbel.core.types import NOTHING, Broadcast, Failure
 from umbel.data import Iid, Partitioned, PerClient
 

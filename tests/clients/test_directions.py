@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from umbel.clients.keras.directions import direction_of_metric, measures_of
-from umbel.core.directions import direction_of, mode_of
 from umbel.core.errors import ConfigError
+from umbel.core.reading.directions import direction_of, mode_of
 
 ARGUMENTS = {
     "num_classes": 2,

@@ -427,7 +427,7 @@ def deltas(steps, batch_size, clients=1, rounds=1, noise_multiplier=2.0, clip_no
 
 
 def is_normal(values, scale):
-    """Whether values may be draws of N(0, scale²), by their mean square: 5 standard deviations of it."""
+    """Return whether values may be draws of N(0, scale²), by their mean square: 5 standard deviations of it."""
     return abs(np.mean(values.astype(np.float64) ** 2) / scale**2 - 1) < 5 * math.sqrt(2 / values.size)
 
 

@@ -8,7 +8,7 @@ import pytest
 from umbel import ConfigError, StoreError
 from umbel.clients.policy import Policy, Refused
 from umbel.clients.spending import MOST_VARIANTS, Spending, SpendingFile, total
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.privacy import LocalPlan
 from umbel.privacy.per_example import PerExamplePlan
 

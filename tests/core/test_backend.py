@@ -6,7 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from umbel import ConfigError
-from umbel.core.backend import keras_backend, require_backend, require_tensorflow, use_backend
+from umbel.core.system.backend import (
+    keras_backend,
+    require_backend,
+    require_tensorflow,
+    use_backend,
+)
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from umbel.core.coercion import as_array
 from umbel.core.errors import ConfigError
 from umbel.core.examples import Examples
+from umbel.core.reading.coercion import as_array
 
 
 def test_plain_and_mapped_arrays_are_returned_as_they_are(tmp_path):

@@ -14,7 +14,7 @@ from umbel import Chain, ConfigError, Examples, IncompatibleError, Local, StoreE
 from umbel.core import serial
 from umbel.core.aggregators import WeightedSum
 from umbel.core.examples import leaves, map_arrays
-from umbel.core.overrides import paths
+from umbel.core.reading.overrides import paths
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.types import ClientUpdate, Total, Weighted, add_metrics
 

@@ -10,8 +10,8 @@ import threading
 import numpy as np
 import pytest
 
-from umbel.core.description import describe
-from umbel.core.loading import load_experiment
+from umbel.core.reading.description import describe
+from umbel.core.reading.loading import load_experiment
 
 SAMPLER = '''
 import numpy as np
@@ -62,7 +62,7 @@ def test_a_plain_class_is_described_by_its_attributes_and_methods(loaded):
 
 def test_another_process_describes_it_alike(loaded, tmp_path):
     here = loaded()
-    code = "import sys; from umbel.core.loading import load_experiment; print(load_experiment('mine.py').describe())"
+    code = "from umbel.core.reading.loading import load_experiment; print(load_experiment('mine.py').describe())"
     path = ":".join(sys.path)
     there = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": path}, capture_output=True, text=True, check=True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from umbel.core.fingerprints import digest_of, fingerprint
+from umbel.core.reading.fingerprints import digest_of, fingerprint
 
 UNITS = 4
 SETTINGS = {"units": [4, 8]}

@@ -8,8 +8,8 @@ import pytest
 
 import umbel
 from umbel import ConfigError
-from umbel.core.beside import PREFIX
-from umbel.core.loading import experiment_names, load_compared, load_experiment
+from umbel.core.reading.beside import PREFIX
+from umbel.core.reading.loading import experiment_names, load_compared, load_experiment
 
 SMALL = "from federations import federation\nexperiment = federation()\n"
 

@@ -8,8 +8,8 @@ import pytest
 from federations import federation
 from simulations import play
 from umbel import ConfigError, FixedCohort, IncompatibleError, RunStopped, WeightedCohort, derive
-from umbel.core.devices import Devices, Diurnal
-from umbel.core.selection import InTime, Oort, PowerOfChoice
+from umbel.core.parts.devices import Devices, Diurnal
+from umbel.core.parts.selection import InTime, Oort, PowerOfChoice
 from umbel.core.types import Knowledge
 from umbel.privacy.secure_sum import SecureSum
 from umbel.strategies.fedbuff import FedBuff

@@ -9,11 +9,11 @@ import pytest
 
 from federations import federation
 from umbel import FedAdam, FedAvg, FixedCohort, Local, PowerOfChoice
-from umbel.core.adapted import adapted
 from umbel.core.aggregators import WeightedSum
-from umbel.core.algorithms import AsynchronousStrategy, Strategy
 from umbel.core.bases import Aggregator, Sampler
 from umbel.core.errors import ConfigError, IncompatibleError
+from umbel.core.parts.algorithms import AsynchronousStrategy, Strategy
+from umbel.core.reading.adapted import adapted
 from umbel.core.recipe import Recipe
 from umbel.core.traits import TEXTS, Declared, Trait, check_compatible
 from umbel.data import ClassWeighted, FeatureStatistics, LabelFlip, Selected, Standardised, kfold_clients, split_clients

@@ -6,7 +6,7 @@ import pytest
 from federations import federation
 from umbel import ConfigError
 from umbel.core.aggregators import WeightedSum
-from umbel.core.clusters import membership
+from umbel.core.parts.clusters import membership
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.summation import summation_of
 from umbel.core.tree import LEAF, Tree

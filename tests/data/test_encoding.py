@@ -6,7 +6,7 @@ import pytest
 from umbel.core.errors import ConfigError
 from umbel.core.examples import Examples
 from umbel.core.experiment import Experiment
-from umbel.core.sampling import FixedCohort
+from umbel.core.parts.sampling import FixedCohort
 from umbel.data import (
     Arrays,
     ByKey,

@@ -16,8 +16,8 @@ from umbel.core.bases import Population
 from umbel.core.errors import ConfigError
 from umbel.core.examples import Examples
 from umbel.core.experiment import Experiment
-from umbel.core.overrides import override
-from umbel.core.sampling import FixedCohort
+from umbel.core.parts.sampling import FixedCohort
+from umbel.core.reading.overrides import override
 from umbel.data import (
     Arrays,
     ByKey,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from umbel import ConfigError, FedAdam, override
-from umbel.core.loading import load_experiment, source_digest
+from umbel.core.reading.loading import load_experiment, source_digest
 from umbel.core.types import RoundRecord
 from umbel.deploy.federated import Flower, follow, locate
 from umbel.server.events import Finished, RoundDone, Started

@@ -20,7 +20,7 @@ import pytest
 import umbel
 from deployments import CLIENTS, EXPERIMENT, children, wait_for
 from umbel import ConfigError, UmbelError, override
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.deploy import federation, kits
 from umbel.deploy.federated import Flower
 from umbel.deploy.kits import OperatorKit, ServerKit

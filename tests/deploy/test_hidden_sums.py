@@ -14,7 +14,7 @@ import pytest
 from deployments import children, wait_for
 from optional import needs_tenseal
 from umbel import Simulation, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.deploy import federation, kits
 from umbel.deploy.kits import OperatorKit
 from umbel.deploy.provision import provision

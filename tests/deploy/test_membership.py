@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from umbel import ConfigError
-from umbel.core.loading import load_experiment
-from umbel.core.overrides import fit_to
+from umbel.core.reading.loading import load_experiment
+from umbel.core.reading.overrides import fit_to
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.types import RoundRecord, ServerState
 from umbel.deploy import federation, membership

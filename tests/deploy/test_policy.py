@@ -6,12 +6,12 @@ import pytest
 
 from umbel import ConfigError
 from umbel.clients.policy import Policy, Refused
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.deploy.texts import POLICY_TOML
 from umbel.privacy import PrivacyPlan
 
 FILE = """
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 experiment = load_experiment("digits_fedavg")
 open({canary!r}, "w").close()
 """
@@ -87,7 +87,7 @@ def test_a_digest_allows_one_experiment_and_no_variation_of_it(policy):
 
 def test_every_phase_of_a_clients_round_counts_as_epochs(policy, tmp_path):
     """FedRep's head and Ditto's own model are trained on the client's processor, too."""
-    text = "import dataclasses\nfrom umbel.core.loading import load_experiment\n"
+    text = "import dataclasses\nfrom umbel.core.reading.loading import load_experiment\n"
     text += "from umbel.strategies import Ditto, FedRep\n"
     text += "experiment = dataclasses.replace(load_experiment('digits_fedavg'), {})\n"
     for changes, most in (("strategy=FedRep(3), personal=('dense_1',)", 4), ("strategy=Ditto()", 2)):
@@ -154,7 +154,7 @@ def test_without_a_file_nothing_is_bounded(monkeypatch):
 
 PROMISING = """
 from umbel import FixedCohort
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.privacy import LocalPlan, SecureSum
 import dataclasses
 plain = load_experiment("digits_fedavg")

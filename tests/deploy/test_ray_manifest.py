@@ -12,7 +12,7 @@ import yaml
 
 import umbel
 from umbel.cli.main import app
-from umbel.core.loading import load_experiments
+from umbel.core.reading.loading import load_experiments
 
 ROOT = Path(umbel.__file__).parent
 PATH = ROOT / "deploy" / "kubernetes" / "ray" / "job.yaml"

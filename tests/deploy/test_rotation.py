@@ -17,7 +17,7 @@ import umbel
 from deployments import CLIENTS, PARITY, children, wait_for
 from umbel import ConfigError, Simulation
 from umbel.cli.main import execute
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.deploy import authority, federation
 from umbel.deploy.certificates import Authority, check_dates, fingerprint, host_and_port, load_all, pem, shake_hands
 from umbel.deploy.kits import ClientKit, OperatorKit, ServerKit

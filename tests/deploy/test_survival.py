@@ -11,7 +11,7 @@ import pytest
 import umbel
 from deployments import CLIENTS, PARITY, children, connection, has_begun, wait_for, write_kits
 from umbel import ConfigError, Simulation, UmbelError
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.deploy import federation, kits
 from umbel.deploy.federated import Flower
 from umbel.deploy.kits import OperatorKit, ServerKit

@@ -15,7 +15,7 @@ import umbel
 from federations import dense, federation
 from umbel import Simulation, override
 from umbel.cli.main import app, execute
-from umbel.core.loading import load_experiments
+from umbel.core.reading.loading import load_experiments
 from umbel.privacy.keys import KeyFile
 
 ROOT = Path(umbel.__file__).parent

@@ -11,7 +11,7 @@ import pytest
 
 import umbel
 from umbel import Simulation, run
-from umbel.core.loading import load_experiments
+from umbel.core.reading.loading import load_experiments
 from umbel.data import PerClient
 from umbel.experiments import fashion_cnn_bn
 from umbel.runtimes.team import workers_of

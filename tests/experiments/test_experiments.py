@@ -12,7 +12,7 @@ import pytest
 import umbel
 from optional import needs_tenseal
 from umbel import Simulation, run
-from umbel.core.loading import experiment_names, load_experiment, load_experiments
+from umbel.core.reading.loading import experiment_names, load_experiment, load_experiments
 
 FOLDER = Path(umbel.__file__).parent / "experiments"
 mnist = pytest.mark.skipif(
@@ -81,7 +81,7 @@ def test_mnist_is_shared_as_published(model):
 
 def test_importing_private_experiments_loads_nothing_that_they_need_later():
     code = (
-        "import sys; from umbel.core.loading import load_experiment;"
+        "import sys; from umbel.core.reading.loading import load_experiment;"
         "[load_experiment(f'mnist_{name}') for name in ('dp', 'secagg', 'he')];"
         "print([name for name in ('dp_accounting', 'tenseal', 'tensorflow', 'keras') if name in sys.modules])"
     )

@@ -32,7 +32,7 @@ def released(transform, **changes):
 
 
 def is_scale(values, scale):
-    """Whether the mean square lies within 5 of its own deviations of scale²."""
+    """Return whether the mean square lies within 5 of its own deviations of scale²."""
     ratio = np.mean(np.square(values, dtype=np.float64)) / scale**2
     return abs(ratio - 1) < 5 * np.sqrt(2 / values.size)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from umbel import AllClients, FixedCohort, PoissonCohort
-from umbel.core.adapted import adapted
 from umbel.core.bases import Sampler
+from umbel.core.parts.sampling import WeightedCohort, least_cohort
 from umbel.core.random import Key
-from umbel.core.sampling import WeightedCohort, least_cohort
+from umbel.core.reading.adapted import adapted
 from umbel.core.sums import Meeting
 from umbel.core.types import NOTHING, ClientUpdate, Failure, Shape
 from umbel.privacy import SecureSum

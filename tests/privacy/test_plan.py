@@ -9,8 +9,8 @@ from sums import Rehearsal
 from federations import blobs, federation
 from umbel import Chain, Clip, ConfigError, data
 from umbel.core.errors import IncompatibleError, RunStopped
+from umbel.core.parts.sampling import AllClients, FixedCohort, PoissonCohort
 from umbel.core.random import derive
-from umbel.core.sampling import AllClients, FixedCohort, PoissonCohort
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.types import NOTHING, ClientUpdate, Shape, Total
 from umbel.privacy import (

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from umbel import FedAvg, Simulation, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.strategies.feddyn import FedDyn
 from umbel.strategies.scaffold import Scaffold
 

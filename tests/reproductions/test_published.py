@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from umbel import Simulation, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 
 DATA = Path(os.environ.get("UMBEL_DATA", "."))
 needs_mnist = pytest.mark.skipif(not (DATA / "mnist.npz").is_file(), reason="mnist.npz is not in $UMBEL_DATA")

@@ -10,8 +10,8 @@ from engines import SOONEST
 from federations import Nowhere, dropped_and_normalised, federation
 from simulations import play
 from umbel import AllClients, Chain, ConfigError, IncompatibleError, Simulation, derive, run
-from umbel.core.devices import Deadline, Devices
 from umbel.core.experiment import Experiment
+from umbel.core.parts.devices import Deadline, Devices
 from umbel.core.types import NOTHING, Broadcast, ClientUpdate, CodedUpdate
 from umbel.privacy.central import CentralGaussian
 from umbel.privacy.clipping import Clip

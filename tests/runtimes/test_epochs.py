@@ -11,8 +11,8 @@ from federations import dropped_and_normalised, federation
 from quadratics import RATE, Quadratics, close
 from simulations import play, simulation
 from umbel import AllClients, ConfigError, IncompatibleError, Local, PerExample, Simulation, derive, override, run
-from umbel.core.devices import Deadline, Devices
-from umbel.core.epochs import Epochs, ListedEpochs
+from umbel.core.parts.devices import Deadline, Devices
+from umbel.core.parts.epochs import Epochs, ListedEpochs
 from umbel.core.types import NOTHING, Broadcast
 from umbel.server.clock import VirtualClock
 from umbel.strategies import FedBuff, FedNova, FedProx

@@ -22,7 +22,7 @@ from umbel import AllClients, ClientError, ConfigError, Experiment, Ray, Simulat
 from umbel.cli.main import execute
 from umbel.core.aggregators import WeightedSum
 from umbel.core.bases import Aggregator
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.core.tree import LEAF, Tree
 from umbel.core.types import ClientUpdate
 from umbel.runtimes.ray import cluster, division, job_queue, likeness

@@ -124,7 +124,7 @@ def test_a_process_for_each_gpu_that_ray_knows_of(caplog):
 
 PROGRAM = """
 import dataclasses, sys, time, umbel
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 
 def listen(ray):
     from umbel.runtimes.ray import cluster

@@ -22,8 +22,8 @@ from umbel import (
     override,
     run,
 )
-from umbel.core.devices import Devices
-from umbel.core.local import Passes
+from umbel.core.parts.devices import Devices
+from umbel.core.parts.local import Passes
 from umbel.core.types import Broadcast
 from umbel.strategies import Ditto, FedNova, FedRep, Scaffold
 

@@ -17,7 +17,7 @@ from umbel import (
     WeightedCohort,
     data,
 )
-from umbel.core.devices import Around, Deadline, Devices, Diurnal, Fleet, Traces, fleet_of
+from umbel.core.parts.devices import Around, Deadline, Devices, Diurnal, Fleet, Traces, fleet_of
 from umbel.core.random import derive
 from umbel.server.store import Store
 

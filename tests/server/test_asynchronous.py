@@ -27,7 +27,7 @@ from umbel import (
     strategies,
 )
 from umbel.core import serial
-from umbel.core.devices import Around, Deadline, Devices, Diurnal
+from umbel.core.parts.devices import Around, Deadline, Devices, Diurnal
 from umbel.core.types import NOTHING, ClientUpdate, Mean, ServerState
 from umbel.data import Generated
 from umbel.server.asynchronous import AsynchronousState, first_state, play_asynchronously

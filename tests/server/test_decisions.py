@@ -25,7 +25,7 @@ from umbel import (
     WeightedCohort,
     derive,
 )
-from umbel.core.directions import NO_DIRECTIONS, Measures
+from umbel.core.reading.directions import NO_DIRECTIONS, Measures
 from umbel.core.types import RoundRecord
 from umbel.server.watched import check_watched, watching
 

@@ -19,7 +19,7 @@ from umbel import (
     Simulation,
     run,
 )
-from umbel.core.devices import Devices, Traces
+from umbel.core.parts.devices import Devices, Traces
 from umbel.strategies import IFCA, Agnostic, FedAdam, FedBuff, Scaffold, SemiSynchronous, SplitFed
 
 

@@ -24,7 +24,7 @@ from prometheus_client import parser
 
 import umbel
 from umbel.core.errors import BudgetSpent, ConfigError, RunStopped
-from umbel.core.printable import is_printable, printable
+from umbel.core.system.printable import is_printable, printable
 from umbel.core.types import Failure, RoundRecord
 from umbel.server.monitoring import (
     REASONS,

@@ -7,7 +7,7 @@ from federations import FEATURES
 from normalised import far_apart, normalised, statistics_of
 from simulations import play
 from umbel import FedAvg, FixedCohort, strategies
-from umbel.core.devices import Around, Devices
+from umbel.core.parts.devices import Around, Devices
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.types import NOTHING, ClientUpdate, Mean
 from umbel.server.statistics import followed, rebased

@@ -148,7 +148,7 @@ def expected(history):
 
 
 def same(found, history):
-    """Whether each round's numbers are there once, to float32."""
+    """Return whether each round's numbers are there once, to float32."""
     wanted = expected(history)
     assert found.keys() == wanted.keys()
     for round, pairs in found.items():

@@ -29,7 +29,7 @@ from umbel import (
     run,
 )
 from umbel.core.aggregators import WeightedSum
-from umbel.core.clusters import cluster_of, first_best, membership
+from umbel.core.parts.clusters import cluster_of, first_best, membership
 from umbel.core.types import NOTHING, ClientUpdate, Weighted
 from umbel.strategies import IFCA, Median, NormBound, PerCluster
 from umbel.strategies.ifca import Clusters

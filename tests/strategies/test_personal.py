@@ -26,8 +26,8 @@ from umbel import (
     data,
     run,
 )
-from umbel.core.epochs import Epochs
-from umbel.core.phases import FineTune
+from umbel.core.parts.epochs import Epochs
+from umbel.core.parts.phases import FineTune
 from umbel.core.types import Phase
 from umbel.server.store import Store
 from umbel.strategies import Ditto, FedRep

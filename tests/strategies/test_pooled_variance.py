@@ -21,7 +21,7 @@ from umbel import (
     derive,
 )
 from umbel.core.aggregators import WeightedSum
-from umbel.core.chain import flattened
+from umbel.core.parts.chain import flattened
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.tree import Tree
 from umbel.core.types import NOTHING, ClientUpdate

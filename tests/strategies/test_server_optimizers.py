@@ -9,7 +9,7 @@ from engines import SOONEST
 from federations import federation
 from umbel import ConfigError, Simulation, run
 from umbel.core import serial
-from umbel.core.overrides import override
+from umbel.core.reading.overrides import override
 from umbel.core.types import NOTHING, Mean
 from umbel.server import Constant, Cosine, ReduceOnPlateau, StepDecay, WarmUp
 from umbel.strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi

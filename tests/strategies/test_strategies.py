@@ -6,7 +6,7 @@ import pytest
 from umbel import ConfigError, FedAvg
 from umbel.core import serial
 from umbel.core.aggregators import WeightedSum
-from umbel.core.clusters import membership
+from umbel.core.parts.clusters import membership
 from umbel.core.recipe import extra_size
 from umbel.core.types import NOTHING, ClientUpdate, Mean, Total
 from umbel.strategies import ALL_STRATEGIES

@@ -23,8 +23,8 @@ from umbel import (
     run,
 )
 from umbel.core.bases import Population
-from umbel.core.compatible import check_fresh
 from umbel.core.protocols import Source
+from umbel.core.reading.compatible import check_fresh
 from umbel.data import (
     Arrays,
     FeatureStatistics,

@@ -52,7 +52,7 @@ class Cell(NamedTuple):
 
     @property
     def is_right(self) -> bool:
-        """Whether the value is equal, or refused with a sentence."""
+        """Return whether the value is equal, or refused with a sentence."""
         is_refused = self.verdict.startswith("refused: ") and "() failed" not in self.verdict  # a kind that is none
         return self.verdict == "=" or is_refused
 

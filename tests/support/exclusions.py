@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from umbel import strategies
+from umbel.core.parts.sampling import AllClients, FixedCohort, PoissonCohort
 from umbel.core.recipe import declared
-from umbel.core.sampling import AllClients, FixedCohort, PoissonCohort
 from umbel.core.traits import TEXTS, Declared
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "algorithms.md"

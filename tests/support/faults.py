@@ -158,7 +158,7 @@ FAULTS = [
     ),
     Fault(
         "a cohort's coins are not fair",
-        "core/sampling.py",
+        "core/parts/sampling.py",
         "count = generator.binomial(len(clients), self.rate)",
         "count = round(len(clients) * self.rate)",
         "tests/server/test_decisions.py::test_poisson_cohort_sizes_are_binomial",
@@ -208,7 +208,7 @@ def misfits() -> list[str]:
 
 
 def is_noticed(fault: Fault, tree: Path) -> bool:
-    """Whether the fault's test fails in a copy of the tree that has the fault; the copy is mended afterwards."""
+    """Return whether the fault's test fails in a copy of the tree that has the fault; the copy is mended afterwards."""
     file = tree / fault.file
     text = file.read_text("utf-8")
     file.write_text(text.replace(fault.line, fault.slip), "utf-8")

@@ -202,15 +202,15 @@ FOREIGN = {
     "NumPy": "files",
 }
 ADAPTING = {
-    "core/beside.py": "modules beside a user's file",
-    "core/description.py": "attributes of a user's own class",
-    "core/fingerprint.py": "methods of a user's own class",
-    "core/slips.py": "values of any kind where a part is expected",
+    "core/reading/beside.py": "modules beside a user's file",
+    "core/reading/description.py": "attributes of a user's own class",
+    "core/reading/fingerprint.py": "methods of a user's own class",
+    "core/reading/slips.py": "values of any kind where a part is expected",
     "server/arguments.py": "values of any kind where a store or a watcher is expected",
-    "core/adapted.py": "plain classes of the user's own",
+    "core/reading/adapted.py": "plain classes of the user's own",
     "core/validation.py": "methods of plain classes, a dataclass's fields by name",
-    "core/loading.py": "a user's file, run in a module",
-    "core/overrides.py": "type hints, read where their class was written",
+    "core/reading/loading.py": "a user's file, run in a module",
+    "core/reading/overrides.py": "type hints, read where their class was written",
     "clients/jax/eager.py": "a Keras model's steps by name",
     "clients/jax/variables.py": "a Keras optimizer's rate, and the optimizer inside a loss scale",
     "clients/tensorflow/eager.py": "a Keras model's steps by name",
@@ -232,7 +232,7 @@ ADAPTING = {
 
 
 def is_foreign(name: str, line: int, call: str) -> bool:
-    """Whether the call asks a value of somebody else's, as the tables above list them."""
+    """Return whether the call asks a value of somebody else's, as the tables above list them."""
     asked = call.split(", ")[1].rstrip(")").strip("'") if ", " in call else ""
     return name in ADAPTING or any(asked in names.split() for names in FOREIGN.values())
 

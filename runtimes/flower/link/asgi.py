@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
     @property
     def is_taken(self) -> bool:
-        """Whether the application did what it was asked, and so let the caller in."""
+        """Return whether the application did what it was asked, and so let the caller in."""
         return self.status < 300
 
     @property

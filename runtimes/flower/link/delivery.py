@@ -36,7 +36,7 @@ class Handed:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is handed out no more: its round has ended, or its node cannot take it."""
+        """Return whether it is handed out no more: its round has ended, or its node cannot take it."""
         return self.times >= MOST_TIMES or self._expires < time.time()
 
 

@@ -80,7 +80,7 @@ class Quota:
         await answer.give(send)
 
     def _is_beyond(self, request: PushObjectRequest) -> bool:
-        """Whether a reply has become too large; then nothing of it is kept any more."""
+        """Return whether a reply has become too large; then nothing of it is kept any more."""
         state, session = self._state(), request.session_id
         (stored,) = state.query(STORED, {"session": session})
         if stored["bytes"] <= self._most:

@@ -43,7 +43,7 @@ class TokenAuthenticator(ControlAuthnPlugin):
         return True, AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
 
     def lets_in(self, token: bytes) -> bool:
-        """Whether this is one of the tokens."""
+        """Return whether this is one of the tokens."""
         digest = hashlib.sha256(token).hexdigest()
         matches = [hmac.compare_digest(digest, known) for known in self._hashes]
         return any(matches)

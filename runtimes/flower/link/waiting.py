@@ -72,5 +72,5 @@ class Waiting:
 
 
 def _is_empty(answer: Answer) -> bool:
-    """Whether the application says that there is no message."""
+    """Return whether the application says that there is no message."""
     return answer.is_taken and not PullMessagesResponse.FromString(answer.body).messages_list

@@ -255,7 +255,7 @@ def connection(server: str, trust: Announced | None) -> httpx.Client:
 
 
 def is_final(error: httpx.TransportError) -> bool:
-    """Whether a call fails for good: its handshake was refused, and not only cut."""
+    """Return whether a call fails for good: its handshake was refused, and not only cut."""
     text = str(error).lower()
     is_refused = isinstance(error, httpx.ConnectError) and any(word in text for word in SECURITY)
     return is_refused and not any(word in text for word in CUT)

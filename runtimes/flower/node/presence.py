@@ -84,7 +84,7 @@ def hold(folder: Path) -> int | None:
 
 
 def _lock(file: int) -> bool:
-    """Whether the file could be locked."""
+    """Return whether the file could be locked."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

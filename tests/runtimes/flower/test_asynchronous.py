@@ -7,7 +7,7 @@ from federations import federation
 from grids import ProcessGrid
 from interruptions import CRASH_POINTS, Killed, kill_at
 from umbel import IncompatibleError, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.runtimes.flower.runtime import FlowerRuntime
 from umbel.server import live
 from umbel.server.store import Store

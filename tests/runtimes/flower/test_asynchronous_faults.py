@@ -10,7 +10,7 @@ import pytest
 from deployments import children
 from umbel import UmbelError
 from umbel.benchmarks import asynchronous
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.core.types import ServerState
 from umbel.runtimes.flower.local import LocalFederation
 from umbel.server import RoundDone

@@ -9,7 +9,7 @@ from rounds import begin
 from federations import Nowhere
 from grids import ProcessGrid
 from umbel import Simulation, derive, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.core.types import NOTHING, Broadcast
 from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.memory import Disk

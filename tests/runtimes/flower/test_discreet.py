@@ -8,7 +8,7 @@ import pytest
 from federations import CLASSES, FEATURES, blobs
 from grids import ProcessGrid
 from umbel import RunStopped, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.runtime import FlowerRuntime
 

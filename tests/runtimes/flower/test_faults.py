@@ -10,7 +10,7 @@ import pytest
 
 from deployments import has_begun, wait_for
 from umbel import Simulation, UmbelError, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.runtimes.flower.local import LocalFederation
 from umbel.server import RoundDone, Started
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from umbel import ConfigError, RunStopped, Simulation, UmbelError, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.runtimes.flower.events import packed_error, unpacked
 from umbel.runtimes.flower.local import LocalFederation, fit_to
 from umbel.runtimes.flower.processes import Processes

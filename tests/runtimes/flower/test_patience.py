@@ -124,7 +124,7 @@ KEY = NodeKey()
 
 
 def activated(app):
-    """Whether a node with the key is let in, as Flower's own asks for it."""
+    """Return whether a node with the key is let in, as Flower's own asks for it."""
     request = ActivateNodeRequest(public_key=KEY.public, heartbeat_interval=BEAT_SECONDS)
     return called(app, ACTIVATE_PATH, request, KEY.proof).is_taken
 

@@ -5,7 +5,7 @@ import pytest
 from grids import ProcessGrid
 from interruptions import Killed, kill_at
 from umbel import Simulation, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.privacy.secure_sum import SecureSum
 from umbel.runtimes.flower import secure_tasks
 from umbel.runtimes.flower.runtime import FlowerRuntime

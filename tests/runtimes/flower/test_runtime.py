@@ -12,7 +12,7 @@ from rounds import begin
 from federations import Nowhere, federation
 from grids import FIRST_NODE, ProcessGrid
 from umbel import AllClients, ConfigError, IncompatibleError, RunStopped, Simulation, derive, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.core.types import NOTHING, Broadcast
 from umbel.privacy.plan import PrivacyPlan
 from umbel.runtimes.flower import wire

@@ -15,8 +15,8 @@ from federations import Nowhere
 from grids import FIRST_NODE, ProcessGrid
 from optional import HAS_TENSEAL, needs_tenseal
 from umbel import ConfigError, IncompatibleError, RunStopped, Simulation, derive, run
-from umbel.core.loading import load_experiment
 from umbel.core.random import Key
+from umbel.core.reading.loading import load_experiment
 from umbel.core.runtime import Assignment
 from umbel.core.types import NOTHING, Broadcast
 from umbel.privacy.contexts import ClientContext

@@ -8,8 +8,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from umbel.clients.spending import SpendingFile, total
 from umbel.clients.tensorflow.engine import TensorFlowEngine
-from umbel.core.loading import load_experiment
 from umbel.core.random import Key
+from umbel.core.reading.loading import load_experiment
 from umbel.core.types import NOTHING, Broadcast
 from umbel.runtimes.flower import client, wire
 

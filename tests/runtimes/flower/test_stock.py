@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from umbel import Simulation, run
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.runtimes.flower.events import unpacked
 from umbel.runtimes.flower.local import app_config, pyproject
 from umbel.runtimes.flower.private import ControlApi, without_proxy

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 import umbel
 from shown import INJECTED, PLAN, SPEC, begin, go_on, record, standing, state, sweep
-from umbel.core.loading import load_experiment
+from umbel.core.reading.loading import load_experiment
 from umbel.server.monitoring import Monitor, pages_of
 from umbel.server.ui import PageAddress, create_app
 from umbel.server.ui.comparing import MOST

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bases import Sampler, Sizes
-from .errors import RunStopped
-from .random import Key
-from .validation import plain_numbers, require_count, require_real
+from ..bases import Sampler, Sizes
+from ..errors import RunStopped
+from ..random import Key
+from ..validation import plain_numbers, require_count, require_real
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..validation import require, shown
 from .fingerprint import is_users_own
-from .validation import require, shown
 
 # Members that each part has, and no other value has by chance; and an example of the part.
 PARTS = {
@@ -82,7 +82,7 @@ def check_methods(fields: Mapping[str, Any]) -> None:
 
 
 def takes(function: Any, count: int) -> bool:
-    """Whether a function can be called with so many arguments."""
+    """Return whether a function can be called with so many arguments."""
     try:
         inspect.signature(function).bind(*range(count))
     except TypeError:

@@ -9,13 +9,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .algorithms import ClientRule, Correction, Strategy
-from .bases import TRANSFORM_NEEDS, Aggregator, Callback, Sampler, Schedule, UpdateTransform
-from .chain import Chain
-from .errors import ConfigError
+from ..bases import TRANSFORM_NEEDS, Aggregator, Callback, Sampler, Schedule, UpdateTransform
+from ..errors import ConfigError
+from ..parts.algorithms import ClientRule, Correction, Strategy
+from ..parts.chain import Chain
+from ..traits import Trait
+from ..validation import lacking, shown
 from .old_words import FLAGS
-from .traits import Trait
-from .validation import lacking, shown
 
 MISSING = object()
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .errors import ConfigError
-from .types import Metrics, Weighted
+from ..errors import ConfigError
+from ..types import Metrics, Weighted
 
 CLUSTER = "cluster_"  # prefix of a cluster's number in the metric that says whether a client is in it, 1 or 0
 

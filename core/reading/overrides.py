@@ -11,12 +11,12 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
-from .errors import ConfigError
+from ..errors import ConfigError
+from ..validation import fields_of, require, shown, suggest
 from .old_words import renamed
-from .validation import fields_of, require, shown, suggest
 
 if TYPE_CHECKING:
-    from .experiment import Experiment
+    from ..experiment import Experiment
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .examples import Examples
-from .validation import lacking, require, require_methods, shown
+from ..examples import Examples
+from ..validation import lacking, require, require_methods, shown
 
 CLIENTS = ("sizes", "examples", "resident", "indices", "__len__")
 REQUIRED_METHODS = {

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 VARIABLE = "KERAS_BACKEND"
 DEFAULT = "tensorflow"

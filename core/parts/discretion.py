@@ -6,7 +6,7 @@ from typing import Any
 
 
 def is_discreet(experiment: Any) -> bool:
-    """Whether nothing but a noisy or a masked vector may leave a client.
+    """Return whether nothing but a noisy or a masked vector may leave a client.
 
     True where clients release noise (LocalPlan, DistributedPlan, PerExamplePlan, DP-SGD without a plan) and where an
     aggregation hides their updates. Then a reply is of the same kind and length whatever the examples are: what is not

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError
-from .validation import require
+from ..errors import ConfigError
+from ..validation import require
 
 SUFFIXES = (".keras", ".weights.h5", ".npz")
 PINNED = re.compile(r"(?P<path>.+) sha256:(?P<digest>[0-9a-f]{16})")  # a file, as a run has it on record

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .algorithms import AsynchronousStrategy
-from .bases import Population
-from .chain import flattened
-from .errors import ConfigError, IncompatibleError
-from .recipe import Recipe, course_of, declared
-from .traits import check_compatible
-from .validation import lacking
+from ..bases import Population
+from ..errors import ConfigError, IncompatibleError
+from ..parts.algorithms import AsynchronousStrategy
+from ..parts.chain import flattened
+from ..recipe import Recipe, course_of, declared
+from ..traits import check_compatible
+from ..validation import lacking
 
 
 def check_together(recipe: Recipe) -> None:
@@ -123,7 +123,7 @@ def delta_of(recipe: Recipe) -> float | None:
 
 
 def has_noise(recipe: Recipe) -> bool:
-    """Whether noise is on what is released, with a plan that prices it or without."""
+    """Return whether noise is on what is released, with a plan that prices it or without."""
     adds_noise = any(one.adds_noise for one in flattened(recipe.transforms))
     return recipe.plan is not None or recipe.local.per_example is not None or adds_noise
 

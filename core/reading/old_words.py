@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-from .traits import Trait
+from ..traits import Trait
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])

@@ -27,14 +27,14 @@ FINGERPRINTS: WeakKeyDictionary[FunctionType, str] = WeakKeyDictionary()
 
 
 def is_users_own(cls: type) -> bool:
-    """Whether a class is neither Python's, nor Umbel's, nor an installed package's."""
+    """Return whether a class is neither Python's, nor Umbel's, nor an installed package's."""
     top = cls.__module__.partition(".")[0]
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return top not in (UMBEL, "builtins") and not is_installed(file or "")
 
 
 def is_installed(file: str) -> bool:
-    """Whether a file is Python's, or an installed package's."""
+    """Return whether a file is Python's, or an installed package's."""
     path = Path(file).resolve()
     return path.is_relative_to(STANDARD) or not PACKAGES.isdisjoint(path.parts)
 
@@ -53,7 +53,7 @@ def functions_of(cls: type) -> Iterator[tuple[str, FunctionType]]:
 
 
 def is_generated(cls: type, function: FunctionType) -> bool:
-    """Whether Python made a class's function, as for a dataclass."""
+    """Return whether Python made a class's function, as for a dataclass."""
     file = function.__code__.co_filename
     return is_installed(file) or (file == GENERATED and dataclasses.is_dataclass(cls) and function.__name__[:2] == "__")
 

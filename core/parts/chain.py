@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .bases import UpdateTransform
-from .random import Key
-from .spec import ModelSpec
-from .traits import Trait
-from .types import ClientUpdate, State, Total
+from ..bases import UpdateTransform
+from ..random import Key
+from ..spec import ModelSpec
+from ..traits import Trait
+from ..types import ClientUpdate, State, Total
 
 
 class Chain(UpdateTransform):

@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .bases import Part, Population, Sampler, UpdateTransform
-from .errors import ConfigError
-from .random import Key
-from .sums import ClientSum, Joins, Meeting, ServerSum
-from .traits import Trait
-from .types import (
-    Vector,
-)
+from ..bases import Part, Population, Sampler, UpdateTransform
+from ..errors import ConfigError
+from ..random import Key
+from ..sums import ClientSum, Joins, Meeting, ServerSum
+from ..traits import Trait
+from ..types import Vector
 
 PLAN_NEEDS = Trait.COHORTS | Trait.INDEPENDENT_CLIENTS | Trait.ONLY_UPDATES
 
@@ -67,12 +65,12 @@ class SecureAggregation(Part):
 
     @property
     def clients_decrypt(self) -> bool:
-        """Whether some clients see a round's sum before anything is done to it."""
+        """Return whether some clients see a round's sum before anything is done to it."""
         return False
 
     @property
     def tells_cohort(self) -> bool:
-        """Whether a client learns who else takes part in a round."""
+        """Return whether a client learns who else takes part in a round."""
         return True
 
     def prepare(self) -> None:
@@ -209,7 +207,7 @@ class Plan(Part):
     @property
     @abc.abstractmethod
     def clients_release(self) -> bool:
-        """Whether clients send noisy updates, which are released as they are sent; False for noise on the sum."""
+        """Say whether clients send noisy updates, which are released as they are sent; False for noise on the sum."""
 
     @property
     def per_example(self) -> PerExamplePrivacy | None:

@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bases import Aggregator, Part
-from .random import Key
-from .traits import Trait
-from .types import (
-    NOTHING,
-    Broadcast,
-    ClientUpdate,
-    Mean,
-    OwnModel,
-    Phase,
-    State,
-    Total,
-    Vector,
-)
+from ..bases import Aggregator, Part
+from ..random import Key
+from ..traits import Trait
+from ..types import NOTHING, Broadcast, ClientUpdate, Mean, OwnModel, Phase, State, Total, Vector
 
 
 class Strategy(Part):
@@ -32,7 +22,7 @@ class Strategy(Part):
 
     @property
     def mixes_models(self) -> bool:
-        """Whether the model is a mean of models, or there are several, so that statistics are mixed with them."""
+        """Say whether the model is a mean of models, or there are several, so that statistics are mixed with them."""
         return False
 
     @property
@@ -174,7 +164,7 @@ class ClientRule(Part):
 
     @property
     def remembers(self) -> bool:
-        """Whether clients keep a vector between rounds."""
+        """Return whether clients keep a vector between rounds."""
         return False
 
     @property

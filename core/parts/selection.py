@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from .adapted import adapted
-from .bases import LearningSampler, Sampler, Sizes
-from .random import Key
+from ..bases import LearningSampler, Sampler, Sizes
+from ..random import Key
+from ..reading.adapted import adapted
+from ..types import Knowledge
+from ..validation import fields_of, require, require_count, require_real
 from .sampling import FixedCohort, WeightedCohort, enough
-from .types import Knowledge
-from .validation import fields_of, require, require_count, require_real
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import ConfigError
-from .random import derive
-from .validation import require, require_count
+from ..errors import ConfigError
+from ..random import derive
+from ..validation import require, require_count
 
 WORDS = 4  # number of 64-bit numbers that Philox makes at a time; a client uses the first of its own four
 

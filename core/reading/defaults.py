@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .algorithms import Strategy
-from .errors import ConfigError
-from .sampling import AllClients, FixedCohort
+from ..errors import ConfigError
+from ..parts.algorithms import Strategy
+from ..parts.sampling import AllClients, FixedCohort
 
 NAME = "experiment"
 COHORT = 10  # clients a round, of a population that has more

@@ -20,7 +20,7 @@ from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 UMBEL = __name__.partition(".")[0]
-FOLDER = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parents[2]
 PREFIX = f"{UMBEL}_experiment_"
 
 
@@ -61,7 +61,7 @@ class Place(NamedTuple):
 
 
 def is_installed(name: str) -> bool:
-    """Whether an import of a top-level name finds a module without any place's help."""
+    """Return whether an import of a top-level name finds a module without any place's help."""
     return name in sys.modules or importlib.util.find_spec(name) is not None
 
 

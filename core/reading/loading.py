@@ -14,12 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeVar
 
-from .backend import require_backend
+from ..errors import ConfigError
+from ..experiment import Experiment
+from ..system.backend import require_backend
+from ..validation import shown, suggest
 from .beside import PREFIX, run_file
-from .errors import ConfigError
-from .experiment import Experiment
 from .overrides import override
-from .validation import shown, suggest
 
 T = TypeVar("T")
 
@@ -37,7 +37,8 @@ def load_experiment(reference: str, overrides: Sequence[str] = ()) -> Experiment
     """Load the `experiment` of a module of `umbel.experiments` ("digits_fedavg") or of a file ("work/mine.py").
 
     overrides: `key=value` assignments, applied left to right. A file is run anew at each call, with the modules beside
-    it that it imports (see `core/beside.py`); they stay in `sys.modules`, so that what they define can be pickled.
+    it that it imports (see `core/reading/beside.py`); they stay in `sys.modules`, so that what they define can be
+    pickled.
     Errors: ConfigError for an unknown name (with the nearest one), a missing file, a file that fails, or one that
     defines no Experiment.
     """

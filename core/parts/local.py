@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bases import Schedule
+from ..bases import Schedule
+from ..errors import ConfigError, IncompatibleError
+from ..reading.slips import check_local
+from ..types import RoundRecord
+from ..validation import fields_of, lacking, plain_numbers, require_count, require_real
 from .epochs import Epochs, ListedEpochs
-from .errors import ConfigError, IncompatibleError
 from .private import PerExamplePrivacy
-from .slips import check_local
-from .types import RoundRecord
-from .validation import fields_of, lacking, plain_numbers, require_count, require_real
 
 DIGITS = 9  # decimals kept of a number of steps before it is rounded up: 0.7 of 10 steps are 7, not 8
 
@@ -96,7 +96,7 @@ class Local:
 
     @property
     def is_partial(self) -> bool:
-        """Whether a client's last pass over its examples may end before they do."""
+        """Return whether a client's last pass over its examples may end before they do."""
         if isinstance(self.epochs, ListedEpochs):
             return self.epochs.values.dtype.kind == "f"
         return self.steps is not None or isinstance(self.epochs, float)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..validation import callable_name, fields_of, lacking
 from .fingerprint import fingerprint, functions_of, is_users_own
-from .validation import callable_name, fields_of, lacking
 
 BARE = ("builtins", "typing", "abc", __name__.partition(".")[0])  # top packages of base classes that hold nothing
 FUNCTIONS = (type, FunctionType, BuiltinFunctionType, MethodType, partial)
@@ -59,7 +59,7 @@ def describe(path: str, value: Any, flat: dict[str, str], above: tuple[int, ...]
 
 
 def is_plain(value: Any) -> bool:
-    """Whether value is known by its attributes: an object of a user's own class, no base of which is installed."""
+    """Say whether value is known by its attributes: an object of a user's own class, no base of which is installed."""
     if isinstance(value, (*FUNCTIONS, enum.Enum)) or not is_users_own(type(value)):
         return False
     return all(is_users_own(cls) or cls.__module__.partition(".")[0] in BARE for cls in type(value).__mro__)

@@ -14,11 +14,11 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from .errors import ConfigError
-from .random import Key, derive
-from .traits import Trait
-from .types import UNAVAILABLE
-from .validation import fields_of, require, require_methods, require_real
+from ..errors import ConfigError
+from ..random import Key, derive
+from ..traits import Trait
+from ..types import UNAVAILABLE
+from ..validation import fields_of, require, require_methods, require_real
 
 REASONS = ("", "dropped_out", UNAVAILABLE)  # why a client's work came to nothing; "" where it did not
 NEVER = -math.inf

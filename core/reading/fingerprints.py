@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .validation import fields_of, lacking
+from ..validation import fields_of, lacking
 
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...))
 NOT_READ = ("__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__annotations__")
@@ -143,12 +143,12 @@ def _is_empty(cell: Any) -> bool:
 
 
 def is_own(value: Any) -> bool:
-    """Whether an object is of a class of the user's own."""
+    """Return whether an object is of a class of the user's own."""
     return not isinstance(value, types.ModuleType) and not is_installed(type(value).__module__)
 
 
 def is_installed(name: str | None) -> bool:
-    """Whether a module, by its name, is Python's, an installed package's or Umbel's."""
+    """Return whether a module, by its name, is Python's, an installed package's or Umbel's."""
     module = sys.modules.get(name or "")
     if module is None or name == "__main__":
         return False

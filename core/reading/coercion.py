@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .errors import ConfigError
-from .validation import lacking
+from ..errors import ConfigError
+from ..validation import lacking
 
 MEMORY_FRACTION = 1 / 4  # share of the machine's memory that a data set may take to be held whole
 NUMBER_KINDS = "biuf"
@@ -58,7 +58,7 @@ def as_array(value: Any, name: str = "an array") -> np.ndarray:
 
 
 def is_frame(value: Any) -> bool:
-    """Whether value is a data frame: of pandas, polars, or the like."""
+    """Return whether value is a data frame: of pandas, polars, or the like."""
     return not lacking(value, ("columns", "dtypes")) and not isinstance(value, np.ndarray)
 
 
@@ -74,7 +74,7 @@ def target_columns(labels: Any) -> tuple[str, ...]:
 
 
 def is_picture(value: Any) -> bool:
-    """Whether value is an image of Pillow."""
+    """Return whether value is an image of Pillow."""
     return not lacking(value, ("getbands", "convert"))
 
 

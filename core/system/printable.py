@@ -29,5 +29,5 @@ def printable(text: str, longest: int = MAX_TEXT) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Whether `printable` would leave a short text as it is."""
+    """Return whether `printable` would leave a short text as it is."""
     return not UNPRINTABLE.search(text)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from .traits import Trait
-from .types import Trains
-from .validation import require_count, require_real
+from ..traits import Trait
+from ..types import Trains
+from ..validation import require_count, require_real
 
 PERSONAL = "personal_"  # prefix of the metrics of a client's own model
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from .errors import ConfigError
-from .validation import require
+from ..errors import ConfigError
+from ..validation import require
 
 Mode = Literal["min", "max"]
 Directions = Mapping[str, Mode | None]  # {name that the model gives a metric: its direction, None if not known}

@@ -1,0 +1,1 @@
+"""The machine below: files, crash points, terminals, and the backend that Keras has."""
