@@ -142,7 +142,6 @@ class ClientKit:
             kit.number < kit.clients,
             f"{folder / KitFile.CLIENT_SETTINGS}: expected number={kit.number} < clients={kit.clients}",
         )
-        check_secret(folder / KitFile.RUNTIME_SECRET)
         check_node_key(folder / KitFile.NODE_KEY)
         check_policy(folder / KitFile.POLICY)
         return kit

@@ -64,7 +64,8 @@ ROWS: Mapping[str, Mapping[str, str]] = {  # what holds against each of PARTIES,
         "insider": "sums",
     },
     "Homomorphic": {
-        "server": "each round's sum, if no client sides with it",
+        "server": "each round's sum, if no client sides with it and it shows the three that decrypt the same; "
+        "with BFV nothing of another round",
         "clients": "any one with the server reads every update; three decrypt each sum",
         "readers": "what the sums tell",
         "network": "ciphertexts",

@@ -58,13 +58,12 @@ class Processes:
     def start(
         self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None, restart: bool = False
     ) -> None:
-        """Start a Flower command, or a "link" or "node" (see there). extra: variables for it and those below it.
+        """Start a process of ours: "link", "link.executor" or "node", and its options. extra: variables for it.
 
         restart: when it dies, `check` starts it again, at once and then ever later, up to MAX_DEATHS times in a row.
         """
-        package, (kind, *options) = __name__.rpartition(".")[0], command
-        module = [f"{package}.{kind}"] if kind in ("link", "link.executor", "node") else [f"{package}.private", kind]
-        words = [sys.executable, "-m", *module, str(os.getpid()), *options]
+        package, (module, *options) = __name__.rpartition(".")[0], command
+        words = [sys.executable, "-m", f"{package}.{module}", str(os.getpid()), *options]
         self._commands[name] = words, environment(self.home, extra or {})
         if restart:
             self._deaths[name] = []

@@ -150,7 +150,7 @@ def test_a_thief_gets_no_task(fed, operator):
 
 def superlink(fed):
     """The command line of the SuperLink's process."""
-    return next(line for line in children(process_of(fed / "server/state")) if "flower.secured" in line)
+    return next(line for line in children(process_of(fed / "server/state")) if "flower.link " in line)
 
 
 def listening(process):

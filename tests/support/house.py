@@ -75,8 +75,8 @@ def rooms() -> set[str]:
 
 def arrows_of_rooms() -> set[tuple[str, str]]:
     """List pairs of different rooms, the first of which imports from the second."""
-    pairs = {(one.split("/")[0], other.split("/")[0]) for one, other in arrows()}
-    return {(one, other) for one, other in pairs if one != other and {one, other} <= rooms()}
+    pairs, known = {(one.split("/")[0], other.split("/")[0]) for one, other in arrows()}, rooms()
+    return {(one, other) for one, other in pairs if one != other and {one, other} <= known}
 
 
 def floors(places: set[str], arrows: set[tuple[str, str]]) -> int:

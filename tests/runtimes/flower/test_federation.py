@@ -175,7 +175,7 @@ def test_what_dies_again_and_again_is_given_up(tmp_path, monkeypatch):
 def test_a_dead_process_ends_the_run_and_says_why(tmp_path):
     """A process that cannot start is named, with what it said, at once."""
     with Processes(tmp_path) as processes:
-        processes.start("SuperLink", ["superlink", "--no-such-option"])
+        processes.start("SuperLink", ["link", "--port", "1", "--no-such-option"])
         with pytest.raises(UmbelError, match=r"SuperLink ended with status 2(?s:.*)--no-such-option"):
             processes.wait_until(lambda: False, 60, "it does not answer")
 
