@@ -17,6 +17,8 @@ import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import context
 from tensorflow.python.framework import auto_control_deps_utils, kernels, ops
+from tensorflow.python.framework import function as functions_of_old
+from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 from tensorflow.python.ops import gen_random_ops, gen_resource_variable_ops, gen_stateful_random_ops
 
 # They read a table, or ask whether a variable has a value; TensorFlow takes them for writes, to keep them in order.
@@ -24,7 +26,7 @@ READS_BESIDES = {"LookupTableFindV2", "LookupTableSizeV2", "LookupTableExportV2"
 # Operations that TensorFlow calls stateful, though they follow what they are handed, or leave no trace.
 STATELESS_ALL_THE_SAME = {
     *("While", "If", "Case", "StatefulPartitionedCall", "PartitionedCall", "Placeholder", "NoOp", "VarHandleOp"),
-    *("Assert", "Print", "PrintV2", "StringFormat", "CheckNumericsV2", "ControlTrigger"),
+    *("Assert", "Print", "PrintV2", "StringFormat", "CheckNumericsV2", "ControlTrigger", "Empty"),
 }
 CONTROL_FLOW = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"}
 # The first of an operation's inputs that its functions get, by the attribute that names them.
@@ -42,7 +44,11 @@ def functions_called(operation: tf.Operation) -> Iterator[tuple[Any, int]]:
         for called in value if isinstance(value, list) else [value]:
             # An attribute of the same name may be no function: MapDefun's "f" is one, a convolution's is not.
             function = library.get(called.name) if isinstance(called, attr_value_pb2.NameAttrList) else None
-            if function is not None:
+            if isinstance(function, functions_of_old._DefinedFunction):  # as the gradient of CTC's loss has
+                with operation.graph.as_default():  # where the functions that this one calls are found
+                    graph = function_def_to_graph(function.definition)
+                yield graph, first
+            elif function is not None:
                 yield function.graph, first
 
 

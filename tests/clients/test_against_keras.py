@@ -106,6 +106,23 @@ def test_one_client_is_keras_fit(make, compile):
     np.testing.assert_allclose(history.params, expected, rtol=2e-4, atol=2e-6)
 
 
+def aligned():
+    """Sequences whose loss is over all alignments: its gradient is a function of TensorFlow's older kind."""
+    model = keras.Sequential([keras.Input((12, 3)), keras.layers.Dense(6)])
+    model.compile(keras.optimizers.SGD(0.05), keras.losses.CTC())
+    return model
+
+
+def test_a_loss_with_functions_of_an_older_kind_is_as_in_fit():
+    generator, simulation = np.random.default_rng(0), Simulation(workers=1)
+    x = generator.normal(size=(20, 12, 3)).astype(np.float32)
+    examples = (x, generator.integers(1, 6, size=(20, 4)).astype(np.int32))
+    history = run(alone(aligned, examples), simulation)
+    start = history.spec.unflatten(simulation.initial_params()).values()
+    expected = weights_after_fit(aligned, start, examples, epochs=2, batch_size=8)
+    np.testing.assert_allclose(history.params, expected, rtol=2e-4, atol=2e-6)
+
+
 @pytest.mark.parametrize("count", [1, 8])
 def test_fewer_examples_than_a_batch(count):
     examples = blobs(count)
