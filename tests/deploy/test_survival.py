@@ -100,7 +100,7 @@ def test_an_asynchronous_run_survives_its_superlink(fed):
     overrides = ["rounds=8", "local.epochs=100", "local.batch_size=1"]
 
     def superlinks():
-        return [pid for line, pid in children(process_of(fed / "server/state")).items() if "flower.secured" in line]
+        return [pid for line, pid in children(process_of(fed / "server/state")).items() if "flower.link " in line]
 
     records = []
     with RemoteFederation(*connection(fed)) as remote:
