@@ -78,7 +78,7 @@ def kill_server(federation):
     (server,) = [
         process
         for words, process in children(federation._processes._running["SuperExec"].pid).items()
-        if "serverapp" in words
+        if "link.play" in words
     ]
     os.kill(server, signal.SIGKILL)
     raise Dead  # the SuperLink would notice by itself, after some minutes
@@ -93,7 +93,7 @@ def last_state(stored_in, experiment):
 
 
 def test_whatever_dies_nothing_is_lost_or_counted_twice(path):
-    """Nodes and workers die at work, then the server, then the SuperLink; a new federation goes on each time. All that
+    """Clients die at work, then the server, then the SuperLink; a new federation goes on each time. All that
     was given out has landed once, failed, or is at work at the end; the simulation has the bits, in that order."""
 
     def play(federation, deaths, resume=None):
@@ -104,8 +104,8 @@ def test_whatever_dies_nothing_is_lost_or_counted_twice(path):
 
     with federate(path) as federation:
         deaths = {
-            3: lambda: kill(federation, "worker 1"),
-            6: lambda: kill(federation, "SuperNode 2"),
+            3: lambda: kill(federation, "client 1"),
+            6: lambda: kill(federation, "client 2"),
             9: lambda: kill_server(federation),
         }
         with pytest.raises(Dead):
@@ -113,7 +113,7 @@ def test_whatever_dies_nothing_is_lost_or_counted_twice(path):
         with pytest.raises(UmbelError):
             play(federation, {14: lambda: kill(federation, "SuperLink")}, resume="latest")
     with federate(path) as federation:
-        play(federation, {18: lambda: kill(federation, "worker 0")}, resume="latest")
+        play(federation, {18: lambda: kill(federation, "client 0")}, resume="latest")
     experiment = load_experiment(str(path))
     with Store.open(f"sqlite:///{path.parent}/runs.db") as store:
         stored = last_state(store, experiment)

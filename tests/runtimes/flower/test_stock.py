@@ -7,15 +7,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from umbel import Simulation, run
 from umbel.core.reading.loading import load_experiment
-from umbel.runtimes.flower.events import unpacked
 from umbel.runtimes.flower.local import app_config, pyproject
 from umbel.runtimes.flower.private import ControlApi, without_proxy
 from umbel.runtimes.flower.processes import SWITCHES, free_ports, healthy
-from umbel.server import RoundDone
+from umbel.runtimes.flower.server import STORE_VARIABLE
+from umbel.server.store import Store
 
 pytestmark = pytest.mark.deployment
 
@@ -50,6 +51,7 @@ def start(tmp_path):
     variables = without_proxy({**os.environ, **SWITCHES, "FLWR_HOME": str(tmp_path / "flower")})
     variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables["PATH"]])
     variables["UMBEL_CLIENT_HOME"] = str(tmp_path / "stock")
+    variables[STORE_VARIABLE] = f"sqlite:///{tmp_path}/runs.db"
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
     running = []
 
@@ -92,10 +94,16 @@ def test_at_flowers_own_superlink_a_run_has_the_simulations_bits(tmp_path, start
     control = ControlApi(address)
     try:
         config = app_config(str(path), [], CLIENTS, None, timeout_seconds=SECONDS, join_seconds=SECONDS)
-        events = list(unpacked(control.events(control.start_run(pyproject(config)))))
+        number = control.start_run(pyproject(config))
+        while (status := control.status(number)).status != "finished":
+            assert time.monotonic() < deadline + SECONDS
+            time.sleep(0.2)
     finally:
         control.close()
     simulated = run(load_experiment(str(path)), Simulation(workers=1, compile="graph"))
-    records = [event.record for event in events if isinstance(event, RoundDone)]
-    assert [(record.clients, record.failures) for record in records] == [(CLIENTS, 0)] * 2
-    assert events[-1].final["params_sha256"] == simulated.params_sha256
+    assert status.sub_status == "completed", status
+    # Flower's own player of runs has no way back for events; what a run came to is in the store.
+    with Store.open(f"sqlite:///{tmp_path}/runs.db", create=False) as store:
+        stored = store.load_run("latest")
+    assert [(record.clients, record.failures) for record in stored.records] == [(CLIENTS, 0)] * 2
+    np.testing.assert_array_equal(stored.server_state.params, simulated.params)
