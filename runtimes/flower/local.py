@@ -1,4 +1,4 @@
-"""A real federation on this machine: one SuperLink and N SuperNodes, as child processes on loopback."""
+"""A real federation on this machine: one SuperLink and N clients, as child processes on loopback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WATCH_SECONDS = 0.2  # time between two looks at whether all processes still liv
 
 
 class LocalFederation:
-    """A SuperLink and `clients` SuperNodes with a warm worker each, inside a `with` block, for one run after another.
+    """A SuperLink and `clients` nodes, a process each, inside a `with` block, for one run after another.
 
         with LocalFederation(clients=3) as federation:
             for event in federation.submit("digits_fedavg", ["rounds=2"]):
@@ -191,7 +191,7 @@ def play_local(
     resume: str | None = None,
     timeout_seconds: float = 600.0,
 ) -> Events:
-    """Yield the events of a run on a real SuperLink and `clients` SuperNodes on this machine, which end with it.
+    """Yield the events of a run on a real SuperLink and `clients` nodes on this machine, which end with it.
 
     reference, overrides: as for `load_experiment`; the population is cut into `clients` clients. Errors: those of
     `umbel.run`; UmbelError when a process dies, with the end of its log.
