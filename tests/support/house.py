@@ -6,13 +6,14 @@ Each function takes and returns plain values, so that a test can hold a figure t
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-OUTSIDE = ("tests", "benchmarks", ".venv", "docs", "out", "build", "dist")
+OUTSIDE = ("tests", "benchmarks")
 SNIFFERS = ("hasattr", "getattr", "vars")
 LONGEST_FUNCTION = 40  # most lines of a function
 LONGEST_FILE = 400  # most lines of a file
@@ -20,9 +21,14 @@ TABLES = ("core/traits.py",)  # the only files that may refuse two parts for wha
 
 
 def modules() -> list[Path]:
-    """List every module of the package itself, relative to the root, sorted."""
-    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-    return sorted(path for path in paths if path.parts[0] not in OUTSIDE)
+    """List every module of the packages that pyproject.toml names, relative to the root, sorted.
+
+    Whatever else lies in the checkout, an environment or a benchmark's cache, is no part of it.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    folders = [Path(*name.split(".")[1:]) for name in project["tool"]["setuptools"]["packages"]]
+    own = [folder for folder in folders if not folder.parts or folder.parts[0] not in OUTSIDE]
+    return sorted(path.relative_to(ROOT) for folder in own for path in (ROOT / folder).glob("*.py"))
 
 
 @cache
