@@ -113,7 +113,7 @@ def trained_openly(engine: Engine, broadcast: Broadcast, client: AskedClient) ->
             return Played(failure, memory.arrays, trained.traffic)
         trained = trained._replace(delta=np.zeros_like(trained.delta))
 
-    delta, extra, remembered = finished(engine, broadcast, memory, task, trained, local.steps_of(count, epochs))
+    delta, extra, remembered = finished(engine, broadcast, memory, task, trained, epochs)
 
     own = own_course(recipe)
     if own is not None:
@@ -158,12 +158,13 @@ def not_finite(engine: Engine, client: int, trained: Trained) -> Failure | None:
 
 
 def finished(
-    engine: Engine, broadcast: Broadcast, memory: ClientMemory, task: TrainTask, trained: Trained, steps: int
+    engine: Engine, broadcast: Broadcast, memory: ClientMemory, task: TrainTask, trained: Trained, epochs: float
 ) -> tuple[Vector, Vector, Vector | None]:
-    """Return the delta and extra that the rule makes of a training, and what the client remembers."""
+    """Return the delta and extra that the rule makes of a training of `epochs`, and what the client remembers."""
     rule, delta = engine.experiment.rule, trained.delta
     if not isinstance(rule, Correction):
         return delta, NOTHING, memory.remembered
+    steps = engine.experiment.local.steps_of(task.examples, epochs)
     delta, extra, remembered = rule.finish(broadcast, memory.remembered, delta, steps, task.learning_rate)
     return with_statistics(delta, trained.delta, engine.spec), extra, remembered
 

@@ -9,6 +9,7 @@ the array of row numbers is padded, to a bucket, so that XLA compiles once and n
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class TrainProgram:
         # out operations to, and with it everything after, so that workers would wait for one another.
         self._is_whole = xla and examples is not None
         with state.meter.tracing("train"):
-            self._step_of = state.trace(self._steps, self._signature(specs))
+            self._step_of = state.trace(self._steps, self._signature(specs), self._is_whole)
         state.check_moved(self._step_of)
         seeds = tf.TensorSpec([len(self._step_of.generators), 2], tf.int64)
         self._call = FlatCall.trace(self._round, [state.personal_specs(), seeds, *self._signature(specs)])
@@ -105,15 +106,9 @@ class TrainProgram:
         return self._step_of.call.inside(params, data, order, count, learning_rate, offset, last)
 
     def _steps(self, params, data, order, count, learning_rate, offset, last):
-        if not self._is_whole:
-            return self._corrected(params, data, order, count, learning_rate, offset, last)
-
-        def with_known_count(params, data, order, learning_rate, offset):
-            examples = tf.constant(self.examples)
-            return self._corrected(params, data, order, examples, learning_rate, offset, examples)
-
-        compiled = compat.graph_function(with_known_count, xla=True)
-        return compiled(params, data, order, learning_rate, offset)
+        if self._is_whole:
+            count = last = tf.constant(self.examples)
+        return self._corrected(params, data, order, count, learning_rate, offset, last)
 
     def _corrected(self, params, data, order, count, learning_rate, offset, last):
         if not (self.course.proximal or self.has_offset):
@@ -221,6 +216,17 @@ def gather(data: tuple, rows: tf.Tensor) -> tuple:
 def data_specs(data: Examples) -> tuple:
     """Return the signature of examples with any number of them."""
     return map_arrays(lambda array: tf.TensorSpec([None, *array.shape[1:]], tf.as_dtype(array.dtype)), batch_of(data))
+
+
+def form_of(arrays: Any) -> Hashable:
+    """Return what `data_specs` says of examples, as a value that is quick to make and to look up."""
+    if arrays is None:
+        return None
+    if isinstance(arrays, dict):
+        return tuple((name, form_of(value)) for name, value in arrays.items())
+    if isinstance(arrays, (list, tuple)):
+        return type(arrays), *map(form_of, arrays)
+    return tuple(arrays.shape)[1:], arrays.dtype
 
 
 def widened(one: tuple, other: tuple) -> tuple:

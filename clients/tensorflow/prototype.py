@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -34,13 +34,20 @@ from .building import create_variables, explained, fixed_batch, takes_any_length
 from .lookups import tables_of
 from .mirrored import Mirrored, check_replicas
 from .per_example import PrivateProgram
-from .program import EvaluateProgram, TrainProgram, data_specs, widened
+from .program import EvaluateProgram, TrainProgram, data_specs, form_of, widened
 from .roles import base_of, check_still_frozen, try_step, unmoved
 from .rows import CompiledRows
 from .split import Halves
 from .state import ModelState
 
 EVALUATION_BATCH = 512
+
+
+class Layout(NamedTuple):
+    """Shapes and types of examples as a program takes them."""
+
+    specs: tuple
+    text: str  # the same, as part of a program's name
 
 
 class Prototype:
@@ -84,6 +91,7 @@ class Prototype:
         self._initial_params: Vector | None = self.spec.flatten(self.model.get_weights())
         self._programs: dict[Hashable, Any] = {}
         self._layouts: dict[tuple[str, str], tuple] = {}
+        self._forms: dict[Hashable, Layout] = {}  # of what was seen since the last of these changed
         self._measured: tuple[Population, tuple[int, int]] | None = None
 
     def _build(
@@ -163,28 +171,28 @@ class Prototype:
 
         has_offset: whether its gradients are corrected.
         """
-        local, (smallest, largest), specs = experiment.local, self.extremes(experiment.population), self._layout(data)
+        local, (smallest, largest), layout = experiment.local, self.extremes(experiment.population), self._layout(data)
         epochs = local.epochs if isinstance(local.epochs, int) and not local.is_partial else None
         alike = examples if xla and epochs and smallest == largest == examples else None  # all hold as many
         # XLA would make room for full batches even where none ever comes.
         batch = None if xla and local.batch_size is not None and local.batch_size > largest else local.batch_size
-        kind = "train", xla, has_offset, alike, course, epochs, batch, local.is_partial, str(specs)
+        kind = "train", xla, has_offset, alike, course, epochs, batch, local.is_partial, layout.text
         settings = epochs, batch, xla, course, has_offset, alike, local.is_partial
-        return self._take(kind, data, lambda: TrainProgram(self.training, specs, *settings))
+        return self._take(kind, data, lambda: TrainProgram(self.training, layout.specs, *settings))
 
     def private_program(self, experiment: Recipe, data: Examples, has_offset: bool, xla: bool) -> PrivateProgram:
         """Return the program that trains a client by DP-SGD."""
-        privacy, specs, rule = experiment.local.per_example, self._layout(data), experiment.rule
+        privacy, (specs, text), rule = experiment.local.per_example, self._layout(data), experiment.rule
         assert privacy is not None
         proximal = 0.0 if rule is None else rule.proximal
-        kind = "private", xla, has_offset, proximal, privacy.clip_norm, str(specs)
+        kind = "private", xla, has_offset, proximal, privacy.clip_norm, text
         return self._take(kind, data, lambda: PrivateProgram(self.state, specs, privacy, xla, has_offset, proximal))
 
     def evaluate_program(self, data: Examples, does_not: str = "take examples") -> EvaluateProgram:
         """Return the program that evaluates examples like data. does_not: what an error says of the model."""
-        specs = self._layout(data, "evaluate")
+        specs, text = self._layout(data, "evaluate")
         return self._take(
-            ("evaluate", str(specs)), data, lambda: EvaluateProgram(self.state, specs, self.evaluation_batch), does_not
+            ("evaluate", text), data, lambda: EvaluateProgram(self.state, specs, self.evaluation_batch), does_not
         )
 
     def check_held_out(self, data: Examples, kind: str) -> None:
@@ -241,17 +249,27 @@ class Prototype:
                     self._programs[kind] = make()
         return self._programs[kind]
 
-    def _layout(self, data: Examples, purpose: str = "train") -> tuple:
+    def _layout(self, data: Examples, purpose: str = "train") -> Layout:
         """Return shapes and types of examples as a program for that purpose takes them.
 
         Exact while all that were seen are alike; an axis whose length two of them differ in has none from then on. Not
         so where the model's own inputs have a length there: Keras then says what is wrong with these.
         """
+        form = purpose, form_of(data)
+        if form not in self._forms:
+            specs = self._widest(data, purpose)
+            self._forms[form] = Layout(specs, str(specs))
+        return self._forms[form]
+
+    def _widest(self, data: Examples, purpose: str) -> tuple:
+        """Return what `_layout` says of data of a form that was not seen since the last one changed something."""
         specs = data_specs(data)
         kind = purpose, str([(one.dtype, one.shape.rank) for one in tf.nest.flatten(specs)])
         before = self._layouts.get(kind, specs)
         wider = before if before == specs else widened(before, specs)
         if not takes_any_length(self.model, wider) and wider != specs:
             return specs
+        if wider is not before:
+            self._forms.clear()
         self._layouts[kind] = wider
         return wider

@@ -63,10 +63,10 @@ class ModelState:
         self.has_own_schedule = sets_own_rate(model.optimizer)
         self._copies = copies_of(self.optimizers)  # slots that begin as the weights that a client receives
 
-    def trace(self, step: Callable[..., Any], signature: Sequence[Any]) -> Step:
+    def trace(self, step: Callable[..., Any], signature: Sequence[Any], xla: bool = False) -> Step:
         """Trace step, and find what it assigns: what has to be put back before each client, and what it draws from."""
         with seeded_by(self.seeder):
-            call = FlatCall.trace(step, signature)
+            call = FlatCall.trace(step, signature, xla)
         self._name_what_is_not_seeded(call.concrete.graph)
         names = compat.variable_names(call.concrete)
         weights = {id(weight.value.handle) for weight in (*self.shared, *self.personal)}

@@ -143,6 +143,8 @@ class Local:
             return Passes(1, examples)
         if not examples:
             return Passes(math.ceil(epochs), 0)
+        if not self.is_partial and isinstance(epochs, int):
+            return Passes(epochs, examples)
         count, last = self._passes(np.array([examples], np.int64), np.array([epochs]))
         return Passes(count.item(), last.item())
 
