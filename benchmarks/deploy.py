@@ -31,8 +31,8 @@ from rich.table import Table
 
 from umbel.benchmarks import deploy_work as work
 from umbel.benchmarks.report import ROOT, machine, markdown_table
+from umbel.runtimes.flower.control import ControlApi, without_proxy
 from umbel.runtimes.flower.local import LocalFederation, pyproject
-from umbel.runtimes.flower.private import ControlApi, without_proxy
 from umbel.runtimes.flower.processes import SWITCHES, free_ports, healthy
 from umbel.server import RoundDone, Started
 

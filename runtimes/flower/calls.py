@@ -10,8 +10,8 @@ from typing import Any
 # httpx: Flower's clients raise its errors.
 import httpx
 
+from .certificates import trusting
 from .compat import RetryInvoker, RuntimeHttpClient, RuntimeVersionHttpInterceptor, make_simple_http_retry_invoker
-from .private_tls import trusting
 
 RETRY_SECONDS = 1.0  # longest time between two tries to reach a server that is gone
 TOO_MANY = 429  # a proxy's answer to who calls too often; Flower retries 502, 503 and 504

@@ -14,10 +14,10 @@ from flwr.app import Message, RecordDict
 
 from ...core.errors import UmbelError
 from ...core.types import Failure
+from .mail import Envelope, Mail, Superseded
 from .malformed import Malformed
 from .nodes import Nodes
-from .private_exchange import Envelope, Mail, Superseded
-from .private_objects import content_bytes, wait_until
+from .objects import content_bytes, wait_until
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from ...core.reading.loading import load_experiment
 from ...core.reading.overrides import fit_to
 from ...core.validation import require_count
 from ...server.events import Events, Finished
+from .control import ControlApi
 from .events import Message, unpacked
 from .identity import KIT_VARIABLE
 from .memory import client_home
-from .private import ControlApi
 from .processes import NOTHING_OF_OTHERS, Processes, free_ports, healthy
 from .secure import LOCAL_KIT_VARIABLE
 from .server import STORE_VARIABLE

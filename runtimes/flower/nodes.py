@@ -11,10 +11,10 @@ from flwr.app import Message, RecordDict
 
 from ...core.errors import ConfigError, RunStopped
 from .check import check_content
+from .link.grid import nodes_of
+from .mail import Envelope, Mail
 from .malformed import Malformed, reading
-from .private import nodes_of
-from .private_exchange import Envelope, Mail
-from .private_objects import wait_until
+from .objects import wait_until
 from .wire import pack_identity, unpack_identity, unpack_version
 
 log = logging.getLogger(__name__)

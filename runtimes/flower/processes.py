@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ...core.errors import UmbelError
+from .control import without_proxy
 from .identity import KIT_VARIABLE
-from .private import without_proxy
 
 GRACE_SECONDS = 3.0  # time between asking a process to end and ending it
 TAIL_LINES = 12

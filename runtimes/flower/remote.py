@@ -9,9 +9,9 @@ from ...core.errors import RunStopped, UmbelError
 from ...core.reading.loading import load_experiment, source_digest
 from ...core.reading.overrides import fit_to, override
 from ...server.events import Events, Finished
+from .control import RunStatus
 from .events import unpacked
 from .local import app_config, pyproject
-from .private import RunStatus
 from .secured import Operator
 
 LOST = "No heartbeat received"  # Flower's words for a run whose process is gone

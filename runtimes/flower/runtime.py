@@ -42,8 +42,8 @@ from . import wire
 from .check import SLACK_BYTES, Expected, check_metrics, check_update, state_bytes
 from .exchange import Exchange, Late, bytes_received, bytes_sent
 from .identity import PartyIdentity, name_of
+from .mail import Mail, mail_of
 from .nodes import FORGED, Nodes
-from .private_exchange import Mail, mail_of
 from .secure import FIRST, LATER, STAGE_SECONDS, check_hidden, check_stage, kit_folder, pack_messages
 from .signing import SignedMail
 

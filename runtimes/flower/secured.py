@@ -20,9 +20,9 @@ from .compat import (
     StreamRunEventsRequest,
     UnregisterNodeRequest,
 )
+from .control import ControlApi
 from .link.patience import PATIENCE_SECONDS
 from .link.trust import TRUSTS_PATH
-from .private import ControlApi
 
 RETRY_SECONDS = 0.5  # time between two calls to a SuperLink that is gone
 

@@ -25,7 +25,7 @@ from ...server.monitoring import relayed
 from .events import packed, packed_error
 from .identity import KIT_VARIABLE, identity_of_this_process
 from .line import Ticket, turn
-from .private import push_event
+from .link.grid import push_event
 from .runtime import FlowerRuntime
 
 if TYPE_CHECKING:  # SQLAlchemy is imported where there is a store

@@ -24,10 +24,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from ...core import serial
 from ...core.errors import ClientError, UmbelError
 from .identity import PartyIdentity
+from .link.grid import names_of
+from .mail import Envelope, Mail
 from .malformed import Malformed, reading
-from .private import names_of
-from .private_exchange import Envelope, Mail
-from .private_objects import Wait, array_record, raw_array
+from .objects import Wait, array_record, raw_array
 
 SIGNATURE, SEALED = "signature", "sealed"  # names of records
 NONCE_BYTES = 16

@@ -28,7 +28,7 @@ from ...core.random import Key
 from ...core.serial import dumps, loads
 from ...core.types import Broadcast, ClientUpdate, CodedUpdate, Failure, Join, Metrics, MetricState, State, Weighted
 from .malformed import Malformed
-from .private_objects import array_record, raw_array
+from .objects import array_record, raw_array
 
 RAW = "umbel.raw"  # type of an Array whose bytes are in C order, little-endian, nothing else
 NAMES = frozenset(

@@ -23,7 +23,7 @@ from umbel.deploy.certificates import Authority, check_dates, fingerprint, host_
 from umbel.deploy.kits import ClientKit, OperatorKit, ServerKit
 from umbel.deploy.rotation import rekey, retoken
 from umbel.deploy.supervisor import process_of
-from umbel.runtimes.flower.private_tls import FollowingContext, trusting
+from umbel.runtimes.flower.certificates import FollowingContext, trusting
 from umbel.runtimes.flower.remote import RemoteFederation
 from umbel.runtimes.flower.secured import Operator
 from umbel.server import RoundDone

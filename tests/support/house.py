@@ -231,7 +231,7 @@ ADAPTING = {
     "data/sources/tables.py": "pandas' readers",
     "privacy/contexts.py": "TenSEAL's vectors, by name",
     "runtimes/ray/crew.py": "Ray's actors, a method by name, and the error that Ray wraps",
-    "runtimes/flower/private_objects.py": "Flower's requests",
+    "runtimes/flower/objects.py": "Flower's requests",
     "runtimes/flower/secured.py": "Flower's client, a method by name",
     "server/monitoring/logs.py": "log records of any library",
 }

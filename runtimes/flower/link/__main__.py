@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..compat import warn_of_another_release
-from ..private import LOOPBACK, end_with_parent
+from ..compat import start_parent_process_monitor, warn_of_another_release
+from ..control import LOOPBACK
 from .superlink import LinkGuard, serve
 from .tokens import TokenAuthenticator
 
@@ -30,7 +30,7 @@ def main() -> None:
     files = (options.database, options.certificate, options.key, options.secret)
     if any(files) and not all(files):
         parser.error("--database, --certificate, --key and --secret go together")
-    end_with_parent(options.parent)
+    start_parent_process_monitor(options.parent)
     warn_of_another_release()
     guard = None
     if options.secret is not None:

@@ -19,8 +19,14 @@ from pathlib import Path
 import httpx
 
 from ..calls import runtime_client
-from ..compat import AcquireTaskRequest, SubStatus, SuperExecAuthHttpInterceptor, TaskType, warn_of_another_release
-from ..private import end_with_parent
+from ..compat import (
+    AcquireTaskRequest,
+    SubStatus,
+    SuperExecAuthHttpInterceptor,
+    TaskType,
+    start_parent_process_monitor,
+    warn_of_another_release,
+)
 from .grid import LinkGrid
 
 POLL_SECONDS = 0.25  # time between two questions; each costs the SuperLink
@@ -68,7 +74,7 @@ def main() -> None:
     parser.add_argument("--authority", type=Path, help="certificates that are trusted, PEM; none: without TLS")
     parser.add_argument("--secret", type=Path, help="what it proves itself by to the SuperLink")
     options = parser.parse_args()
-    end_with_parent(options.parent)
+    start_parent_process_monitor(options.parent)
     warn_of_another_release()
     secret = None if options.secret is None else options.secret.read_bytes()
     with contextlib.suppress(KeyboardInterrupt):  # the parent has ended

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from ..compat import (
     HeartbeatSender,
     Node,
     PullTaskInputRequest,
+    PushTaskEventsRequest,
     PushTaskOutputRequest,
     RuntimeTokenHttpInterceptor,
+    TaskEvent,
     context_from_proto,
     make_task_heartbeat_fn_http,
     play_as,
@@ -59,3 +63,24 @@ class LinkGrid:
     def get_nodes(self) -> list[Any]:
         """List the nodes that are online, as Flower describes them: node_id, name, last_activated_at."""
         return list(self.client.GetNodes(GetNodesRequest()).nodes)
+
+
+def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
+    """Hand an event of this run to whoever submitted it; nothing on a grid that cannot carry events.
+
+    Flower returns no results from a ServerApp: task events are its only way back to the submitter.
+    """
+    if isinstance(grid, LinkGrid):
+        grid.client.PushTaskEvents(PushTaskEventsRequest(events=[TaskEvent(event=name, data=json.dumps(content))]))
+
+
+def nodes_of(grid: Any) -> dict[int, str]:
+    """Return {node: when it was last started} of nodes that are online; on a grid that cannot tell, an empty text."""
+    if not isinstance(grid, LinkGrid):
+        return dict.fromkeys(grid.get_node_ids(), "")
+    return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
+
+
+def names_of(grid: Any) -> dict[int, str]:
+    """Return {node: name that its key was registered under at the SuperLink}, of nodes that are online."""
+    return {node.node_id: node.name for node in grid.get_nodes()}

@@ -18,8 +18,7 @@ from typing import Any
 # httpx: Flower's clients raise its errors.
 import httpx
 
-from ..compat import SubStatus
-from ..private import end_with_parent
+from ..compat import SubStatus, start_parent_process_monitor
 from ..server import app
 from .grid import LinkGrid
 
@@ -56,7 +55,7 @@ def main() -> None:
         handler.addFilter(lambda record: record.name != "flwr")  # Flower writes its own lines
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request
     token = sys.stdin.readline().strip()
-    end_with_parent(options.parent)
+    start_parent_process_monitor(options.parent)
     sys.exit(play(LinkGrid(options.address, token, options.authority)))
 
 

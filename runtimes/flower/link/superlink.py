@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..certificates import FollowingContext
 from ..compat import let_tasks_last, log_config, state_of, superlink_app
-from ..private_tls import FollowingContext
 from .asgi import App
 from .bounds import Bounded
 from .delivery import Delivery

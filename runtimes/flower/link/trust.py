@@ -1,6 +1,6 @@
 """The authorities that a federation's nodes trust, as each says with every call, for the operator.
 
-Nothing else depends on it: a node that lies about it can lock out itself alone. See `private_tls`.
+Nothing else depends on it: a node that lies about it can lock out itself alone. See `certificates`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from base64 import b64decode
 from collections.abc import Callable
 from typing import Any
 
+from ..certificates import TRUSTS_HEADER
 from ..compat import CONTROL_PATH, FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_PATH
-from ..private_tls import TRUSTS_HEADER
 from .asgi import App, Receive, Scope, Send, answered
 
 TRUSTS_PATH = CONTROL_PATH + "umbel-trusts"

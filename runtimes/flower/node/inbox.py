@@ -12,7 +12,7 @@ from flwr.app import Message
 
 from ..compat import message_from_proto
 from ..link.waiting import HOLDS_HEADER
-from ..private_objects import WAIT_SECONDS, ObjectReader
+from ..objects import WAIT_SECONDS, ObjectReader
 from .fleet import FleetApi, Leaving, Rejected
 
 log = logging.getLogger(__name__)

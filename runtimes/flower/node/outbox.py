@@ -17,8 +17,8 @@ from ..compat import (
     no_object_id_recompute,
     remove_content_from_message,
 )
-from ..private_exchange import return_memory
-from ..private_objects import upload
+from ..mail import return_memory
+from ..objects import upload
 from .fleet import FleetApi, Rejected
 
 

@@ -6,7 +6,7 @@ import hashlib
 import ssl
 from pathlib import Path
 
-from ..private_tls import TRUSTS_HEADER, trusting
+from ..certificates import TRUSTS_HEADER, trusting
 
 
 class Announced:

@@ -25,7 +25,7 @@ from umbel.runtimes.flower.link import quota
 from umbel.runtimes.flower.local import app_config, pyproject
 
 ROOT = Path(umbel.__file__).parent
-SERVERS = ("compat.py", "calls.py", "private_exchange.py", "secured.py", "server.py")
+SERVERS = ("compat.py", "calls.py", "mail.py", "secured.py", "server.py")
 # Values of ours, and fields of messages on their way, which are made to be written.
 OWN = ("self.", "refusals.", "request.heartbeat_interval", "proto.metadata.message_id", "held[0].times")
 PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation", "flwr.serverapp.strategy"}
@@ -89,7 +89,6 @@ CALLS = {
     "HeartbeatSender": (1, ""),
     "HeartbeatSender.start": (1, ""),
     "HeartbeatSender.stop": (1, ""),
-    "ProtobufClient": (1, "interceptors verify timeout retry_invoker"),
     "ProtobufRequestContext": (3, ""),
     "RetryInvoker": (
         0,
@@ -284,7 +283,7 @@ def test_a_superlinks_database_has_what_is_asked_of_it(tmp_path):
 
 def test_clients_have_what_is_exchanged_in_them():
     """Their HTTP client, whose certificates are followed; and the way of a call through the interceptors."""
-    client = compat.ProtobufClient("http://127.0.0.1:9", verify=False)
+    client = compat.ControlHttpClient("http://127.0.0.1:9", verify=False)
     try:
         assert (type(client._client), client._base_url) == (httpx.Client, "http://127.0.0.1:9")
         inspect.signature(client._send).bind(None)

@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from umbel.core.types import Failure
 from umbel.runtimes.flower import exchange as exchanges
 from umbel.runtimes.flower.exchange import CRASHED, GONE, Exchange, Late
-from umbel.runtimes.flower.private_exchange import Envelope
+from umbel.runtimes.flower.mail import Envelope
 
 SECONDS = 2.0  # of a round
 STALLED_SECONDS = 0.2

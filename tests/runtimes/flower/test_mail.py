@@ -16,8 +16,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from umbel.core.types import ClientUpdate, Weighted
 from umbel.runtimes.flower import wire
-from umbel.runtimes.flower.private_exchange import SuperLinkMail
-from umbel.runtimes.flower.private_objects import wait_until
+from umbel.runtimes.flower.mail import SuperLinkMail
+from umbel.runtimes.flower.objects import wait_until
 
 SIZE = 3_000_000  # of float32: three chunks
 

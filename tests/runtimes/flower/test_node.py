@@ -38,7 +38,7 @@ from umbel.runtimes.flower.node.outbox import Outbox
 from umbel.runtimes.flower.node.presence import Presence, hold
 from umbel.runtimes.flower.node.proof import Proof, make_key
 from umbel.runtimes.flower.node.service import RAISED, Service
-from umbel.runtimes.flower.private_objects import array_record, raw_array
+from umbel.runtimes.flower.objects import array_record, raw_array
 
 SERVER = 1  # number of the node that a run's own process is
 LIMIT_SECONDS = 30

@@ -10,8 +10,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from umbel import ConfigError, RunStopped
 from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.link.grid import LinkGrid
+from umbel.runtimes.flower.mail import Envelope
 from umbel.runtimes.flower.nodes import Nodes
-from umbel.runtimes.flower.private_exchange import Envelope
 
 NAMES = {0: "north", 1: "south", 2: "west"}
 

@@ -19,8 +19,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.task_identity import TaskIdentity
 
-from umbel.runtimes.flower.private_exchange import SuperLinkMail
-from umbel.runtimes.flower.private_objects import CHUNK_BYTES, Chunk, ObjectReader, Upload, array_record, raw_array
+from umbel.runtimes.flower.mail import SuperLinkMail
+from umbel.runtimes.flower.objects import CHUNK_BYTES, Chunk, ObjectReader, Upload, array_record, raw_array
 
 MODEL = 8 * CHUNK_BYTES
 

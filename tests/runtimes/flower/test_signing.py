@@ -14,8 +14,8 @@ from umbel.core.types import ClientUpdate, Weighted
 from umbel.deploy import kits
 from umbel.privacy.keys.identities import Identity
 from umbel.runtimes.flower import wire
-from umbel.runtimes.flower.private_exchange import Envelope
-from umbel.runtimes.flower.private_objects import wait_until
+from umbel.runtimes.flower.mail import Envelope
+from umbel.runtimes.flower.objects import wait_until
 from umbel.runtimes.flower.signing import SignedApp, SignedMail, digest_of
 from umbel.runtimes.flower.wire import Malformed
 

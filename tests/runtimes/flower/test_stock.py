@@ -12,8 +12,8 @@ import pytest
 
 from umbel import Simulation, run
 from umbel.core.reading.loading import load_experiment
+from umbel.runtimes.flower.control import ControlApi, without_proxy
 from umbel.runtimes.flower.local import app_config, pyproject
-from umbel.runtimes.flower.private import ControlApi, without_proxy
 from umbel.runtimes.flower.processes import SWITCHES, free_ports, healthy
 from umbel.runtimes.flower.server import STORE_VARIABLE
 from umbel.server.store import Store

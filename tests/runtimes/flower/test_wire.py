@@ -12,7 +12,7 @@ from umbel.core.random import derive
 from umbel.core.types import NOTHING, Broadcast, ClientUpdate, Failure, MetricState, Weighted
 from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.malformed import Malformed
-from umbel.runtimes.flower.private_objects import content_bytes
+from umbel.runtimes.flower.objects import content_bytes
 
 EVERY_KIND = np.array([0.0, -0.0, 1e-45, -1e-38, 3.4e38, np.inf, -np.inf, np.nan, 1 / 3], np.float32)
 

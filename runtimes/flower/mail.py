@@ -31,7 +31,7 @@ from .compat import (
 )
 from .link.grid import LinkGrid
 from .malformed import Malformed
-from .private_objects import ObjectReader, Wait, upload
+from .objects import ObjectReader, Wait, upload
 
 
 class Superseded(Exception):

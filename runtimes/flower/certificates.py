@@ -1,4 +1,4 @@
-"""Certificates that are replaced while the processes which use them run. Not public in Flower; see `compat`.
+"""Certificates that are replaced while the processes which use them run.
 
 A TLS context is made once, of what its files held then, and Flower's processes keep theirs for life: a new certificate
 or authority would count from their next start. Here every handshake looks whether the files were replaced, and is made
@@ -10,22 +10,15 @@ the next one. Nothing else depends on it: a node that lies about it can lock out
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# httpx: Flower's clients raise its errors, and are made of one of its clients each.
-import httpx
-
-from .compat import ProtobufClient
-
 log = logging.getLogger(__name__)
 
 TRUSTS_HEADER = "umbel-trusts"
-ROOT_OPTION = "--root-certificates"
 
 
 class FollowingContext(ssl.SSLContext):
@@ -92,36 +85,3 @@ def trusting(bundle: Path) -> FollowingContext:
         return context
 
     return FollowingContext([bundle], make)
-
-
-def follow_from_now_on(options: Sequence[str]) -> None:
-    """Let every client that this process makes trust what the file of --root-certificates holds; and say what it is."""
-    if ROOT_OPTION not in options:
-        return
-    bundle = Path(options[options.index(ROOT_OPTION) + 1])
-    first = ProtobufClient.__init__
-
-    def init(self: ProtobufClient, base_url: str, **others: Any) -> None:
-        if isinstance(others.get("verify"), ssl.SSLContext):
-            context = trusting(bundle)
-            others |= {"verify": context, "interceptors": (*others.get("interceptors", ()), Announcer(context))}
-        first(self, base_url, **others)
-
-    ProtobufClient.__init__ = init  # type: ignore[method-assign]
-
-
-class Announcer:
-    """An interceptor that says with every call which authorities its caller trusts."""
-
-    def __init__(self, context: FollowingContext):
-        self._context = context
-        self._said: tuple[ssl.SSLContext | None, str] = None, ""
-
-    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
-        """Add the authorities to a call; see Flower's ProtobufClientInterceptor."""
-        current = self._context.current()
-        if self._said[0] is not current:
-            found = (hashlib.sha256(one).hexdigest() for one in current.get_ca_certs(binary_form=True))
-            self._said = current, ",".join(sorted(found))
-        context.request.headers[TRUSTS_HEADER] = self._said[1]
-        return call_next(context)

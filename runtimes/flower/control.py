@@ -1,4 +1,4 @@
-"""Flower's processes and its Control API, as Umbel starts and uses them. Not public in Flower; see `compat`."""
+"""The Control API of a SuperLink: runs are submitted, followed and stopped. Not public in Flower; see `compat`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .certificates import trusting
 from .compat import (
     ControlHttpClient,
     Fab,
     ListRunsRequest,
     ProtobufRequestContext,
-    PushTaskEventsRequest,
     RuntimeVersionHttpInterceptor,
     StartRunRequest,
     StopRunRequest,
     StreamRunEventsRequest,
-    TaskEvent,
     build_fab_from_files,
     fab_to_proto,
-    start_parent_process_monitor,
 )
-from .link.grid import LinkGrid
-from .private_tls import trusting
 
 LOOPBACK = "127.0.0.1"
 
@@ -38,15 +34,6 @@ class RunStatus(NamedTuple):
     status: str  # "pending", "starting", "running" or "finished"
     sub_status: str  # how a finished run ended: "completed", "failed" or "stopped"
     details: str  # why a failed run failed
-
-
-def push_event(grid: Any, name: str, content: Mapping[str, Any]) -> None:
-    """Hand an event of this run to whoever submitted it; nothing on a grid that cannot carry events.
-
-    Flower returns no results from a ServerApp: task events are its only way back to the submitter.
-    """
-    if isinstance(grid, LinkGrid):
-        grid.client.PushTaskEvents(PushTaskEventsRequest(events=[TaskEvent(event=name, data=json.dumps(content))]))
 
 
 class ControlApi:
@@ -129,20 +116,3 @@ def _no_proxy() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def nodes_of(grid: Any) -> dict[int, str]:
-    """Return {node: when it was last started} of nodes that are online; on a grid that cannot tell, an empty text."""
-    if not isinstance(grid, LinkGrid):
-        return dict.fromkeys(grid.get_node_ids(), "")
-    return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
-
-
-def names_of(grid: Any) -> dict[int, str]:
-    """Return {node: name that its key was registered under at the SuperLink}, of nodes that are online."""
-    return {node.node_id: node.name for node in grid.get_nodes()}
-
-
-def end_with_parent(parent: int) -> None:
-    """Let this process be interrupted, as by Ctrl-C, when the process `parent` has ended."""
-    start_parent_process_monitor(parent)
