@@ -43,7 +43,7 @@ from .state import ModelState
 EVALUATION_BATCH = 512
 
 
-class Layout(NamedTuple):
+class Signature(NamedTuple):
     """Shapes and types of examples as a program takes them."""
 
     specs: tuple
@@ -91,7 +91,7 @@ class Prototype:
         self._initial_params: Vector | None = self.spec.flatten(self.model.get_weights())
         self._programs: dict[Hashable, Any] = {}
         self._layouts: dict[tuple[str, str], tuple] = {}
-        self._forms: dict[Hashable, Layout] = {}  # of what was seen since the last of these changed
+        self._forms: dict[Hashable, Signature] = {}  # of what was seen since the last of these changed
         self._measured: tuple[Population, tuple[int, int]] | None = None
 
     def _build(
@@ -249,7 +249,7 @@ class Prototype:
                     self._programs[kind] = make()
         return self._programs[kind]
 
-    def _layout(self, data: Examples, purpose: str = "train") -> Layout:
+    def _layout(self, data: Examples, purpose: str = "train") -> Signature:
         """Return shapes and types of examples as a program for that purpose takes them.
 
         Exact while all that were seen are alike; an axis whose length two of them differ in has none from then on. Not
@@ -258,7 +258,7 @@ class Prototype:
         form = purpose, form_of(data)
         if form not in self._forms:
             specs = self._widest(data, purpose)
-            self._forms[form] = Layout(specs, str(specs))
+            self._forms[form] = Signature(specs, str(specs))
         return self._forms[form]
 
     def _widest(self, data: Examples, purpose: str) -> tuple:
