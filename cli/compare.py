@@ -35,7 +35,7 @@ from .console import (
     progress,
     to_json,
 )
-from .options import AddressOption, GpusOption, PlayedOption, StoreOption, WorkersOption
+from .options import AddressOption, GpusOption, MemoryOption, PlayedOption, StoreOption, WorkersOption
 from .run import DEFAULT_STORE, Request, runtime_of
 
 RUN = re.compile(r"latest|\d{8}(-\w*)?")  # a run's id, or the beginning of one
@@ -73,6 +73,7 @@ def compare_command(
     workers: WorkersOption = None,
     address: AddressOption = None,
     gpus: GpusOption = None,
+    memory: MemoryOption = None,
     store: StoreOption = DEFAULT_STORE,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the metrics: .png, .svg, .pdf.")] = None,
     over: OverOption = "round",
@@ -104,7 +105,9 @@ def compare_command(
         modes = read_modes(mode or [], metrics)
         check_before(found, metrics, over if plot else "round")
     with watching(quiet, len(found) * seeds) as shown:
-        place = Request(reference=None, store=store, runtime=runtime, workers=workers, address=address, gpus=gpus)
+        place = Request(
+            reference=None, store=store, runtime=runtime, workers=workers, address=address, gpus=gpus, memory=memory
+        )
         comparison = played(found, metrics, modes, seeds, place, shown)
     finish(comparison, target, plot, over, output)
 

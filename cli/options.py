@@ -71,6 +71,14 @@ GpusOption = Annotated[
     int | None,
     typer.Option(min=0, help="With Ray: the most GPUs, a process on each; 0: none. [dim]\\[default: all][/dim]"),
 ]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="With Ray: what clients keep between rounds lies there, where all nodes see it. "
+        "[dim]\\[default: in the store][/dim]",
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of all randomness; short for --set seed=….")]
 ClientsOption = Annotated[
     int | None,

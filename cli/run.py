@@ -60,10 +60,12 @@ class Request:
     federation: str | None = None  # kit of the operator of a federation that runs; None: one for this run alone
     address: str | None = None  # of a Ray cluster that runs; None: one for this run alone
     gpus: int | None = None  # the most that are used with Ray; None: all
+    memory: str | None = None  # folder of a cluster's nodes for what clients keep; None: the store
 
     def __post_init__(self) -> None:
         if self.runtime != "ray":
-            for option, value in (("--address", self.address), ("--gpus", self.gpus)):
+            cluster = (("--address", self.address), ("--gpus", self.gpus), ("--memory", self.memory))
+            for option, value in cluster:
                 require(value is None, f"{option} is of a cluster; add --runtime ray")
         require(self.runtime != "ray" or not self.debug, "--debug is of one process; drop --runtime ray")
         if self.runtime != "flower":
@@ -97,6 +99,7 @@ class Request:
         runtime = ["--runtime", self.runtime] if self.runtime != "simulation" else []
         runtime += ["--federation", self.federation] if self.federation is not None else []
         runtime += ["--address", self.address] if self.address is not None else []
+        runtime += ["--memory", self.memory] if self.memory is not None else []
         return shlex.join(["umbel", "run", *words * is_file, *runtime, "--resume", run, *more, *self.store_words])
 
     @property
@@ -216,6 +219,7 @@ def runtime_of(request: Request, experiments: Iterable[Experiment]) -> Runtime:
             request.address,
             workers=request.workers,
             gpus=request.gpus,
+            memory=request.memory or "driver",
             compile=request.compile,
             aggregation=request.aggregation,
         )

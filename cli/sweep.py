@@ -23,6 +23,7 @@ from .options import (
     AddressOption,
     GpusOption,
     JsonOption,
+    MemoryOption,
     PlayedOption,
     QuietOption,
     SettingsOption,
@@ -58,6 +59,7 @@ def sweep_command(
     workers: WorkersOption = None,
     address: AddressOption = None,
     gpus: GpusOption = None,
+    memory: MemoryOption = None,
     store: StoreOption = DEFAULT_STORE,
     store_key: StoreKeyOption = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the trials: .png, .svg, .pdf.")] = None,
@@ -91,7 +93,9 @@ def sweep_command(
 
         search = partial(sweep, chosen, _ranges(param), watchers=shown, on_trial=told)
         options = {"trials": trials, "metric": metric, "mode": mode, "seed": seed, "epsilon": epsilon, "prune": prune}
-        place = Request(reference=None, store=store, runtime=runtime, workers=workers, address=address, gpus=gpus)
+        place = Request(
+            reference=None, store=store, runtime=runtime, workers=workers, address=address, gpus=gpus, memory=memory
+        )
         found = _played(partial(search, **options), chosen, place)
     if plot:
         try:

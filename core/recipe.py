@@ -45,6 +45,7 @@ from .random import Key
 from .reading.adapted import adapted, adapted_transforms, rule_of
 from .reading.defaults import default_sampler, default_strategy
 from .reading.old_words import taking
+from .spec import ModelSpec
 from .traits import Declared, Trait
 from .types import Broadcast, ClientUpdate, Shape
 from .validation import fields_of, lacking
@@ -249,6 +250,12 @@ def rule_needs(recipe: Recipe) -> Trait:
     """Return what the rule needs: if it is not the strategy's own, all that a client half from elsewhere does."""
     elsewhere = Trait.ONE_MODEL | Trait.WHOLE_MODEL | Trait.RULE_FROM_ELSEWHERE
     return Trait.NONE if recipe.is_rule_own else elsewhere
+
+
+def is_memory_kept(recipe: Recipe, spec: ModelSpec) -> bool:
+    """Return whether clients keep anything at home from one round to the next."""
+    rule, codec = recipe.rule, recipe.codec
+    return spec.keeps or (rule is not None and rule.remembers) or (codec is not None and codec.error_feedback)
 
 
 def extra_size(rule: ClientRule | None, size: int) -> int:

@@ -46,6 +46,7 @@ FIGURES: Mapping[str, str] = {  # what a runtime of several machines counts, in 
     "twice": "calls that were made a second time, for a process that was slow",
     "bytes": "bytes that reached the process that plays the rounds",
 }
+MEMORY = "memory"  # choice of a run whose clients' memory is not in the store: the name that it has where it is
 WAIT = None  # an item of work that says: pull no further before you have yielded another arrival
 
 

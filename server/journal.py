@@ -14,8 +14,8 @@ from ..core.experiment import Experiment
 from ..core.protocols import Memory
 from ..core.reading.compatible import has_noise, spent
 from ..core.reading.directions import Measures
-from ..core.recipe import Recipe
-from ..core.runtime import Opened, Runtime
+from ..core.recipe import Recipe, is_memory_kept
+from ..core.runtime import MEMORY, Opened, Runtime
 from ..core.spec import ModelSpec
 from ..core.system.faults import crash_point
 from ..core.types import RoundRecord, ServerState, Vector
@@ -93,6 +93,11 @@ class Journal:
                     f"the experiment changed since run {stored.run} began: {name} was {before}, is now {now[name]}; "
                     f"restore the {RESTORE.get(name, 'model')}, or start a new run without --resume"
                 )
+        if MEMORY in stored.choices and MEMORY not in now and is_memory_kept(experiment.resolved, opened.spec):
+            raise ConfigError(
+                f"what the clients of run {stored.run} keep is not in the store, but with them, or in a folder of the "
+                "cluster; resume it over the same runtime, or start a new run"
+            )
         self._measure(experiment.resolved, runtime)
         self.records = [record._replace(directions=self.measures.directions) for record in stored.records]
         self.store.set_rounds(stored.run, experiment.rounds)

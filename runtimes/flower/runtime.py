@@ -21,8 +21,8 @@ from ...core.parts.private import RemoteAggregation, SecureAggregation
 from ...core.protocols import Memory
 from ...core.random import Key
 from ...core.reading.directions import Measures
-from ...core.recipe import Recipe
-from ...core.runtime import WAIT, Arrival, Assignment, Opened
+from ...core.recipe import Recipe, is_memory_kept
+from ...core.runtime import MEMORY, WAIT, Arrival, Assignment, Opened
 from ...core.summation import Summation
 from ...core.sums import ClientSum, Meeting, ServerSum
 from ...core.system.backend import require_tensorflow
@@ -52,7 +52,6 @@ log = logging.getLogger(__name__)
 Packed = dict[int, tuple[Broadcast, RecordDict]]  # broadcasts as they travel, by their id() while they live
 NO_KEY = Key(bytes(16))  # evaluation draws no random numbers
 FEDERATION = "federation"  # key among a run's choices: the federation that plays it
-MEMORY = "memory"  # key among a run's choices: the name that its clients keep their memory under
 
 
 def _log_refusal(action: str, about: str) -> None:
@@ -140,9 +139,7 @@ class FlowerRuntime:
             )
         require_tensorflow("Clients over Flower train")
         opened = self._server.open(experiment, memory, choices)
-        rule = experiment.resolved.rule
-        keeps = opened.spec.keeps or (rule is not None and rule.remembers)
-        keeps = keeps or (experiment.codec is not None and experiment.codec.error_feedback)
+        keeps = is_memory_kept(experiment.resolved, opened.spec)
         if keeps and choices is not None and MEMORY not in choices:
             raise ConfigError(
                 "cannot resume over Flower a run that began elsewhere, and whose clients keep something between "

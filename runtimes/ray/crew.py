@@ -21,6 +21,7 @@ from .cluster import Machine, Places, actor_options, alive_nodes, last_line
 from .host import Host, Introduction, Probe
 from .likeness import MIXED, SAME, Greeting, check_alike, warn_of_niceness
 from .lines import said
+from .shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Crew:
         self._digests: dict[str, str] = {}  # digests of what the nodes compute
         self._experiment: Any = None  # reference
         self._choices: Mapping[str, str] | None = None
+        self._shelf: Shelf | None = None
         self._looked = 0.0
         self._is_opening = True
         self._on_gpus = False
@@ -100,13 +102,14 @@ class Crew:
         """Number of clients that train side by side."""
         return max(1, len(self.ready)) * self._places.threads
 
-    def open(self, experiment: Any, choices: Mapping[str, str] | None) -> Introduction:
-        """Bind every host to an experiment, a reference; return what the first said of it.
+    def open(self, experiment: Any, choices: Mapping[str, str] | None, shelf: Shelf | None) -> Introduction:
+        """Bind every host to an experiment, a reference, and a shelf, if any; return what the first said of it.
 
         The first finds how clients are compiled, the others do as it does. Errors: those of opening a Simulation;
         ConfigError for nodes on which other versions are installed, and where no host comes up.
         """
         self._experiment, self._choices, self._attempts, self._digests = experiment, None, {}, {}
+        self._shelf = shelf
         self._is_opening, self.hardware = True, SAME
         self.usual.clear()  # another model takes another time
         until = time.monotonic() + DRAIN_SECONDS
@@ -195,7 +198,7 @@ class Crew:
                 self.wait(1.0)
                 continue
             try:
-                introduction: Introduction = ray.get(first.actor.open.remote(self._experiment, choices, True))
+                introduction: Introduction = ray.get(self._opening(first, choices, True))
             except RayTaskError as error:
                 if not is_of_ray(raised(error)):
                     raise raised(error) from error
@@ -209,12 +212,16 @@ class Crew:
             self._bound(first)
             for member in self._members:
                 if member.process is not None and member is not first:
-                    member.opening = member.actor.open.remote(self._experiment, self._choices, False)
+                    member.opening = self._opening(member, self._choices)
             return introduction
         raise ConfigError(
             f"no process came up on {self._places}{self._why}: see with ray status whether its processors are free, "
             "and whether Umbel is installed on its nodes"
         )
+
+    def _opening(self, member: HostHandle, choices: Mapping[str, str] | None, is_first: bool = False) -> Any:
+        """Ask a host to bind to the experiment; return the reference of its answer."""
+        return member.actor.open.remote(self._experiment, choices, self._shelf, is_first)
 
     def _hire(self) -> None:
         """Start hosts where there is room for more than there are."""
@@ -261,7 +268,7 @@ class Crew:
                 return
             warn_of_niceness(answer, member.machine.name, os.nice(0) if hasattr(os, "nice") else 0)
             if self._choices is not None:
-                member.opening = member.actor.open.remote(self._experiment, self._choices, False)
+                member.opening = self._opening(member, self._choices)
         elif isinstance(answer, Probe):
             self._compare(member, answer)
         else:

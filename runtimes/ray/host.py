@@ -6,9 +6,10 @@ A call's answer follows from what it was sent: nothing that an earlier call left
 from __future__ import annotations
 
 import os
+import platform
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,17 +17,19 @@ import numpy as np
 from ...core.errors import UmbelError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
+from ...core.parts.algorithms import AsynchronousStrategy
 from ...core.random import Key, derive
 from ...core.reading.directions import Measures
 from ...core.reading.fingerprints import digest_of
 from ...core.recipe import Recipe
-from ...core.runtime import Assignment, Opened, Subtotal, added_up
+from ...core.runtime import Arrival, Assignment, Opened, Subtotal, added_up
 from ...core.summation import Summation
 from ...core.types import NOTHING, Broadcast, ClientUpdate, CodedUpdate, Metrics, Value, Vector
 from ..simulation import Simulation
 from .calls import Head
 from .likeness import Greeting, versions
 from .lines import Line, Lines
+from .shelf import Shelf
 
 FETCHED = 6  # values of the object store that a host keeps at hand: vectors of the last rounds
 
@@ -64,7 +67,7 @@ class ClientRun(NamedTuple):
 
     broadcasts: Sequence[Sent]
     clients: Sequence[tuple[int, int, Key]]  # place of the broadcast, number of the client, key of the cohort
-    memory: Mapping[int, list[np.ndarray]]  # what those clients keep at home, where they keep anything
+    memory: Mapping[int, list[np.ndarray]]  # what those clients keep at home, or notes of it, where they keep anything
     summation: Summation
     is_added_up: bool
 
@@ -77,6 +80,7 @@ class Host:
         self._experiment: Experiment | None = None
         self._opened: Opened | None = None
         self._memory: dict[int, list[np.ndarray]] = {}
+        self._shelf: Shelf | None = None
         self._fetched: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
         self._lines = Lines()
@@ -90,9 +94,16 @@ class Host:
             os.chdir(folder)
         return Greeting(versions(), os.getpid(), os.nice(0) if hasattr(os, "nice") else 0)
 
-    def open(self, experiment: Experiment, choices: Mapping[str, str] | None, is_first: bool) -> Introduction | None:
-        """Bind to an experiment; the first host says what it is like, and the others have its choices."""
-        simulation, self._experiment = self._simulation, experiment
+    def open(
+        self, experiment: Experiment, choices: Mapping[str, str] | None, shelf: Shelf | None, is_first: bool
+    ) -> Introduction | None:
+        """Bind to an experiment; the first host says what it is like, and the others have its choices.
+
+        shelf: where clients keep what they remember; None: the driver sends it.
+        """
+        if shelf is not None:
+            shelf.check_shared(platform.node())
+        simulation, self._experiment, self._shelf = self._simulation, experiment, shelf
         self._opened = opened = simulation.open(experiment, self, choices)
         lines = self._lines.take()  # each host has the same to say
         if not is_first:
@@ -130,7 +141,7 @@ class Host:
         work = (Assignment(broadcasts[place], client, key) for place, client, key in run.clients)
         self._memory.update(run.memory)
         try:
-            arrivals = self._simulation.train(work, run.summation)
+            arrivals = self._shelved(self._simulation.train(work, run.summation), run)
             if not run.is_added_up:
                 content = list(arrivals)
                 return Head(self._lines.take()), content
@@ -167,8 +178,9 @@ class Host:
         return Head(), self._simulation.results(step, metrics)
 
     def read(self, client: int) -> list[np.ndarray] | None:
-        """Return what the driver sent of a client's memory: a host is the memory of its simulation."""
-        return self._memory.get(client)
+        """Return what a client keeps: as the driver sent it, or from the shelf. A host is its simulation's memory."""
+        kept = self._memory.get(client)
+        return kept if kept is None or self._shelf is None else self._shelf.read(client, kept)
 
     def write(self, client: int, arrays: list[np.ndarray]) -> None:
         """Keep nothing: it is the server that writes."""
@@ -177,6 +189,22 @@ class Host:
     def _recipe(self) -> Recipe:
         assert self._experiment is not None
         return self._experiment.resolved
+
+    def _shelved(self, arrivals: Iterable[Arrival], run: ClientRun) -> Iterator[Arrival]:
+        """Yield arrivals; where there is a shelf, what clients keep is put there, and the driver is sent notes."""
+        shelf = self._shelf
+        if shelf is None:
+            yield from arrivals
+            return
+        round_of = {client: self._broadcast(run.broadcasts[place]).round for place, client, _ in run.clients}
+        # In rounds with cohorts what a client is sent of its memory is committed: nobody asks for what was before.
+        is_committed = not isinstance(self._recipe.strategy, AsynchronousStrategy)
+        for arrival in arrivals:
+            for client in arrival.memory:
+                if is_committed and client in run.memory:
+                    shelf.forget_before(client, run.memory[client])
+            notes = {client: shelf.write(client, round_of[client], kept) for client, kept in arrival.memory.items()}
+            yield arrival._replace(memory=notes)
 
     def _forget(self, memory: Mapping[int, list[np.ndarray]]) -> None:
         for client in memory:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import secrets
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +25,8 @@ from ...core.parts.algorithms import SplitStrategy
 from ...core.parts.private import SecureAggregation
 from ...core.protocols import Memory
 from ...core.reading.directions import Measures
-from ...core.runtime import WAIT, Arrival, Assignment, Opened, Parties, Subtotal
+from ...core.recipe import is_memory_kept
+from ...core.runtime import MEMORY, WAIT, Arrival, Assignment, Opened, Parties, Subtotal
 from ...core.summation import Summation
 from ...core.sums import ClientSum, Meeting, ServerSum
 from ...core.types import NOTHING, Broadcast, ClientMetrics, Metrics, Value, Vector, add_metrics
@@ -37,6 +40,7 @@ from .host import ClientRun, Introduction, Sent
 from .job_queue import JobQueue
 from .likeness import HARDWARE, check_hardware
 from .modules import Travelling
+from .shelf import Shelf, absolute
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,9 @@ class Ray:
     workers: the most clients that train side by side; None: as many as the cluster has room for.
     threads: number of them in one process, each on a processor. More than one saves memory, and costs time.
     gpus: the most GPUs, a process on each; None: all that Ray knows of; 0: none, though there are some.
+    memory: "driver": what clients keep between rounds travels with their work, and lies in the store; or a folder on a
+        file system that all nodes share under one name: hosts read and write it there, and the store has notes of it.
+        For the memory of many clients, or of large models.
     compile, aggregation: same as for Simulation.
 
     A host or a node that is lost, or hangs, has its work done again by the others. New nodes are used from the next
@@ -69,6 +76,7 @@ class Ray:
         workers: int | None = None,
         threads: int = 1,
         gpus: int | None = None,
+        memory: Literal["driver"] | str | os.PathLike[str] = "driver",
         compile: Literal["auto", "xla", "graph"] = "auto",
         aggregation: Literal["arithmetic", "protocol"] = "arithmetic",
     ):
@@ -84,12 +92,14 @@ class Ray:
         require(aggregation in words, f"expected aggregation={aggregation!r} to be 'arithmetic' or 'protocol'")
         self.address, self.workers, self.threads, self.gpus = address, workers, threads, gpus
         self.compile, self.aggregation = compile, aggregation
+        self.memory = None if memory == "driver" else absolute(memory)
         self._places = Places(threads, workers, gpus, address)
         self._crew: Crew | None = None
         self._hiding: str = aggregation
         self._parties = Parties()
         self._experiment: Experiment | None = None
         self._introduction: Introduction | None = None
+        self._shelf: Shelf | None = None
         self._vectors: deque[tuple[Vector, Any]] = deque(maxlen=VECTORS)  # with their references
         self._examples: tuple[Examples, Any] | None = None  # the server's, where they are not the experiment's own
         self._code = Travelling()
@@ -110,14 +120,20 @@ class Ray:
         self._hiding = (choices or {}).get("aggregation", self.aggregation)
         self._vectors.clear()
         self._examples = None
-        self._introduction = found = self._crew.open(self._put(experiment), choices)
+        self._shelf = self._set_up(choices)
+        self._introduction = found = self._crew.open(self._put(experiment), choices, self._shelf)
+        self._check_memory(found.opened, choices)
         self._hardware = check_hardware(self._crew.hardware, choices)
         self._say(found)
         return found.opened
 
     def describe(self) -> Mapping[str, str]:
-        """Return what the first host says of the model, and whether all nodes compute the same bits."""
-        return {**self._introduced.described, HARDWARE: self._hardware}
+        """Return what the first host says of the model, the name of what clients keep elsewhere, and the hardware.
+
+        That is whether all nodes compute the same bits.
+        """
+        shelf = {} if self._shelf is None else {MEMORY: self._shelf.folder.name}
+        return {**self._introduced.described, **shelf, HARDWARE: self._hardware}
 
     def measures(self) -> Measures:
         """Return the metrics that the model measures, and which way they are to go."""
@@ -218,6 +234,29 @@ class Ray:
         self._crew, self._experiment, self._introduction = None, None, None
         self._vectors.clear()
         self._examples = None
+
+    def _set_up(self, choices: Mapping[str, str] | None) -> Shelf | None:
+        """Return the shelf that clients of this run are to keep their memory on, that of a run that goes on."""
+        if self.memory is None:
+            return None
+        before = (choices or {}).get(MEMORY)
+        shelf = Shelf(self.memory / (before or secrets.token_hex(16)))
+        shelf.set_up(is_new=before is None)
+        return shelf
+
+    def _check_memory(self, opened: Opened, choices: Mapping[str, str] | None) -> None:
+        """Let go of a shelf that no client needs. Errors: ConfigError for a run whose memory is in the store."""
+        if self._shelf is None or MEMORY in (choices or {}):
+            return
+        is_kept = is_memory_kept(self._running.resolved, opened.spec)
+        if is_kept and choices is None:
+            return
+        self._shelf.take_down()
+        self._shelf = None
+        if is_kept:
+            raise ConfigError(
+                'what the clients of this run keep is in the store; resume it with memory="driver", or start a new run'
+            )
 
     @property
     def _running(self) -> Experiment:

@@ -28,6 +28,7 @@ from umbel.core.types import ClientUpdate
 from umbel.runtimes.ray import cluster, division, job_queue, likeness
 from umbel.runtimes.ray.cluster import Machine, Places
 from umbel.runtimes.ray.crew import is_of_ray
+from umbel.server.store import Store
 
 pytest.importorskip("ray", reason="pip install 'umbel[ray]'")
 SMALL = ("FedAvg", "Scaffold", "Median", "Agnostic", "IFCA, Median", "SecureSum", "FedBuff", "SplitFed 2")
@@ -169,6 +170,44 @@ def test_a_driver_that_is_killed_and_resumed_elsewhere(on, ray, monkeypatch, tmp
     same(on(asked, store=store, resume="latest"), ended)
 
 
+def test_memory_in_a_folder_of_the_cluster(on, ray, monkeypatch, tmp_path):
+    """The same bits, also killed and resumed; the store has notes, which nothing else takes for memory."""
+    asked = experiment(strategy=strategies.Scaffold(), rounds=3)
+    store, folder = f"sqlite:///{tmp_path}/runs.db", tmp_path / "shared"
+    monkeypatch.setattr(ray, "memory", folder)
+    with monkeypatch.context() as patch:
+        kill_at(patch, "before-commit", 2)
+        with pytest.raises(Killed):
+            on(asked, store=store)
+    with pytest.raises(ConfigError, match="is not in the store, but with them, or in a folder of the cluster"):
+        play(asked, store=store, resume="latest", watchers=())
+    monkeypatch.setattr(ray, "memory", tmp_path / "another")
+    with pytest.raises(ConfigError, match="another has none of that name; give memory= the folder that the run began"):
+        on(asked, store=store, resume="latest")
+    monkeypatch.setattr(ray, "memory", folder)
+    same(on(asked, store=store, resume="latest"), play(asked))
+    (run_folder,) = folder.iterdir()
+    with Store.open(store) as opened:
+        (stored,) = opened.runs()
+        memory = opened.memory(stored.run)
+        assert all(sum(array.nbytes for array in memory.read(client)) == 40 for client in range(3))
+    assert len(list(run_folder.rglob("0.*.*"))) <= 2  # what is committed, and what was before
+
+
+def test_memory_in_a_folder_is_not_a_choice_to_change(on, ray, monkeypatch, tmp_path):
+    asked = experiment(strategy=strategies.Scaffold(), rounds=2)
+    store, folder = f"sqlite:///{tmp_path}/runs.db", tmp_path / "shared"
+    with monkeypatch.context() as patch:
+        kill_at(patch, "before-commit", 2)
+        with pytest.raises(Killed):
+            play(asked, store=store, watchers=())
+    monkeypatch.setattr(ray, "memory", folder)
+    with pytest.raises(ConfigError, match='is in the store; resume it with memory="driver", or start a new run'):
+        on(asked, store=store, resume="latest")
+    same(on(experiment(rounds=1)), play(experiment(rounds=1)))  # nobody keeps anything: there is nothing to see
+    assert list(folder.iterdir()) == []
+
+
 FILE = """
 import umbel
 
@@ -224,6 +263,7 @@ def test_the_programs_of_the_page(ray, on, tmp_path, monkeypatch, capfd):
     [
         (["run", "--address", "10.0.0.1:6379"], "--address is of a cluster; add --runtime ray"),
         (["run", "--gpus", "1"], "--gpus is of a cluster; add --runtime ray"),
+        (["run", "--memory", "/tmp"], "--memory is of a cluster; add --runtime ray"),
         (["run", "--runtime", "ray", "--debug"], "--debug is of one process; drop --runtime ray"),
         (["run", "--runtime", "ray", "--dry-run"], "--dry-run is of a new simulation; drop --runtime ray"),
         (["run", "--runtime", "ray", "--address", "here"], "expected address='here' to be HOST:PORT"),
