@@ -23,7 +23,7 @@ SENTINEL = "umbel"  # a file that tells a host that its folder is the driver's
 
 
 class Shelf:
-    """What the clients of one run keep, a file for each version of a client's memory."""
+    """A folder of one run, with a file for each version of a client's memory."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -62,7 +62,7 @@ class Shelf:
             )
 
     def read(self, client: int, note: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Read what a note is of. Errors: StoreError where it is not there, or is not what was written."""
+        """Return the arrays that a note is of. Errors: StoreError where it is not there, or is not what was written."""
         path = self._path(client, note)
         try:
             content = path.read_bytes()
