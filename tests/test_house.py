@@ -34,3 +34,5 @@ def test_the_page_has_the_table_of_what_excludes_what():
 
 def test_faults_that_the_suite_must_notice_fit_the_sources():
     assert faults.misfits() == []
+    page = (house.ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    assert [fault.name for fault in faults.FAULTS if f"\n- {fault.name}\n" not in page] == []
