@@ -33,13 +33,25 @@ class DeltaSGD(keras.optimizers.Optimizer):
     Where the last step moved nothing, or the gradient did not change, the second term is taken. Like every optimizer
     it begins afresh with each client's round. A round of one step is SGD at the initial rate.
 
-    learning_rate: η_0; `Local(learning_rate=…)` sets it per round. gamma: γ, above 1 bolder. delta: δ, how fast the
-    rate may grow. theta: θ_0. The defaults are the paper's for all its experiments.
-
     It keeps one more value per variable, x_(k−1). Where each batch is met but once, in `model.fit` and in DP-SGD, that
     is g_(k−1) in its place, of the batch before. For one device; it takes no clipping or weight decay, which would come
-    between the gradient and the step. Errors: ConfigError for values out of bounds, and for
-    another backend than TensorFlow.
+    between the gradient and the step.
+
+    Parameters
+    ----------
+    learning_rate
+        η_0; `Local(learning_rate=…)` sets it per round.
+    gamma
+        γ, above 1 bolder.
+    delta
+        δ, how fast the rate may grow.
+    theta
+        θ_0. The defaults are the paper's for all its experiments.
+
+    Raises
+    ------
+    ConfigError
+        For values out of bounds, and for another backend than TensorFlow.
     """
 
     def __init__(

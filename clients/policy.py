@@ -44,12 +44,26 @@ class Refused(ConfigError):
 class Policy:
     """Bounds that a client keeps, whatever the server asks for; None for no bound.
 
-    folder: where files of experiments are taken from; None: anywhere, as befits a federation inside one machine.
-    allow: names of experiments, and of files in folder without .py; "*" for all. digests: {name: SHA-256}: of these
-    only the one experiment with that digest. max_rounds, max_epsilon: of all that this client replies for an
-    experiment, whatever runs and rounds a server names, by its own account: see `spending`. max_delta: of a run.
-    overrides: dotted paths that a server may set, "*" for any ending; None: OVERRIDES, without PROMISED under a plan or
-    an aggregation. clients: in the federation, by the client's kit. source: where this client's examples are.
+    Parameters
+    ----------
+    folder
+        Where files of experiments are taken from; None: anywhere, as befits a federation inside one machine.
+    allow
+        Names of experiments, and of files in folder without .py; "*" for all.
+    digests
+        {name: SHA-256}: of these only the one experiment with that digest.
+    max_rounds, max_epsilon
+        The most of all that this client replies for an experiment, whatever runs and rounds a server names, by its own
+        account: see `spending`.
+    max_delta
+        The most of a run.
+    overrides
+        Dotted paths that a server may set, "*" for any ending; None: OVERRIDES, without PROMISED under a plan or an
+        aggregation.
+    clients
+        The number in the federation, by the client's kit.
+    source
+        Where this client's examples are.
     """
 
     folder: Path | None = None

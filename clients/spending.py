@@ -26,7 +26,12 @@ EARLIER = "earlier"
 class Spending:
     """Releases of a client's examples.
 
-    replies: to orders to train. events: {event: count} of a plan's ledger; empty without a plan.
+    Parameters
+    ----------
+    replies
+        To orders to train.
+    events
+        {event: count} of a plan's ledger; empty without a plan.
     """
 
     replies: int = 0

@@ -277,8 +277,12 @@ class Callback(abc.ABC):
 class PopulationEncoding(abc.ABC):
     """Meaning of a population's numbers: the class of each label, the column of each feature.
 
-    classes: label k is the class classes[k]; empty where labels are numbers of their own.
-    columns: feature k is the column columns[k]; empty where features have no names.
+    Parameters
+    ----------
+    classes
+        Label k is the class classes[k]; empty where labels are numbers of their own.
+    columns
+        Feature k is the column columns[k]; empty where features have no names.
     """
 
     classes: tuple[str, ...]

@@ -40,41 +40,72 @@ from .validation import fields_of, plain_numbers, require, require_count
 class Experiment:
     """A federated experiment. It runs unchanged in simulation, over Flower and in a notebook.
 
-    name: letters, digits, "-" and "_"; what runs are listed under.
-    model: a function that builds and compiles a Keras model; or a compiled model, which others are built like, with its
+    Parameters
+    ----------
+    name
+        Letters, digits, "-" and "_"; what runs are listed under.
+    model
+        A function that builds and compiles a Keras model; or a compiled model, which others are built like, with its
         weights as the start.
-    population: the clients and their training examples.
-    start: weights to begin with, a pre-trained body's say: a file (.keras, .weights.h5, .npz), or a version of the
+    population
+        The clients and their training examples.
+    start
+        Weights to begin with, a pre-trained body's say: a file (.keras, .weights.h5, .npz), or a version of the
         registry, server.StoredModel("mine"). None: those that the model is built with. Known by their hash, they are
         part of the experiment.
-    strategy: the server's half of the algorithm; None: FedAvg.
-    sampler: who takes part in a round; None: the plan's own; without a plan 10 clients, or all where there are no more.
-    local: what a client does in its round.
-    rule: the client's half of an algorithm (a gradient correction); by default the strategy's own, where it has one.
-    transforms: privacy and compression, applied to each update and undone on the sum.
-    codec: how what is left of an update after the transforms travels in fewer bytes, at some loss; None: 4 bytes a
-        number.
-    plan: a privacy budget: it brings sampler and transform, or the clients' per-example noise, keeps the ledger, and
-        ends the run before it is exceeded.
-    aggregator: how updates become a sum; streaming and weighted unless robust.
-    secure_aggregation: what hides single updates from whoever sums them; None: the server sees each.
-    rounds, seed: how long, and from which randomness. Equal seeds give equal bits.
-    test: the server's examples, (x, y) or a Source, for central evaluation; None for none.
-    validation: each client's held-out examples, for federated evaluation; None for none.
-    evaluate_every: rounds between evaluations; the last round is always evaluated.
-    personal: regular expressions over variable paths; what matches stays with the client (a head, normalisation).
-    fine_tune: how a client's model is tuned to it before it is evaluated once more (validation_personal_…); None: not.
-    weighting: a client's say in the mean: its number of "examples", or "uniform". By default "examples", and "uniform"
-        under a plan, which bounds what a client can say.
-    reweighting: what changes that say from round to round, by what clients lose (Agnostic); None: nothing.
-    min_clients: updates that a round needs at least; with fewer the run stops. A round in which nobody takes part, as
-        nobody was sampled or could be reached, is none with too few: it changes nothing, and the run goes on.
-    callbacks: what may end the run early; part of the result, unlike watchers handed to `run`.
-    devices: a simulated fleet: its virtual clock says who takes part, who fails, and how long a round lasts. None:
-        nothing takes any time. An asynchronous strategy keeps as many clients at work as sampler has in a round.
-    deadline: when a synchronous round of that fleet ends though clients are still at work.
+    strategy
+        The server's half of the algorithm; None: FedAvg.
+    sampler
+        Who takes part in a round; None: the plan's own; without a plan 10 clients, or all where there are no more.
+    local
+        What a client does in its round.
+    rule
+        The client's half of an algorithm (a gradient correction); by default the strategy's own, where it has one.
+    transforms
+        Privacy and compression, applied to each update and undone on the sum.
+    codec
+        How what is left of an update after the transforms travels in fewer bytes, at some loss; None: 4 bytes a number.
+    plan
+        A privacy budget: it brings sampler and transform, or the clients' per-example noise, keeps the ledger, and ends
+        the run before it is exceeded.
+    aggregator
+        How updates become a sum; streaming and weighted unless robust.
+    secure_aggregation
+        What hides single updates from whoever sums them; None: the server sees each.
+    rounds, seed
+        How long, and from which randomness. Equal seeds give equal bits.
+    test
+        The server's examples, (x, y) or a Source, for central evaluation; None for none.
+    validation
+        Each client's held-out examples, for federated evaluation; None for none.
+    evaluate_every
+        Rounds between evaluations; the last round is always evaluated.
+    personal
+        Regular expressions over variable paths; what matches stays with the client (a head, normalisation).
+    fine_tune
+        How a client's model is tuned to it before it is evaluated once more (validation_personal_…); None: not.
+    weighting
+        A client's say in the mean: its number of "examples", or "uniform". By default "examples", and "uniform" under a
+        plan, which bounds what a client can say.
+    reweighting
+        What changes that say from round to round, by what clients lose (Agnostic); None: nothing.
+    min_clients
+        Updates that a round needs at least; with fewer the run stops. A round in which nobody takes part, as nobody was
+        sampled or could be reached, is none with too few: it changes nothing, and the run goes on.
+    callbacks
+        What may end the run early; part of the result, unlike watchers handed to `run`.
+    devices
+        A simulated fleet: its virtual clock says who takes part, who fails, and how long a round lasts. None: nothing
+        takes any time. An asynchronous strategy keeps as many clients at work as sampler has in a round.
+    deadline
+        When a synchronous round of that fleet ends though clients are still at work.
 
-    Errors: ConfigError for a value out of bounds, IncompatibleError for parts that exclude one another.
+    Raises
+    ------
+    ConfigError
+        For a value out of bounds.
+    IncompatibleError
+        For parts that exclude one another.
     """
 
     name: str = NAME

@@ -66,8 +66,12 @@ STRATEGIES = (AsynchronousStrategy, SplitStrategy, ClusteredStrategy, Strategy)
 class Recipe:
     """An Experiment with all that follows from its fields. `rule` and `aggregator` differ from the Experiment's:
 
-    rule: the client's half of the algorithm, the strategy's own where it has one; None for plain training.
-    aggregator: how updates become a Total; under a clustered strategy for each cluster apart.
+    Parameters
+    ----------
+    rule
+        The client's half of the algorithm, the strategy's own where it has one; None for plain training.
+    aggregator
+        How updates become a Total; under a clustered strategy for each cluster apart.
     """
 
     name: str

@@ -19,13 +19,24 @@ from .types import NOTHING, Broadcast, Shape
 class Summation:
     """The way in which a round's updates become a sum.
 
-    aggregator: adds up what is seen. shape: lengths of an update as it leaves a client. codec: encodes its delta; None
-    for none.
-    aggregation: hides each update from whoever sums them; None: the server sees each.
-    in_order: whether arrivals come in the order of the work.
-    subtotals: whether a runtime may add up aligned runs itself, and send a Subtotal for each.
-    losses: whether the server needs each client's loss; a Subtotal carries them only then.
-    strangers: whether updates come from outside this process: one that does not fit is then a Failure, and no error.
+    Parameters
+    ----------
+    aggregator
+        Adds up what is seen.
+    shape
+        Lengths of an update as it leaves a client.
+    codec
+        Encodes its delta; None for none.
+    aggregation
+        Hides each update from whoever sums them; None: the server sees each.
+    in_order
+        Whether arrivals come in the order of the work.
+    subtotals
+        Whether a runtime may add up aligned runs itself, and send a Subtotal for each.
+    losses
+        Whether the server needs each client's loss; a Subtotal carries them only then.
+    strangers
+        Whether updates come from outside this process: one that does not fit is then a Failure, and no error.
     """
 
     aggregator: Aggregator

@@ -76,8 +76,15 @@ class Backdoor(Population):
     The trigger sets `pixels` to `value`: indices into one flattened input, so that it fits images and tables alike.
     Gu, Dolan-Gavitt, Garg 2017: BadNets. https://arxiv.org/abs/1708.06733
 
-    fraction: of an attacker's examples, the first ⌈fraction·n⌉ of them. Labels are integers.
-    Errors: ConfigError for pixels that an input does not have, when an attacker's examples are asked for.
+    Parameters
+    ----------
+    fraction
+        The share of an attacker's examples, the first ⌈fraction·n⌉ of them. Labels are integers.
+
+    Raises
+    ------
+    ConfigError
+        For pixels that an input does not have, when an attacker's examples are asked for.
     """
 
     population: Population

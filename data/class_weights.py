@@ -22,10 +22,17 @@ class ClassWeighted(Population):
     Same as `model.fit(class_weight=…)` for each client. Only training is weighted: give `validation` and `test` as they
     are. How much a client counts in the mean of all does not change: see `Experiment.weighting`.
 
-    weights: weight of each class, by its number, or by its name where the population has names; 1 for a class that is
-        not in it. Kept as pairs, ascending.
-    Errors: ConfigError for a weight that is negative or no number; when first used, for a class that the population
-    does not have, several targets, or examples that have weights of their own, as in Keras.
+    Parameters
+    ----------
+    weights
+        Weight of each class, by its number, or by its name where the population has names; 1 for a class that is not in
+        it. Kept as pairs, ascending.
+
+    Raises
+    ------
+    ConfigError
+        For a weight that is negative or no number; when first used, for a class that the population does not have,
+        several targets, or examples that have weights of their own, as in Keras.
     """
 
     population: Population

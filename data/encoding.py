@@ -47,9 +47,13 @@ class ClassSource(Protocol):
 class Encoding(PopulationEncoding):
     """The meaning of a population's numbers.
 
-    classes: label k is the class `classes[k]`, and column k of labels that are a matrix; empty where labels are numbers
-        of their own.
-    columns: feature k is the column `columns[k]`; empty where features have no names.
+    Parameters
+    ----------
+    classes
+        Label k is the class `classes[k]`, and column k of labels that are a matrix; empty where labels are numbers of
+        their own.
+    columns
+        Feature k is the column `columns[k]`; empty where features have no names.
     """
 
     classes: tuple[str, ...] = ()

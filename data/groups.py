@@ -28,10 +28,18 @@ from .values import hash_fields, same_fields
 class ByKey:
     """A natural federation: one client per speaker, hospital, device; numbered in the sorted order of the keys.
 
-    keys: one per example, shape (examples,); None: the source's own `groups()`.
-    missing: what becomes of examples without a key (None, NaN, empty text): "refuse" them; or make them one "client",
-        the last.
-    Errors: ConfigError when the source has no groups, keys are not one per example, or some are missing.
+    Parameters
+    ----------
+    keys
+        One per example, shape (examples,); None: the source's own `groups()`.
+    missing
+        What becomes of examples without a key (None, NaN, empty text): "refuse" them; or make them one "client", the
+        last.
+
+    Raises
+    ------
+    ConfigError
+        When the source has no groups, keys are not one per example, or some are missing.
     """
 
     keys: np.ndarray | None = None
@@ -85,7 +93,10 @@ def _plain(keys: np.ndarray) -> np.ndarray:
 class KMeans:
     """Feature skew by clusters of x (scikit-learn's MiniBatchKMeans): clients of one cluster see similar inputs.
 
-    clusters: number of clusters; None: as many as clients. Clusters that end up empty are dropped.
+    Parameters
+    ----------
+    clusters
+        Number of clusters; None: as many as clients. Clusters that end up empty are dropped.
     """
 
     clusters: int | None = None
@@ -115,10 +126,16 @@ class KMeans:
 class Dbscan:
     """Feature skew by density (scikit-learn's DBSCAN); noise goes to the cluster of the nearest core example.
 
-    eps: the largest Euclidean distance of neighbours, in the units of x. min_samples: neighbours, itself included, that
-    make an example a core of its cluster. Distances between all pairs: for thousands of examples, not for millions.
     Errors: ConfigError when all is noise.
     Ester, Kriegel, Sander, Xu 1996: A Density-Based Algorithm for Discovering Clusters in Large Spatial Databases.
+
+    Parameters
+    ----------
+    eps
+        The largest Euclidean distance of neighbours, in the units of x.
+    min_samples
+        Neighbours, itself included, that make an example a core of its cluster. Distances between all pairs: for
+        thousands of examples, not for millions.
     """
 
     eps: float = 0.5

@@ -24,16 +24,21 @@ DATA_VARIABLE = "UMBEL_CLIENT_DATA"  # environment variable that `umbel client s
 class OnDevice(Population):
     """Real devices: each client's examples are in an .npz file on its own host, with arrays x, y, sample_weight.
 
-    clients: their number.
-    like: an example as (x, y) or (x, y, sample_weight), arrays of length 1, of the shapes and dtypes that every
-    client's
-        have; the server builds its model on it.
-    most: the most examples that a client has; nobody can say more in the mean.
-    classes: every label by name, in the order of their numbers: as for `Partitioned`, and needed where labels are text,
-        since no client sees another's.
-
     Errors, on a client: ConfigError for a file that is missing, or that holds something else or more. Anywhere else
     there are no examples: such an experiment runs over Flower, not in simulation.
+
+    Parameters
+    ----------
+    clients
+        Their number.
+    like
+        An example as (x, y) or (x, y, sample_weight), arrays of length 1, of the shapes and dtypes that every client's
+        have; the server builds its model on it.
+    most
+        The most examples that a client has; nobody can say more in the mean.
+    classes
+        Every label by name, in the order of their numbers: as for `Partitioned`, and needed where labels are text,
+        since no client sees another's.
     """
 
     clients: int

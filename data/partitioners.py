@@ -47,12 +47,16 @@ class Iid:
 class Dirichlet:
     """Label skew: client k's labels follow a mixture q_k ~ Dir(α·p), where p is the data set's; sizes are equal.
 
-    alpha: towards 0 a client has one label, towards infinity the partition is IID. The concentration of a single label
-    is α·p, so α/10 for ten balanced labels; papers that write Dir(α) per label mean ten times this alpha.
     When a label runs out, the mixtures of the clients still to be served are renormalised over the rest, as in the
     paper; clients are served in random order. Needs one label per example.
     Hsu, Qi, Brown 2019: Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification.
     https://arxiv.org/abs/1909.06335
+
+    Parameters
+    ----------
+    alpha
+        Towards 0 a client has one label, towards infinity the partition is IID. The concentration of a single label is
+        α·p, so α/10 for ten balanced labels; papers that write Dir(α) per label mean ten times this alpha.
     """
 
     alpha: float
@@ -211,9 +215,12 @@ class PowerLaw:
 class FeatureSkew:
     """Feature skew: clients lie one after another along the first principal component of x; sizes are equal.
 
-    strength: 0 is IID, 1 strictly ordered; between, an example's rank along the component is mixed with chance,
-    strength·rank + (1 − strength)·uniform. No example is altered, so this is a partition, unlike the added noise of
-    Li et al. 2022 (https://arxiv.org/abs/2102.02079), section IV-B, whose kind of skew it imitates.
+    Parameters
+    ----------
+    strength
+        0 is IID, 1 strictly ordered; between, an example's rank along the component is mixed with chance, strength·rank
+        + (1 − strength)·uniform. No example is altered, so this is a partition, unlike the added noise of Li et al.
+        2022 (https://arxiv.org/abs/2102.02079), section IV-B, whose kind of skew it imitates.
     """
 
     strength: float = 1.0

@@ -30,17 +30,26 @@ DEFAULT_CLIENTS = 100
 class Partitioned(Population):
     """A data set divided among clients. Nothing is loaded before it is needed.
 
-    source: the data set; (x, y) stands for Arrays(x, y), a tf.data.Dataset for TfDataset of it, a data set of Hugging
-        Face for HuggingFace of it.
-    by: who owns which example.
-    clients: None: as many as `by` finds (a client per group or cluster), or 100 where it finds none.
-    seed: seed of the partition, which is apart from the seed of a run.
-    stream: True: examples are gathered client by client; False: the data set is held whole (`resident`). "auto" holds
-        it unless it takes more than a quarter of the machine's memory. Alters no result.
-    classes: every label by name, in the order of their numbers; None: labels of text are numbered in sorted order;
-        (): they stay text, for a model that takes it. Labels that are numbers are meant by value where all classes are
-        whole numbers, such as (3, 7, 9), and stay as they are elsewhere.
     Errors, when first used: ConfigError when a client would have no examples.
+
+    Parameters
+    ----------
+    source
+        The data set; (x, y) stands for Arrays(x, y), a tf.data.Dataset for TfDataset of it, a data set of Hugging Face
+        for HuggingFace of it.
+    by
+        Who owns which example.
+    clients
+        None: as many as `by` finds (a client per group or cluster), or 100 where it finds none.
+    seed
+        Seed of the partition, which is apart from the seed of a run.
+    stream
+        True: examples are gathered client by client; False: the data set is held whole (`resident`). "auto" holds it
+        unless it takes more than a quarter of the machine's memory. Alters no result.
+    classes
+        Every label by name, in the order of their numbers; None: labels of text are numbered in sorted order; (): they
+        stay text, for a model that takes it. Labels that are numbers are meant by value where all classes are whole
+        numbers, such as (3, 7, 9), and stay as they are elsewhere.
     """
 
     source: Source
@@ -131,14 +140,21 @@ class Partitioned(Population):
 class PerClient(Population):
     """Clients given one by one, in the order of their numbers, for data that come divided.
 
-
-    clients: a sequence of Examples, (x, y), frames with labels, tf.data.Datasets, data sets of Hugging Face, or sources
-        such as CsvTable and ImageFolder; or a partitioner of flwr-datasets. Sources are loaded when first needed, and
+    Parameters
+    ----------
+    clients
+        A sequence of Examples, (x, y), frames with labels, tf.data.Datasets, data sets of Hugging Face, or sources such
+        as CsvTable and ImageFolder; or a partitioner of flwr-datasets. Sources are loaded when first needed, and
         nothing is copied. Clients may differ in the lengths of their examples, where the model takes any: sequences.
-    classes: as for `Partitioned`; None: labels of text are numbered in the sorted order of all clients' labels, so that
-        a client that lacks a class shifts nobody's.
-    Errors: ConfigError for no clients, a client without examples, one whose arrays differ in number of axes or type
-    from those of client 0, or whose columns have other names; for sources when first used.
+    classes
+        As for `Partitioned`; None: labels of text are numbered in the sorted order of all clients' labels, so that a
+        client that lacks a class shifts nobody's.
+
+    Raises
+    ------
+    ConfigError
+        For no clients, a client without examples, one whose arrays differ in number of axes or type from those of
+        client 0, or whose columns have other names; for sources when first used.
     """
 
     clients: Sequence[Examples | tuple | Source]
@@ -237,11 +253,21 @@ def _check_clients(clients: Sequence[tuple[int, Examples]]) -> None:
 class Generated(Population):
     """Clients whose examples a function makes when they are needed: synthetic data, or files per client.
 
-    clients: number of clients.
-    make: client → Examples, or (x, y). A pure function: equal results each time, in every process.
-    size: number of examples that make(client) gives: one for all, or an int64 array of shape (clients,).
-    classes: as for `Partitioned`; needed where labels are text, since clients that nobody has made yet have some too.
-    Errors: ConfigError when make gives another number than promised.
+    Parameters
+    ----------
+    clients
+        Number of clients.
+    make
+        Client → Examples, or (x, y). A pure function: equal results each time, in every process.
+    size
+        Number of examples that make(client) gives: one for all, or an int64 array of shape (clients,).
+    classes
+        As for `Partitioned`; needed where labels are text, since clients that nobody has made yet have some too.
+
+    Raises
+    ------
+    ConfigError
+        When make gives another number than promised.
     """
 
     clients: int

@@ -25,12 +25,21 @@ class FeatureStatistics:
 
     From `federated_statistics`; or built from numbers that are public, such as those of another data set.
 
-    examples: number of examples they are of, as far as the sum said; 0 where unknown.
-    epsilon, delta: what releasing them cost, by a plan of the kind `plan` names; 0 for public numbers, infinity for
-    what clients released without noise. A run under a plan adds them to its own.
-    noise: where the plan's noise comes from: "seeded", which whoever knows the seed takes off again, and real devices
-    refuse; "operating system"; empty where there is none.
-    Errors: ConfigError for numbers that are not finite, a negative deviation, or two shapes.
+    Parameters
+    ----------
+    examples
+        Number of examples they are of, as far as the sum said; 0 where unknown.
+    epsilon, delta
+        What releasing them cost, by a plan of the kind `plan` names; 0 for public numbers, infinity for what clients
+        released without noise. A run under a plan adds them to its own.
+    noise
+        Where the plan's noise comes from: "seeded", which whoever knows the seed takes off again, and real devices
+        refuse; "operating system"; empty where there is none.
+
+    Raises
+    ------
+    ConfigError
+        For numbers that are not finite, a negative deviation, or two shapes.
     """
 
     mean: np.ndarray

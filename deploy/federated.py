@@ -43,9 +43,15 @@ class Flower:
     The run is played by the federation's server. Its rounds, checkpoints and model versions are in the server's store,
     and what `run` returns was read from there.
 
-    kit: the operator's kit, or the folder of all kits. reference: where every party finds the experiment by itself, a
-    name of `umbel experiments` or a file of the kits' folders `experiments`; by default the file that its model is
-    defined in. quiet: no progress on standard error.
+    Parameters
+    ----------
+    kit
+        The operator's kit, or the folder of all kits.
+    reference
+        Where every party finds the experiment by itself, a name of `umbel experiments` or a file of the kits' folders
+        `experiments`; by default the file that its model is defined in.
+    quiet
+        No progress on standard error.
     """
 
     kit: str | Path

@@ -33,7 +33,10 @@ Explain = Callable[[Sequence[str]], str | None]  # the last lines that a process
 class Supervisor:
     """A party's processes, in a `with` block that ends them all. What they write is passed on, line by line, by name.
 
-    say: takes each line. If this process is killed, its children end themselves.
+    Parameters
+    ----------
+    say
+        Takes each line. If this process is killed, its children end themselves.
     """
 
     def __init__(self, say: Say):

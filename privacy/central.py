@@ -34,16 +34,24 @@ class CentralGaussian(UpdateTransform):
     sum is divided by expected_cohort, which is public, whoever replied. An empty cohort releases the same noise.
     The last of a chain: what comes after it would change norms that were bounded.
 
-    clip_norm: C, for delta and extra together; an AdaptiveClip finds it, and its count travels as one more number of
-    extra, noised for itself and apart from what is clipped.
-    noise_multiplier: a number; or what turns into one when first needed, a plan's calibration.
-    rounding: by how much the aggregation may round each number afterwards, 0 where it is exact. Clients clip to
-    C − rounding·√d, so that what is summed keeps to C.
-
     The noise is drawn by `key`: in simulation it repeats with the seed; on real devices the server derives the key from
     its operating system's entropy, and nobody can subtract it.
 
-    Errors: ConfigError for a value out of bounds, here or, where calibration comes later, in `init`.
+    Parameters
+    ----------
+    clip_norm
+        C, for delta and extra together; an AdaptiveClip finds it, and its count travels as one more number of extra,
+        noised for itself and apart from what is clipped.
+    noise_multiplier
+        A number; or what turns into one when first needed, a plan's calibration.
+    rounding
+        By how much the aggregation may round each number afterwards, 0 where it is exact. Clients clip to C −
+        rounding·√d, so that what is summed keeps to C.
+
+    Raises
+    ------
+    ConfigError
+        For a value out of bounds, here or, where calibration comes later, in `init`.
     """
 
     clip_norm: float | AdaptiveClip

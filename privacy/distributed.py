@@ -48,10 +48,15 @@ class DistributedSkellam(UpdateTransform):
     Two updates of a client, rounded, lie up to 2·clip_norm apart, which is what `event` is priced by. Sampling
     amplifies nothing, since the server sees who takes part; metrics stay with the clients.
 
-    noise_multiplier: a number; or what turns into one when first needed, a plan's calibration.
-    limit: that of the SecureSum, as `grid_limit` gives it. Its ±limit has to hold a clipped update and a share of the
-    noise together; `init` checks it.
     In simulation the noise repeats with the seed; a real device draws the key from its operating system's entropy.
+
+    Parameters
+    ----------
+    noise_multiplier
+        A number; or what turns into one when first needed, a plan's calibration.
+    limit
+        The limit of the SecureSum, as `grid_limit` gives it. Its ±limit has to hold a clipped update and a share of the
+        noise together; `init` checks it.
     """
 
     clip_norm: float

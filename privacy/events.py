@@ -24,7 +24,10 @@ SMALLEST_NOISE, LARGEST_NOISE = 0.01, 1e6  # outside, ε is either absurd or los
 class Gaussian:
     """A clipped sum over a Poisson cohort, plus N(0, (noise_multiplier·clip_norm)²). Neighbours: add or remove one.
 
-    sampling_rate: each client's probability of taking part, on its own; 1 is the plain Gaussian mechanism.
+    Parameters
+    ----------
+    sampling_rate
+        Each client's probability of taking part, on its own; 1 is the plain Gaussian mechanism.
     """
 
     name: ClassVar[str] = "gaussian"

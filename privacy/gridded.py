@@ -30,7 +30,10 @@ CHECKS = 8  # zeros that are encrypted last: a sum of anything else than was nam
 class Gridded:
     """Conversion between updates and integers: the vector's, the weight where it can be other than 1, the states'.
 
-    clients: the most that are summed.
+    Parameters
+    ----------
+    clients
+        The most that are summed.
     """
 
     scheme: Scheme

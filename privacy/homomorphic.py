@@ -43,19 +43,30 @@ from .states import check_names, states_to_sum, warn_of_limit
 class Homomorphic(RemoteAggregation):
     """Sums by homomorphic encryption.
 
-    limit: the largest magnitude kept of a number in an update; what lies outside is moved to it, and the round's
-    "saturated" metric says how much that was.
-    scheme: "bfv" (numbers of 16 bits, few bytes) or "ckks" (24 bits, 7.5 times the bytes of float32), with parameters
-    for so many clients and such weights; or a BFV or CKKS of your own.
-    clients: the most that a cohort may have; up to 32 weighing 1, "bfv" takes half the bytes that it takes above.
-    max_weight: the largest weight of a client. 1: every client weighs 1 (weighting="uniform"). Above: weights are
-    numbers of examples.
-    metrics: what the clients report in the sum, as states (see `states`): their values are those of all the cohort's
-    examples, counts exact. So the server learns how many examples the cohort has together, whatever weighting says.
-    The clients that decrypt see besides how the numbers' digits add up.
-    metric_limit: has no effect any more, since states have no limit that has to be guessed.
+    Parameters
+    ----------
+    limit
+        The largest magnitude kept of a number in an update; what lies outside is moved to it, and the round's
+        "saturated" metric says how much that was.
+    scheme
+        "bfv" (numbers of 16 bits, few bytes) or "ckks" (24 bits, 7.5 times the bytes of float32), with parameters for
+        so many clients and such weights; or a BFV or CKKS of your own.
+    clients
+        The most that a cohort may have; up to 32 weighing 1, "bfv" takes half the bytes that it takes above.
+    max_weight
+        The largest weight of a client. 1: every client weighs 1 (weighting="uniform"). Above: weights are numbers of
+        examples.
+    metrics
+        What the clients report in the sum, as states (see `states`): their values are those of all the cohort's
+        examples, counts exact. So the server learns how many examples the cohort has together, whatever weighting says.
+        The clients that decrypt see besides how the numbers' digits add up.
+    metric_limit
+        Has no effect any more, since states have no limit that has to be guessed.
 
-    Errors: ConfigError where the sum of so many numbers does not fit; it says what would.
+    Raises
+    ------
+    ConfigError
+        Where the sum of so many numbers does not fit; it says what would.
     """
 
     limit: float

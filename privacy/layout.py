@@ -17,12 +17,17 @@ from .states import SATURATED, States
 class Layout:
     """Layout of a vector: delta ‖ extra ‖ does it count ‖ share of saturated numbers; in ±limit.
 
-    limit: the largest magnitude kept of a number in delta and extra; measure it, since what lies outside is moved to
-    it. What was moved is counted: the last coordinate carries its share of the client's numbers, in the open of the sum
-    alone. There is none without metrics.
-    counts: whether a coordinate says if the update counts, limit for one of weight 1 and 0 for one of weight 0. It is
-    for sums in which all weigh 1; where weights travel, a weight of 0 says so itself.
-    states: the metrics, whose states travel beside the vector; see `states`.
+    Parameters
+    ----------
+    limit
+        The largest magnitude kept of a number in delta and extra; measure it, since what lies outside is moved to it.
+        What was moved is counted: the last coordinate carries its share of the client's numbers, in the open of the sum
+        alone. There is none without metrics.
+    counts
+        Whether a coordinate says if the update counts, limit for one of weight 1 and 0 for one of weight 0. It is for
+        sums in which all weigh 1; where weights travel, a weight of 0 says so itself.
+    states
+        The metrics, whose states travel beside the vector; see `states`.
     """
 
     shape: Shape

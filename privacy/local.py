@@ -28,8 +28,12 @@ class LocalGaussian(UpdateTransform):
     multiplier for an (ε, δ). Sampling amplifies nothing, since the server sees who sends; a client pays for each of its
     rounds. That it took part is not hidden. Metrics stay with the client.
 
-    noise_multiplier: a number; or what turns into one when first needed, a plan's calibration.
     In simulation the noise repeats with the seed; a real device draws the key from its operating system's entropy.
+
+    Parameters
+    ----------
+    noise_multiplier
+        A number; or what turns into one when first needed, a plan's calibration.
     """
 
     clip_norm: float

@@ -36,12 +36,16 @@ class PerExample(PerExamplePrivacy):
     step's batch is a Poisson one, of expected size batch_size, by which the noisy sum is divided whatever its size.
     Training metrics are left out; an example whose gradient is not finite adds nothing to its step.
 
-    noise_multiplier: a number, 0 for clipping alone; or what turns into one when first needed, a plan's calibration.
-    steps: of every client in every round; None: as many as its epochs have batches.
-
     The noise is an AES-128-CTR keystream made normal (`noise`), a new key for every client's round: in
     simulation it follows from the seed, on a real device from the operating system's entropy. Nothing subtracts it
     without that key, which could not be said of TensorFlow's Philox; and it takes a tenth of that one's time on a CPU.
+
+    Parameters
+    ----------
+    noise_multiplier
+        A number, 0 for clipping alone; or what turns into one when first needed, a plan's calibration.
+    steps
+        The number of every client in every round; None: as many as its epochs have batches.
     """
 
     clip_norm: float
@@ -109,14 +113,29 @@ class PerExamplePlan(budget.BudgetPlan):
     sends. Neighbours: an example takes part or does not (add or remove one). How many examples a client has is public,
     and with it the probability, the divisor and the number of steps.
 
-    rounds: that the budget is to last. The budget, not this, ends a run: fewer cost less.
-    population: number of clients. sampler: who takes part in a round; any will do.
-    clip_norm: of one example's gradient. batch_size: expected, that of `local`.
-    smallest_client: a lower bound on the number of examples of a client that has any.
-    steps: of every client in every round, in place of epochs.
-    noise_multiplier: of the noise over the clip norm; None: calibrated to the budget when first needed.
+    Parameters
+    ----------
+    rounds
+        The number that the budget is to last. The budget, not this, ends a run: fewer cost less.
+    population
+        Number of clients.
+    sampler
+        Who takes part in a round; any will do.
+    clip_norm
+        The largest norm of one example's gradient.
+    batch_size
+        Expected, that of `local`.
+    smallest_client
+        A lower bound on the number of examples of a client that has any.
+    steps
+        The number of every client in every round, in place of epochs.
+    noise_multiplier
+        The standard deviation of the noise over the clip norm; None: calibrated to the budget when first needed.
 
-    Errors: ConfigError for a value out of bounds; for a budget that no noise keeps when the noise is calibrated.
+    Raises
+    ------
+    ConfigError
+        For a value out of bounds; for a budget that no noise keeps when the noise is calibrated.
     """
 
     epsilon: float

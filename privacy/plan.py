@@ -49,14 +49,27 @@ class PrivacyPlan(CentralPlan):
     Whoever sees all models of the run learns of any one client at most (epsilon, delta): neighbours differ by one
     client's presence. The server sees the sum before the noise, and is trusted with it.
 
-    rounds: that the budget is to last. The budget, not this, ends a run: fewer cost less.
-    population: number of clients. clip_norm: a number, or an AdaptiveClip.
-    noise_multiplier: of the noise on the sum, over the clip norm; None: calibrated to the budget when first needed.
-    rounding: by how much the experiment's aggregation may round a number, `budget.step_of(aggregation)`; 0 without one.
-    secret_cohort: whether nobody but the server knows who takes part in a round, by which sampling amplifies. False
-    where clients are told, as by SecureSum: then each is taken to be in all rounds, at a higher price.
+    Parameters
+    ----------
+    rounds
+        The number that the budget is to last. The budget, not this, ends a run: fewer cost less.
+    population
+        Number of clients.
+    clip_norm
+        A number, or an AdaptiveClip.
+    noise_multiplier
+        The standard deviation of the noise on the sum, over the clip norm; None: calibrated to the budget when first
+        needed.
+    rounding
+        By how much the experiment's aggregation may round a number, `budget.step_of(aggregation)`; 0 without one.
+    secret_cohort
+        Whether nobody but the server knows who takes part in a round, by which sampling amplifies. False where clients
+        are told, as by SecureSum: then each is taken to be in all rounds, at a higher price.
 
-    Errors: ConfigError for a value out of bounds; for a budget that no noise keeps when the noise is calibrated.
+    Raises
+    ------
+    ConfigError
+        For a value out of bounds; for a budget that no noise keeps when the noise is calibrated.
     """
 
     epsilon: float
@@ -242,9 +255,17 @@ class DistributedPlan(budget.BudgetPlan):
     survivors_floor clients of each round are honest and stay. Neighbours differ by one client's data, replaced, since
     the server sees who takes part; for the same reason sampling amplifies nothing.
 
-    cohort: clients per round. limit: of the experiment's SecureSum, which needs metrics=() and
-    minimum_clients ≥ survivors_floor too. Errors: as PrivacyPlan's; and where limit cannot hold the noise, when a run
-    begins.
+    Parameters
+    ----------
+    cohort
+        Clients per round.
+    limit
+        The limit of the experiment's SecureSum, which needs metrics=() and minimum_clients ≥ survivors_floor too.
+
+    Raises
+    ------
+    ConfigError
+        As PrivacyPlan does; and, when a run begins, where limit cannot hold the noise.
     """
 
     epsilon: float

@@ -31,12 +31,22 @@ WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # bases of Miller and 
 class BFV:
     """Exact arithmetic modulo plain_modulus; as it stands, for 16-bit numbers of 15 clients.
 
-    bits: of a number on the grid. max_weight: the largest weight of a client. plain_modulus: t, a prime ≡ 1 modulo
-    2·degree. values_per_slot: how many numbers share a slot, each in ⌊log₂ t⌋ / values_per_slot bits: two halve bytes
-    and time. degree: N, the number of slots. modulus_bits: the sizes of q's primes, the last of which only keys use.
-    `for_clients` chooses t and values_per_slot. Guarantees: a sum of `capacity` clients overflows nothing, and its
-    noise, at its worst, does not reach a digit. Errors: ConfigError for parameters below 128 bits of security, or a
-    capacity of none.
+    Parameters
+    ----------
+    bits
+        The bits of a number on the grid.
+    max_weight
+        The largest weight of a client.
+    plain_modulus
+        T, a prime ≡ 1 modulo 2·degree.
+    values_per_slot
+        How many numbers share a slot, each in ⌊log₂ t⌋ / values_per_slot bits: two halve bytes and time.
+    degree
+        N, the number of slots.
+    modulus_bits
+        The sizes of q's primes, the last of which only keys use. `for_clients` chooses t and values_per_slot.
+        Guarantees: a sum of `capacity` clients overflows nothing, and its noise, at its worst, does not reach a digit.
+        Errors: ConfigError for parameters below 128 bits of security, or a capacity of none.
     """
 
     bits: int = 16
@@ -130,11 +140,20 @@ class BFV:
 class CKKS:
     """Approximate arithmetic, finer than its grid, so that integers come back; as it stands, for 24-bit numbers.
 
-    bits: of a number on the grid. max_weight: the largest weight of a client. scale_bits: the binary logarithm of what
-    stands for limit. degree: N, twice the number of slots. modulus_bits: the sizes of q's primes, the last of which
-    only keys use. Guarantees: a sum of `capacity` clients does not overflow, and its noise stays below a quarter of a
-    step, but for a probability of 2⁻⁷⁵ a slot. Errors: ConfigError for parameters below 128 bits of security, or a
-    capacity of none.
+    Parameters
+    ----------
+    bits
+        The bits of a number on the grid.
+    max_weight
+        The largest weight of a client.
+    scale_bits
+        The binary logarithm of what stands for limit.
+    degree
+        N, twice the number of slots.
+    modulus_bits
+        The sizes of q's primes, the last of which only keys use. Guarantees: a sum of `capacity` clients does not
+        overflow, and its noise stays below a quarter of a step, but for a probability of 2⁻⁷⁵ a slot. Errors:
+        ConfigError for parameters below 128 bits of security, or a capacity of none.
     """
 
     bits: int = 24

@@ -37,19 +37,30 @@ NEVER = 1 << 40  # time when the made-up identity of a client in this process ex
 class SecureSum(RemoteAggregation):
     """Clients send masked vectors, and the masks cancel in the sum: the server learns that and nothing else.
 
-    limit: the largest magnitude kept of a number in an update; what lies outside is moved to it, and the round's
-    "saturated" metric says how much that was.
-    metrics: what the clients report in the sum, as states (see `states`): their values are those of all the cohort's
-    examples, counts exact. So the server learns how many examples the cohort has together, whatever weighting says,
-    and all that a metric's state holds, added up: of AUC, how many predictions lie between any two thresholds.
-    metric_limit: has no effect any more, since states have no limit that has to be guessed.
-    max_weight: the largest weight of a client. 1: every client weighs 1 (weighting="uniform"). Above: weights are
-    numbers of examples, and their sum is all that the server learns of them.
-    ring_bits: 32 or 64; by default 32 where every client weighs 1, which is enough for 4096 clients, else 64.
-    minimum_clients: with fewer left, at least 3, no sum is formed. Of those who have trained, and agreed on keys, two
-    thirds must be left in any case.
+    Parameters
+    ----------
+    limit
+        The largest magnitude kept of a number in an update; what lies outside is moved to it, and the round's
+        "saturated" metric says how much that was.
+    metrics
+        What the clients report in the sum, as states (see `states`): their values are those of all the cohort's
+        examples, counts exact. So the server learns how many examples the cohort has together, whatever weighting says,
+        and all that a metric's state holds, added up: of AUC, how many predictions lie between any two thresholds.
+    metric_limit
+        Has no effect any more, since states have no limit that has to be guessed.
+    max_weight
+        The largest weight of a client. 1: every client weighs 1 (weighting="uniform"). Above: weights are numbers of
+        examples, and their sum is all that the server learns of them.
+    ring_bits
+        32 or 64; by default 32 where every client weighs 1, which is enough for 4096 clients, else 64.
+    minimum_clients
+        The least number, at least 3, with which a sum is formed. Of those who have trained, and agreed on keys, two
+        thirds must be left in any case.
 
-    Errors: ConfigError for a value out of bounds, and for a cohort that could overflow the ring.
+    Raises
+    ------
+    ConfigError
+        For a value out of bounds, and for a cohort that could overflow the ring.
     """
 
     limit: float

@@ -29,13 +29,22 @@ class Attack(Protocol):
 class Attacked(Wrapping):
     """A simulation in which `attackers` send what `attack` forges, each time they are sampled.
 
-    simulation: a runtime on this machine. The attackers train like the others, and forge what leaves them, after the
-    experiment's transforms: what a client is asked to do, clipping say, an attacker need not. What they forge travels
-    through the experiment's codec, and in its hidden sums, like every update. They collude, and know what the honest
-    clients of the cohort send. With no attackers in a cohort its round has the bits of `simulation`.
     Memory: n·d for a cohort of n. What poisons examples is in `data.attacks`, not here.
-    Errors: ConfigError for a runtime of real devices and, when opened, for attackers that the experiment does not have;
-    IncompatibleError for rounds in which clients wait for one another, and for a model that is cut.
+
+    Parameters
+    ----------
+    simulation
+        A runtime on this machine. The attackers train like the others, and forge what leaves them, after the
+        experiment's transforms: what a client is asked to do, clipping say, an attacker need not. What they forge
+        travels through the experiment's codec, and in its hidden sums, like every update. They collude, and know what
+        the honest clients of the cohort send. With no attackers in a cohort its round has the bits of `simulation`.
+
+    Raises
+    ------
+    ConfigError
+        For a runtime of real devices and, when opened, for attackers that the experiment does not have.
+    IncompatibleError
+        For rounds in which clients wait for one another, and for a model that is cut.
     """
 
     def __init__(self, simulation: Runtime, attack: Attack, attackers: Sequence[int]):

@@ -44,20 +44,28 @@ AHEAD = 2  # number of clients per worker that may be finished and wait for thei
 class Simulation:
     """Clients run side by side on worker threads, each with variables of its own; updates are added in cohort order.
 
-    workers: threads; by default one per processor, or one per accelerator. The result does not depend on it.
-    compile: "xla", "graph", or "auto": XLA for a long run of a model whose operations XLA is fast at, a graph for all
-        else. No clock is asked: the same experiment is compiled in the same way everywhere. What XLA cannot compile
-        runs as a graph. The choice and its reason are stored with a run, and the choice is kept when it is resumed. It
-        changes results by rounding only, unless the model draws random numbers (Dropout): XLA draws others.
-    aggregation: for an experiment with secure aggregation or homomorphic encryption: its "arithmetic" alone, or the
-    whole "protocol", keys and masks and all. Both give the same integers; the run says which it used.
-    devices: logical devices ("GPU:0", "CPU:1"), shared out among the workers; by default every GPU, else the CPU.
-    debug: run clients eagerly on one thread; errors name client, round and batch. So does a model that is compiled with
-        run_eagerly=True.
-    replicas: devices among which each client's batches are divided, every worker having as many to itself where there
-        are enough: for clients too large for one. The result is that of one device, to rounding. Compiled as a graph.
-
     One Simulation can run several experiments in turn; workers are rebuilt only when the experiment changes.
+
+    Parameters
+    ----------
+    workers
+        Threads; by default one per processor, or one per accelerator. The result does not depend on it.
+    compile
+        "xla", "graph", or "auto": XLA for a long run of a model whose operations XLA is fast at, a graph for all else.
+        No clock is asked: the same experiment is compiled in the same way everywhere. What XLA cannot compile runs as a
+        graph. The choice and its reason are stored with a run, and the choice is kept when it is resumed. It changes
+        results by rounding only, unless the model draws random numbers (Dropout): XLA draws others.
+    aggregation
+        For an experiment with secure aggregation or homomorphic encryption: its "arithmetic" alone, or the whole
+        "protocol", keys and masks and all. Both give the same integers; the run says which it used.
+    devices
+        Logical devices ("GPU:0", "CPU:1"), shared out among the workers; by default every GPU, else the CPU.
+    debug
+        Run clients eagerly on one thread; errors name client, round and batch. So does a model that is compiled with
+        run_eagerly=True.
+    replicas
+        Devices among which each client's batches are divided, every worker having as many to itself where there are
+        enough: for clients too large for one. The result is that of one device, to rounding. Compiled as a graph.
     """
 
     is_live = False

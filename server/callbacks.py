@@ -17,9 +17,13 @@ from .watched import best_round, measured
 class EarlyStopping(Callback):
     """Callback that ends the run when metric has not improved by min_delta for `patience` evaluations.
 
-    restore_best: the run's final params are those of its best round; without a store they are kept in memory.
-    mode: "min" for a metric that is to fall, "max" for one that is to rise; None: as is known for Keras's own metrics
-        and for losses. For another metric a run asks for it before its first round.
+    Parameters
+    ----------
+    restore_best
+        The run's final params are those of its best round; without a store they are kept in memory.
+    mode
+        "min" for a metric that is to fall, "max" for one that is to rise; None: as is known for Keras's own metrics and
+        for losses. For another metric a run asks for it before its first round.
     """
 
     metric: str = "test_loss"
@@ -101,7 +105,10 @@ class StopAt(Callback):
 class KeepBest(Callback):
     """Callback that makes the params of the round with the best metric the run's final ones.
 
-    mode: see EarlyStopping.
+    Parameters
+    ----------
+    mode
+        See EarlyStopping.
     """
 
     metric: str = "test_loss"

@@ -24,8 +24,14 @@ GROUPS = ("test", "validation", "train")  # groups of metrics, the most telling 
 class Progress:
     """A watcher that prints a line per round: `run(experiment, Simulation(), watchers=[Progress()])`.
 
-    stream: where lines go; None: standard output, as it is when a line is printed. every: rounds between two lines.
-    seconds: least time between two lines. The last round, and rounds with failures, have one always.
+    Parameters
+    ----------
+    stream
+        Where lines go; None: standard output, as it is when a line is printed.
+    every
+        Rounds between two lines.
+    seconds
+        Least time between two lines. The last round, and rounds with failures, have one always.
     """
 
     def __init__(self, stream: IO[str] | None = None, every: int = 1, seconds: float = 0.0):

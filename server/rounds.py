@@ -56,10 +56,17 @@ Played = tuple[ServerState, RoundRecord, Sequence[Failure]]  # (new state, the r
 class RoundSetup:
     """Things that a run's rounds are played with, the same in each.
 
-    opened: what the runtime said of the experiment. memory: what clients keep at home.
-    spend: puts a plan's ledger on record; called before anything that it pays for is released.
-    name: the server's name for the rounds that it plays without a restart: started again, it plays a round anew,
-        which clients of a hidden sum refuse under one name.
+    Parameters
+    ----------
+    opened
+        What the runtime said of the experiment.
+    memory
+        What clients keep at home.
+    spend
+        Puts a plan's ledger on record; called before anything that it pays for is released.
+    name
+        The server's name for the rounds that it plays without a restart: started again, it plays a round anew, which
+        clients of a hidden sum refuse under one name.
     """
 
     experiment: Recipe

@@ -17,9 +17,18 @@ from ..core.types import Vector
 class StoredModel(InitialWeights):
     """Weights of a version of the registry, verified: `Experiment(start=StoredModel("mine", "production"))`.
 
-    name: the model's, which is its experiment's. version: a number, an alias, or "latest"; which version that is, is
-    looked up once. store: a database URL. key: a storage key's file, of an encrypted store.
     Errors, when first used: StoreError where there is no such version, or it does not verify.
+
+    Parameters
+    ----------
+    name
+        The model's, which is its experiment's.
+    version
+        A number, an alias, or "latest"; which version that is, is looked up once.
+    store
+        A database URL.
+    key
+        A storage key's file, of an encrypted store.
     """
 
     name: str

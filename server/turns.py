@@ -15,7 +15,10 @@ from ..core.types import Broadcast, ClientUpdate, Failure, Total
 class Turns:
     """Work of a split round: side by side or in turn, as the strategy says. A client that fails moves nothing.
 
-    on_client: which numbers lie with clients: bool, shape (d,).
+    Parameters
+    ----------
+    on_client
+        Which numbers lie with clients: bool, shape (d,).
     """
 
     def __init__(

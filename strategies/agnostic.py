@@ -40,7 +40,10 @@ class Agnostic(Reweighting):
     least: of its share at first, that a domain keeps. Above 0 no cohort is without any weight.
     domains: each client's domain, integers ≥ 0, shape (clients,); None: each client is one.
 
-    step: ≥ 0, in units of 1/loss. Memory: two numbers per domain.
+    Parameters
+    ----------
+    step
+        ≥ 0, in units of 1/loss. Memory: two numbers per domain.
     """
 
     step: float = 0.01

@@ -45,8 +45,11 @@ class Scaling:
     Bagdasaryan, Veit, Hua, Estrin, Shmatikov 2020: How To Backdoor Federated Learning.
     https://arxiv.org/abs/1807.00459
 
-    factor: None for the cohort's weight over the attackers', with which FedAvg(server_lr=1) lands on the attackers' own
-    mean model once the honest deltas cancel out.
+    Parameters
+    ----------
+    factor
+        None for the cohort's weight over the attackers', with which FedAvg(server_lr=1) lands on the attackers' own
+        mean model once the honest deltas cancel out.
     """
 
     factor: float | None = None
@@ -69,8 +72,11 @@ class Alie:
     Baruch, Baruch, Goldberg 2019: A Little Is Enough: Circumventing Defenses For Distributed Learning.
     https://arxiv.org/abs/1902.06156
 
-    z: None for the paper's z_max: the largest with which enough honest clients lie further out for the attackers to
-    make a majority with them. Without honest updates in the cohort, the attackers imitate their own.
+    Parameters
+    ----------
+    z
+        None for the paper's z_max: the largest with which enough honest clients lie further out for the attackers to
+        make a majority with them. Without honest updates in the cohort, the attackers imitate their own.
     """
 
     z: float | None = None
@@ -98,8 +104,11 @@ class Ipm:
     Xie, Koyejo, Gupta 2020: Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation.
     https://arxiv.org/abs/1903.03936
 
-    epsilon: small (0.1) to hide among honest updates, large (above the ratio of honest to attacking clients) to turn
-    their mean round. Without honest updates in the cohort, the attackers turn their own.
+    Parameters
+    ----------
+    epsilon
+        Small (0.1) to hide among honest updates, large (above the ratio of honest to attacking clients) to turn their
+        mean round. Without honest updates in the cohort, the attackers turn their own.
     """
 
     epsilon: float = 0.1

@@ -30,8 +30,14 @@ class Ditto(ClientHalf):
     With another server: `Ditto(server=FedAdam())`; its client half alone: `strategy=FedAdam(), rule=Ditto()`. A round
     costs a client as many passes again as v_k has epochs.
 
-    lam: λ ≥ 0; the paper tries 0.05 to 2. epochs: for v_k; None: as many as for w. server: what is done
-    with the mean.
+    Parameters
+    ----------
+    lam
+        λ ≥ 0; the paper tries 0.05 to 2.
+    epochs
+        For v_k; None: as many as for w.
+    server
+        What is done with the mean.
     """
 
     lam: float = 0.1

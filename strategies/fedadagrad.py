@@ -18,8 +18,14 @@ from .server_rate import Rate, rate_at, require_rate
 class FedAdagrad(Strategy):
     """v ← v + Δ²; w ← w + η_s·m / (√v + τ), m ← β1·m + (1 − β1)·Δ, Δ the mean delta.
 
-    server_lr: η_s, a number or a schedule over rounds. beta_1: in [0, 1); 0 for m = Δ.
-    tau: τ > 0: the smaller, the more adaptive.
+    Parameters
+    ----------
+    server_lr
+        η_s, a number or a schedule over rounds.
+    beta_1
+        In [0, 1); 0 for m = Δ.
+    tau
+        τ > 0: the smaller, the more adaptive.
     """
 
     server_lr: Rate = 0.1

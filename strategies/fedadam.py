@@ -24,10 +24,17 @@ from .server_rate import Rate, rate_at, require_rate
 class FedAdam(Strategy):
     """v ← β2·v + (1 − β2)·Δ²; w ← w + η_t·m / (√v + τ), m ← β1·m + (1 − β1)·Δ, Δ the mean delta.
 
-    server_lr: η_s, a number or a schedule over rounds. beta_1, beta_2: in [0, 1). tau: τ > 0: the smaller, the more
-    adaptive.
-    bias_correction: η_t = η_s·√(1 − β2^t)/(1 − β1^t) in round t, 1 for the first, which undoes that m and v begin
-    with 0 (Kingma & Ba; Flower does it with t + 1). False: η_t = η_s, Reddi et al.'s Algorithm 2 to the letter.
+    Parameters
+    ----------
+    server_lr
+        η_s, a number or a schedule over rounds.
+    beta_1, beta_2
+        In [0, 1).
+    tau
+        τ > 0: the smaller, the more adaptive.
+    bias_correction
+        η_t = η_s·√(1 − β2^t)/(1 − β1^t) in round t, 1 for the first, which undoes that m and v begin with 0 (Kingma &
+        Ba; Flower does it with t + 1). False: η_t = η_s, Reddi et al.'s Algorithm 2 to the letter.
     """
 
     server_lr: Rate = 0.1

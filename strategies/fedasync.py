@@ -21,8 +21,14 @@ class FedAsync(AsynchronousStrategy):
     The experiment's sampler says how many clients are at work at any time. The paper's proximal term is a rule for
     clients.
 
-    mixing: α in (0, 1]. staleness: s, with τ = 0 for a model of the round it began in, where the paper counts 1.
-    max_staleness: older models are thrown away; it bounds what a checkpoint holds to as many params, and one more.
+    Parameters
+    ----------
+    mixing
+        α in (0, 1].
+    staleness
+        The function s, with τ = 0 for a model of the round it began in, where the paper counts 1.
+    max_staleness
+        Older models are thrown away; it bounds what a checkpoint holds to as many params, and one more.
     """
 
     mixing: float = 0.6

@@ -18,7 +18,10 @@ from .server_rate import Rate, rate_at, require_rate
 class FedAvg(Strategy):
     """w ← w + η_s · Σ (n_k/n) (w_k − w): the weighted mean of the clients' models when server_lr is 1.
 
-    server_lr: η_s, a number or a schedule over rounds.
+    Parameters
+    ----------
+    server_lr
+        η_s, a number or a schedule over rounds.
     """
 
     server_lr: Rate = 1.0

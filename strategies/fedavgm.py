@@ -30,7 +30,12 @@ class FedAvgM(Strategy):
 
     A constant Δ moves w by up to η_s/(1 − β) times as much as FedAvg does; the paper lowers server_lr as β grows.
 
-    server_lr: η_s, a number or a schedule over rounds. momentum: β, in [0, 1).
+    Parameters
+    ----------
+    server_lr
+        η_s, a number or a schedule over rounds.
+    momentum
+        β, in [0, 1).
     """
 
     server_lr: Rate = 1.0

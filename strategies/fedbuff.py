@@ -22,13 +22,23 @@ class FedBuff(AsynchronousStrategy):
 
     The experiment's sampler says how many clients are at work at any time; whoever is done makes room for another.
 
-    buffer: K. With as many clients at work, and none slower than another, this is the server's own algorithm.
-    server: what is done with the mean; FedAvg(server_lr=η_g) is the paper's.
-    staleness: s; the paper's is 1/√(1 + τ). The mean's divisor does not shrink with it: stale updates count less.
-    max_staleness: older updates are thrown away; it bounds what a checkpoint holds to as many params, and one more.
     The mean is weighted by the clients' numbers of examples unless weighting="uniform", which is the paper's.
 
-    Errors: IncompatibleError for a server that brings a rule for clients, or is asynchronous itself.
+    Parameters
+    ----------
+    buffer
+        K. With as many clients at work, and none slower than another, this is the server's own algorithm.
+    server
+        What is done with the mean; FedAvg(server_lr=η_g) is the paper's.
+    staleness
+        The function s; the paper's is 1/√(1 + τ). The mean's divisor does not shrink with it: stale updates count less.
+    max_staleness
+        Older updates are thrown away; it bounds what a checkpoint holds to as many params, and one more.
+
+    Raises
+    ------
+    IncompatibleError
+        For a server that brings a rule for clients, or is asynchronous itself.
     """
 
     buffer: int = 10

@@ -36,7 +36,10 @@ class FedDyn(Strategy, Correction):
     The paper's mean is plain: `weighting="uniform"`. With "examples" the loss is that weighted by n_k/n, participation
     is the cohort's share of all examples, and h is the weighted mean of all λ_k.
 
-    alpha: α > 0, in units of the loss's curvature; the paper tries 0.001 to 0.1.
+    Parameters
+    ----------
+    alpha
+        α > 0, in units of the loss's curvature; the paper tries 0.001 to 0.1.
     """
 
     alpha: float = 0.01

@@ -33,12 +33,19 @@ class FedNova(Strategy, Correction):
     client with more steps (more examples, more epochs) no longer pulls x to its own optimum: for small η, x tends to
     that of Σ p_i·F_i, p_i its weight.
 
-    momentum: β of the clients' SGD, in [0, 1); the model's optimizer must have the same, without Nesterov's variant.
-    mu: a proximal term μ/2·‖x − x_t‖² in the clients' losses. server_lr: a number or a schedule over rounds.
-    server_momentum: β in v ← β·v + step, x ← x + server_lr·v; the paper's slow momentum.
-
     ‖a_i‖₁, often the largest number of an update, counts in its norm: clipping leaves little of the delta beside it.
     Statistics (BatchNorm) are no sums of gradients: clients send their deltas as they are.
+
+    Parameters
+    ----------
+    momentum
+        β of the clients' SGD, in [0, 1); the model's optimizer must have the same, without Nesterov's variant.
+    mu
+        A proximal term μ/2·‖x − x_t‖² in the clients' losses.
+    server_lr
+        A number or a schedule over rounds.
+    server_momentum
+        β in v ← β·v + step, x ← x + server_lr·v; the paper's slow momentum.
     """
 
     momentum: float = 0.0

@@ -19,7 +19,10 @@ from .server_half import ClientHalf, require_server_half
 class Proximal(ClientRule):
     """Clients minimise F_k(w) + μ/2·‖w − w_t‖²: FedProx's client half alone, for `rule=`, with any strategy.
 
-    mu: μ ≥ 0; at 0 clients train as they do without it, bit for bit.
+    Parameters
+    ----------
+    mu
+        μ ≥ 0; at 0 clients train as they do without it, bit for bit.
     """
 
     mu: float = 0.01
@@ -41,7 +44,12 @@ class FedProx(ClientHalf):
     The paper draws the cohort in proportion to n_k and takes a plain mean; as in FedAvg, `sampler` and `weighting`
     decide here. Any optimizer of the clients will do; with η their learning rate, keep η·μ well below 1.
 
-    mu: μ ≥ 0; the paper tries 0.001 to 1. server: what is done with the mean.
+    Parameters
+    ----------
+    mu
+        μ ≥ 0; the paper tries 0.001 to 1.
+    server
+        What is done with the mean.
     """
 
     mu: float = 0.01

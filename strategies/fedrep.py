@@ -26,7 +26,12 @@ class FedRep(ClientHalf):
 
     With another server: `FedRep(server=FedAdam())`; its client half alone: `strategy=FedAdam(), rule=FedRep()`.
 
-    head_epochs: ≥ 0; the paper makes 10, and 1 or 5 for the body. server: what is done with the mean.
+    Parameters
+    ----------
+    head_epochs
+        ≥ 0; the paper makes 10, and 1 or 5 for the body.
+    server
+        What is done with the mean.
     """
 
     head_epochs: int = 10

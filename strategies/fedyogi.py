@@ -22,8 +22,14 @@ class FedYogi(Strategy):
 
     Unlike FedAdam's, v shrinks by no more than (1 − β2)·Δ² in a round, so one small Δ does not raise the step at once.
 
-    server_lr: η_s, a number or a schedule over rounds. beta_1, beta_2: in [0, 1). tau: τ > 0: the smaller, the more
-    adaptive.
+    Parameters
+    ----------
+    server_lr
+        η_s, a number or a schedule over rounds.
+    beta_1, beta_2
+        In [0, 1).
+    tau
+        τ > 0: the smaller, the more adaptive.
     """
 
     server_lr: Rate = 0.01

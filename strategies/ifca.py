@@ -48,7 +48,14 @@ class IFCA(ClusteredStrategy):
     spread: 0.5 for 0.5 to 1.5. Which kinds of clients part, and when, depends on where the models begin: should one
     cluster take all clients, try another seed, or a larger spread.
 
-    clusters: k. seed: draws what models begin as, around the experiment's own. server_lr: η_s, a number or a schedule.
+    Parameters
+    ----------
+    clusters
+        K.
+    seed
+        Draws what models begin as, around the experiment's own.
+    server_lr
+        η_s, a number or a schedule.
     """
 
     clusters: int = 2

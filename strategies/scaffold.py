@@ -39,7 +39,10 @@ class Scaffold(Strategy, Correction):
     refused. A client keeps the c_i⁺ it computed: what clips or adds noise to what it sends makes c differ from their
     mean, and so does an update that is lost after the client has sent it.
 
-    server_lr: η_g, a number or a schedule over rounds.
+    Parameters
+    ----------
+    server_lr
+        η_g, a number or a schedule over rounds.
     """
 
     server_lr: Rate = 1.0

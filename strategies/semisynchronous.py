@@ -23,9 +23,13 @@ class SemiSynchronous(AsynchronousStrategy):
     When a round begins, clients begin until the sampler's number of them is at work, the late among them. It ends after
     round_seconds, or when all are in: w ← server(w, 1/n Σ s(τ_k) Δ_k) over the n that came.
 
-    round_seconds: a round in which nothing arrives goes on for another such time. With nobody late this is the server's
-        own algorithm.
-    server, staleness, max_staleness: as for FedBuff.
+    Parameters
+    ----------
+    round_seconds
+        A round in which nothing arrives goes on for another such time. With nobody late this is the server's own
+        algorithm.
+    server, staleness, max_staleness
+        As for FedBuff.
     """
 
     round_seconds: float = 60.0

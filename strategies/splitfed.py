@@ -34,7 +34,10 @@ class SplitFed(SplitStrategy):
 
     Every client's round begins with fresh optimizers, on both sides. Statistics (BatchNorm) go with their half.
 
-    cut: the name of a layer of a Sequential or functional model that everything passes through, such as "dense"; one
+    Parameters
+    ----------
+    cut
+        The name of a layer of a Sequential or functional model that everything passes through, such as "dense"; one
         that is not there, or passed by, is an error when the model is built.
     """
 

@@ -58,8 +58,12 @@ class Row(NamedTuple):
 class Comparison:
     """Histories by experiment, one per seed; and the reasons of the runs that could not go on.
 
-    metrics: what experiments are compared by; where a method is not told a metric, it takes the first. modes: "min" for
-    metrics that are to fall, "max" for those that are to rise, where that is not known; see `compare`.
+    Parameters
+    ----------
+    metrics
+        What experiments are compared by; where a method is not told a metric, it takes the first.
+    modes
+        "min" for metrics that are to fall, "max" for those that are to rise, where that is not known; see `compare`.
     """
 
     histories: Mapping[str, Sequence[History]]

@@ -17,7 +17,12 @@ EXAMPLE = "local.learning_rate=0.01:0.5:log, local.epochs=1:10 or local.batch_si
 class Range:
     """Numbers from low to high, both included.
 
-    is_log: drawn so that each factor is as likely as another. is_whole: whole numbers alone.
+    Parameters
+    ----------
+    is_log
+        Drawn so that each factor is as likely as another.
+    is_whole
+        Whole numbers alone.
     """
 
     low: float

@@ -29,8 +29,11 @@ HOUR = 3600.0
 class Around:
     """Log-normal numbers about a median, drawn once per client.
 
-    sigma: standard deviation of the logarithm; with 1, one in six is 2.7 times faster than the median, and one in six
-    2.7 times slower.
+    Parameters
+    ----------
+    sigma
+        Standard deviation of the logarithm; with 1, one in six is 2.7 times faster than the median, and one in six 2.7
+        times slower.
     """
 
     median: float
@@ -115,9 +118,17 @@ class DailyWindows(NamedTuple):
 class Traces:
     """Recorded windows: client k could be reached in [start, end), in seconds of the virtual clock.
 
-    client, start, end: arrays with one entry per window, in any order. A client without a window is never in reach.
-    period_seconds: the traces repeat after it; None: when they end, nobody is in reach.
-    Errors: ConfigError for a window that does not end after its start, or windows of a client that overlap.
+    Parameters
+    ----------
+    client, start, end
+        Arrays with one entry per window, in any order. A client without a window is never in reach.
+    period_seconds
+        The traces repeat after it; None: when they end, nobody is in reach.
+
+    Raises
+    ------
+    ConfigError
+        For a window that does not end after its start, or windows of a client that overlap.
     """
 
     client: np.ndarray
@@ -209,11 +220,17 @@ Quantity = float | Around | Listed | None
 class Devices:
     """The clients' devices in a simulation; over Flower devices are what they are, and this is ignored.
 
-    examples_per_second: how fast a client trains. down_bytes_per_second, up_bytes_per_second: how fast it receives the
-        broadcast and sends its update. Each a number for all, Around(median, sigma), or an array with one per client;
-        None: it takes no time.
-    dropout: the probability that a client gives up in the middle of its round, at a uniformly drawn moment.
-    availability: when clients can be reached, such as Diurnal() or Traces.read("traces.csv"); None: always.
+    Parameters
+    ----------
+    examples_per_second
+        How fast a client trains.
+    down_bytes_per_second, up_bytes_per_second
+        How fast it receives the broadcast and sends its update. Each a number for all, Around(median, sigma), or an
+        array with one per client; None: it takes no time.
+    dropout
+        The probability that a client gives up in the middle of its round, at a uniformly drawn moment.
+    availability
+        When clients can be reached, such as Diurnal() or Traces.read("traces.csv"); None: always.
     """
 
     examples_per_second: Quantity = None
@@ -243,9 +260,13 @@ class Deadline:
 
     Clients that are still at work then stop. Bonawitz et al. 2019, https://arxiv.org/abs/1902.01046
 
-    seconds: after which the round ends with what has arrived; None: no limit.
-    over_selection: clients sampled for each that is needed: with FixedCohort(130) and 1.3 the round ends with the
-        first 100 updates, and what arrives at the same moment.
+    Parameters
+    ----------
+    seconds
+        After which the round ends with what has arrived; None: no limit.
+    over_selection
+        Clients sampled for each that is needed: with FixedCohort(130) and 1.3 the round ends with the first 100
+        updates, and what arrives at the same moment.
     """
 
     seconds: float | None = None

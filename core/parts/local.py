@@ -31,16 +31,24 @@ class Passes(NamedTuple):
 class Local:
     """Local training of a client in its round.
 
-    epochs: passes over its own examples: a number for all, Epochs(low, high) drawn per round and client, or an array
-        with one per client. Of a pass that is not whole, 0.5 or the last of 2.5, as many of its batches are taken,
-        rounded up.
-    batch_size: examples per step; None: all at once. The last batch of an epoch may be smaller; none is dropped.
-    learning_rate: of the model's own optimizer; a schedule over rounds; None leaves the optimizer as compiled.
-    shuffle: a fresh order per epoch, derived from (seed, round, client, epoch).
-    per_example: what hides single examples (DP-SGD): a step then takes each example with probability batch_size over
-        the client's number of examples, in place of shuffled epochs.
-    steps: optimizer steps of every client in every round, in place of epochs: passes over its examples one after
-        another, shuffled afresh, until so many batches were taken. A client without examples takes none.
+    Parameters
+    ----------
+    epochs
+        Passes over its own examples: a number for all, Epochs(low, high) drawn per round and client, or an array with
+        one per client. Of a pass that is not whole, 0.5 or the last of 2.5, as many of its batches are taken, rounded
+        up.
+    batch_size
+        Examples per step; None: all at once. The last batch of an epoch may be smaller; none is dropped.
+    learning_rate
+        The learning rate of the model's own optimizer; a schedule over rounds; None leaves the optimizer as compiled.
+    shuffle
+        A fresh order per epoch, derived from (seed, round, client, epoch).
+    per_example
+        What hides single examples (DP-SGD): a step then takes each example with probability batch_size over the
+        client's number of examples, in place of shuffled epochs.
+    steps
+        Optimizer steps of every client in every round, in place of epochs: passes over its examples one after another,
+        shuffled afresh, until so many batches were taken. A client without examples takes none.
     """
 
     epochs: int | float | Epochs | ListedEpochs = 1

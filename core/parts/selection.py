@@ -62,10 +62,19 @@ class Oort(LearningSampler):
     https://arxiv.org/abs/2010.06081, Algorithm 1, but for one thing: a client's utility is its number of examples times
     its mean loss, for want of the mean square, which clients do not report.
 
-    size: K. exploration: the share of clients never heard, at first; it falls by `decay` per round, down to
-    least_exploration.
-    preferred_seconds: T, on the virtual clock; who takes t > T counts (T/t)^penalty. None: speed does not matter.
-    Errors: RunStopped with fewer clients than size.
+    Parameters
+    ----------
+    size
+        K.
+    exploration
+        The share of clients never heard, at first; it falls by `decay` per round, down to least_exploration.
+    preferred_seconds
+        T, on the virtual clock; who takes t > T counts (T/t)^penalty. None: speed does not matter.
+
+    Raises
+    ------
+    RunStopped
+        With fewer clients than size.
     """
 
     size: int

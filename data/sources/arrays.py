@@ -14,10 +14,19 @@ from ..values import hash_fields, same_fields
 class Arrays:
     """Arrays in memory, or memory-mapped: those stay on disk.
 
-    x, y, sample_weight: arrays, or dicts, lists and tuples of arrays, all with the example on the first axis.
-    names: the column of each feature, where x is a matrix; taken from x where that is a data frame.
-    targets: the column of each label, where y is a matrix, such as one for each class; taken from a data frame too.
-    Errors: ConfigError for no array or for unequal lengths.
+    Parameters
+    ----------
+    x, y, sample_weight
+        Arrays, or dicts, lists and tuples of arrays, all with the example on the first axis.
+    names
+        The column of each feature, where x is a matrix; taken from x where that is a data frame.
+    targets
+        The column of each label, where y is a matrix, such as one for each class; taken from a data frame too.
+
+    Raises
+    ------
+    ConfigError
+        For no array or for unequal lengths.
     """
 
     x: NestedArrays

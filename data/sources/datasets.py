@@ -33,13 +33,22 @@ LABEL = "label"  # name of what is to be predicted in rows of Hugging Face's and
 class TfDataset:
     """A finite `tf.data.Dataset` of x, (x, y) or (x, y, sample_weight), read once in its own order.
 
-    batched: whether its elements are batches, joined along their first axis, or single examples. None: it is told by
-        the shapes of the elements, and where these could be either, as of pairs (x, x), it has to be said. Sequences
-        of one length whose data set leaves the length open look like batches: say False.
-    label: of elements that are dictionaries, the name of what to predict; None: "label" where there is one.
     Equal only to itself; pickled as the arrays it holds. A shuffled data set gives a different population each time,
     unless shuffled with a seed.
-    Errors: ConfigError for an endless or empty data set, or one whose elements could be batches or not.
+
+    Parameters
+    ----------
+    batched
+        Whether its elements are batches, joined along their first axis, or single examples. None: it is told by the
+        shapes of the elements, and where these could be either, as of pairs (x, x), it has to be said. Sequences of one
+        length whose data set leaves the length open look like batches: say False.
+    label
+        The name, where elements are dictionaries, of what to predict; None: "label" where there is one.
+
+    Raises
+    ------
+    ConfigError
+        For an endless or empty data set, or one whose elements could be batches or not.
     """
 
     dataset: Any = field(compare=False)

@@ -22,9 +22,18 @@ from ..values import fields_only, once
 class NpzFile:
     """Arrays of a NumPy .npz file, by name.
 
-    y, sample_weight: None for none. group: name of an array of keys, one per example, for `ByKey`.
-    Errors: ConfigError for a file that is missing or corrupt, a name it does not hold, or an array of Python objects,
-    since reading one could run code.
+    Parameters
+    ----------
+    y, sample_weight
+        None for none.
+    group
+        Name of an array of keys, one per example, for `ByKey`.
+
+    Raises
+    ------
+    ConfigError
+        For a file that is missing or corrupt, a name it does not hold, or an array of Python objects, since reading one
+        could run code.
     """
 
     path: str | Path

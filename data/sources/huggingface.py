@@ -29,17 +29,29 @@ DEEP = ("I", "F")  # beginnings of the modes of more than eight bits
 class HuggingFace:
     """A data set of Hugging Face: its name, a folder that `save_to_disk` made, or a `datasets.Dataset` that is there.
 
-    dataset: "ylecun/mnist" is loaded by `datasets.load_dataset`, which downloads it once; a Dataset is equal to itself
-        alone.
-    x: the column of features; several columns of numbers, which become a matrix; or {input: column}, for a model of
-        several inputs. None: all that is neither y nor group.
-    y: the column of labels; None: "label".
-    group: a column of keys, one per example, for `ByKey`: the writer, the hospital.
-    split, config: which split, and which configuration, of a data set that is loaded by name.
     Pictures are float32 in 0..1, shape (height, width, channels). Labels that have names (ClassLabel) keep their
     numbers, and the population knows the names.
-    Errors: ConfigError for a column that is not there, rows of different lengths, values or labels that are missing, a
-    data set that cannot be loaded, or Hugging Face's package not installed.
+
+    Parameters
+    ----------
+    dataset
+        "ylecun/mnist" is loaded by `datasets.load_dataset`, which downloads it once; a Dataset is equal to itself
+        alone.
+    x
+        The column of features; several columns of numbers, which become a matrix; or {input: column}, for a model of
+        several inputs. None: all that is neither y nor group.
+    y
+        The column of labels; None: "label".
+    group
+        A column of keys, one per example, for `ByKey`: the writer, the hospital.
+    split, config
+        Which split, and which configuration, of a data set that is loaded by name.
+
+    Raises
+    ------
+    ConfigError
+        For a column that is not there, rows of different lengths, values or labels that are missing, a data set that
+        cannot be loaded, or Hugging Face's package not installed.
     """
 
     dataset: Any

@@ -26,14 +26,24 @@ MOST_16_BIT = 65535
 class ImageFolder:
     """Pictures in `path/CLASS/NAME.png` (or jpeg, bmp, gif, tiff, webp), read with Pillow.
 
-    size: (height, width) that every picture is resized to, bilinearly.
-    channels: 3 for RGB, 1 for grey, 4 for RGBA. Pixels of 8 and of 16 bits are scaled to 0..1; those that are floats
-        must be in 0..1. Where channels has no place for transparency, it is left out.
-    classes: the names of the classes, in the order of their numbers. None: labels are the names of the sub-folders,
-        which a population numbers in the sorted order of all clients' folders.
-    Names that begin with a dot are skipped. Errors: ConfigError for a missing folder, one without pictures, one that
-    is none of the classes, a picture that does not read, that has several pages, or whose pixels have no scale, or
-    Pillow not installed.
+    Names that begin with a dot are skipped.
+
+    Parameters
+    ----------
+    size
+        (height, width) that every picture is resized to, bilinearly.
+    channels
+        3 for RGB, 1 for grey, 4 for RGBA. Pixels of 8 and of 16 bits are scaled to 0..1; those that are floats must be
+        in 0..1. Where channels has no place for transparency, it is left out.
+    classes
+        The names of the classes, in the order of their numbers. None: labels are the names of the sub-folders, which a
+        population numbers in the sorted order of all clients' folders.
+
+    Raises
+    ------
+    ConfigError
+        For a missing folder, one without pictures, one that is none of the classes, a picture that does not read, that
+        has several pages, or whose pixels have no scale, or Pillow not installed.
     """
 
     path: str | Path

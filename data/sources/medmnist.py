@@ -44,11 +44,22 @@ SIZES = (28, 64, 128, 224)
 class MedMnist:
     """A data set of MedMNIST v2 (Yang et al. 2023, https://doi.org/10.1038/s41597-022-01721-8).
 
-    name: "pathmnist", "bloodmnist", …, "organmnist3d". split: the authors' own. size: 28, or 64, 128, 224 of MedMNIST+.
-    x: float32 in 0..1, shape (n, size, size, 1 or 3), of a volume (n, size, size, size, 1). y: int32, shape (n,); with
-        several labels for a picture (chestmnist) shape (n, labels), each 0 or 1.
-    From pathmnist.npz, of another size pathmnist_64.npz, in the folder $UMBEL_DATA. Errors: ConfigError for a file that
-    is missing, or is not of that format.
+    From pathmnist.npz, of another size pathmnist_64.npz, in the folder $UMBEL_DATA.
+
+    Parameters
+    ----------
+    name
+        "pathmnist", "bloodmnist", …, "organmnist3d".
+    split
+        The authors' own.
+    size
+        28, or 64, 128, 224 of MedMNIST+. x: float32 in 0..1, shape (n, size, size, 1 or 3), of a volume (n, size, size,
+        size, 1). y: int32, shape (n,); with several labels for a picture (chestmnist) shape (n, labels), each 0 or 1.
+
+    Raises
+    ------
+    ConfigError
+        For a file that is missing, or is not of that format.
     """
 
     name: str

@@ -19,14 +19,23 @@ from .named import Split, in_folder, not_found
 class Shakespeare:
     """The next character at each position of a speaker's lines, as in McMahan et al. 2017, section 3.
 
-    split: a speaker's first 80 % of lines are "train", the rest, one line at least, "test".
-    sequence_length: characters per example; a shorter rest at the end of a speaker's text is dropped.
-    min_lines: speakers with fewer lines are dropped, as are those without a whole sequence in both splits: so the two
-        splits have the same speakers, and `ByKey` gives them the same numbers.
-    x: int32 of shape (n, sequence_length), places in `vocabulary` from 1, with 0 for any other character; y: the same,
-    one character later. From shakespeare.txt in the folder $UMBEL_DATA: `Speaker:` on a line of its own before each
-    speech, an empty line after it. Without play titles, speakers of one name are one client, unlike in the paper.
-    Errors: ConfigError for a missing file, or one without such speakers.
+    Parameters
+    ----------
+    split
+        A speaker's first 80 % of lines are "train", the rest, one line at least, "test".
+    sequence_length
+        Characters per example; a shorter rest at the end of a speaker's text is dropped.
+    min_lines
+        Speakers with fewer lines are dropped, as are those without a whole sequence in both splits: so the two splits
+        have the same speakers, and `ByKey` gives them the same numbers. x: int32 of shape (n, sequence_length), places
+        in `vocabulary` from 1, with 0 for any other character; y: the same, one character later. From shakespeare.txt
+        in the folder $UMBEL_DATA: `Speaker:` on a line of its own before each speech, an empty line after it. Without
+        play titles, speakers of one name are one client, unlike in the paper.
+
+    Raises
+    ------
+    ConfigError
+        For a missing file, or one without such speakers.
     """
 
     # The 86 characters of TensorFlow Federated's Shakespeare, in ASCII order.

@@ -70,14 +70,24 @@ class TableFile(ABC):
 class CsvTable(TableFile):
     """A table with a header line, as comma-separated text (.gz and other compressions by suffix).
 
-    label: the column to predict. Labels of text stay text until a population, which sees all clients' tables, numbers
+    Parameters
+    ----------
+    label
+        The column to predict. Labels of text stay text until a population, which sees all clients' tables, numbers
         them; or they become the numbers of `classes`.
-    features: the columns of x, float32; None: all others, in the file's order. Clients of one population, and its
-        test set, are read in the order of the first client.
-    group: a column of keys for `ByKey`, such as a hospital or a user; it is not a feature unless named as one.
-    classes: every label by name, in the order of their numbers; None: a population finds them.
-    Errors: ConfigError for a missing or corrupt file, an unknown column, text or dates among the features, a missing
-    or infinite value, a label that is none of the classes, or pandas not installed.
+    features
+        The columns of x, float32; None: all others, in the file's order. Clients of one population, and its test set,
+        are read in the order of the first client.
+    group
+        A column of keys for `ByKey`, such as a hospital or a user; it is not a feature unless named as one.
+    classes
+        Every label by name, in the order of their numbers; None: a population finds them.
+
+    Raises
+    ------
+    ConfigError
+        For a missing or corrupt file, an unknown column, text or dates among the features, a missing or infinite value,
+        a label that is none of the classes, or pandas not installed.
     """
 
     def frame(self) -> Any:

@@ -96,7 +96,12 @@ class Sealer:
 class ModelSigner:
     """Signer of model versions with an operator's key; it trusts that key and the others given, such as replaced ones.
 
-    key: None where versions are only verified. heads: the file in which a store's last heads are noted, beside the key.
+    Parameters
+    ----------
+    key
+        None where versions are only verified.
+    heads
+        The file in which a store's last heads are noted, beside the key.
     """
 
     key: KeyFile | None

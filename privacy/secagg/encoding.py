@@ -52,13 +52,19 @@ def require_limit(name: str, limit: object) -> None:
 class FixedPoint:
     """Numbers in ±limit as 20-bit integers, stochastically rounded, in a ring of 2^ring_bits.
 
-    limit: the largest magnitude that is kept, from 1e-30 to 1e30; measure it, since what lies outside saturates (and
-    is counted).
-    clients: the most that may be summed. max_weight: the largest weight of a client; above 1 the vector is multiplied
-    by the weight, and the weight travels as one more coordinate. Guarantees: no sum of `clients` contributions
-    overflows; checked when built, ConfigError otherwise. Each number decodes to itself in expectation, and to within
-    one `step` always.
-    wide: how many integers of 64 bits follow, which no weight multiplies: see `wide_part`.
+    Parameters
+    ----------
+    limit
+        The largest magnitude that is kept, from 1e-30 to 1e30; measure it, since what lies outside saturates (and is
+        counted).
+    clients
+        The most that may be summed.
+    max_weight
+        The largest weight of a client; above 1 the vector is multiplied by the weight, and the weight travels as one
+        more coordinate. Guarantees: no sum of `clients` contributions overflows; checked when built, ConfigError
+        otherwise. Each number decodes to itself in expectation, and to within one `step` always.
+    wide
+        How many integers of 64 bits follow, which no weight multiplies: see `wide_part`.
     """
 
     limit: float

@@ -38,10 +38,17 @@ class Stage(IntEnum):
 class Terms:
     """Terms that a party insists on. Each brings its own: the server's words are compared with it, never taken.
 
-    length: numbers in the vector, without the weight's coordinate. model: SHA-256 of the params that this party holds.
-    minimum_clients: fewer are refused, as takers of part and as survivors; below 3 a sum is no secret.
-    least_roll: fewer are refused as takers of part, by what the experiment's sampler implies: whoever chooses a small
-    roll needs few others on its side to read an update.
+    Parameters
+    ----------
+    length
+        Numbers in the vector, without the weight's coordinate.
+    model
+        SHA-256 of the params that this party holds.
+    minimum_clients
+        Fewer are refused, as takers of part and as survivors; below 3 a sum is no secret.
+    least_roll
+        Fewer are refused as takers of part, by what the experiment's sampler implies: whoever chooses a small roll
+        needs few others on its side to read an update.
     """
 
     roster: Roster

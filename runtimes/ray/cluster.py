@@ -46,8 +46,14 @@ class Machine(NamedTuple):
 class Places:
     """The places on a cluster at which clients train.
 
-    threads: of a process. workers: the most clients that train side by side; None: as there is room for. gpus: the most
-    GPUs; None: all that there are; 0: none.
+    Parameters
+    ----------
+    threads
+        The number of a process's threads, which each train clients.
+    workers
+        The most clients that train side by side; None: as there is room for.
+    gpus
+        The most GPUs; None: all that there are; 0: none.
     """
 
     threads: int

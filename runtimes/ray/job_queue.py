@@ -26,7 +26,10 @@ PATIENCE_SECONDS = 120.0  # without any host, after which a run stops
 class JobQueue:
     """A queue of jobs. Guarantees: `next` returns their answers in the order in which they were added.
 
-    window: number of jobs after the one that is next that may be begun, where what they return is large; None: all.
+    Parameters
+    ----------
+    window
+        Number of jobs after the one that is next that may be begun, where what they return is large; None: all.
     """
 
     def __init__(self, crew: Crew, window: int | None = None):

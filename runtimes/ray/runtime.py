@@ -53,18 +53,26 @@ AHEAD = 8  # runs for each host that may be begun before their turn, where their
 class Ray:
     """Clients run on all machines of a Ray cluster; the result is that of a Simulation, bit for bit.
 
-    address: HOST:PORT of a cluster that this machine is a node of; None: a cluster of its own, on this machine alone,
-        which ends with close() and leaves nothing behind. A cluster that was not named is never joined.
-    workers: the most clients that train side by side; None: as many as the cluster has room for.
-    threads: number of them in one process, each on a processor. More than one saves memory, and costs time.
-    gpus: the most GPUs, a process on each; None: all that Ray knows of; 0: none, though there are some.
-    memory: "driver": what clients keep between rounds travels with their work, and lies in the store; or a folder on a
-        file system that all nodes share under one name: hosts read and write it there, and the store has notes of it.
-        For the memory of many clients, or of large models.
-    compile, aggregation: same as for Simulation.
-
     A host or a node that is lost, or hangs, has its work done again by the others. New nodes are used from the next
     round on. All nodes have to have the same versions of Umbel, Keras, TensorFlow, NumPy and Python.
+
+    Parameters
+    ----------
+    address
+        HOST:PORT of a cluster that this machine is a node of; None: a cluster of its own, on this machine alone, which
+        ends with close() and leaves nothing behind. A cluster that was not named is never joined.
+    workers
+        The most clients that train side by side; None: as many as the cluster has room for.
+    threads
+        Number of them in one process, each on a processor. More than one saves memory, and costs time.
+    gpus
+        The most GPUs, a process on each; None: all that Ray knows of; 0: none, though there are some.
+    memory
+        "driver": what clients keep between rounds travels with their work, and lies in the store; or a folder on a file
+        system that all nodes share under one name: hosts read and write it there, and the store has notes of it. For
+        the memory of many clients, or of large models.
+    compile, aggregation
+        Same as for Simulation.
     """
 
     is_live = False

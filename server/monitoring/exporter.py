@@ -27,10 +27,20 @@ CHECK_SECONDS = 5.0  # time for which a check's answer is good: whoever asks all
 class Exporter:
     """Server of metrics and health over HTTP, in a `with` block, on a thread of its own.
 
-    address: HOST:PORT, port 0 for any; only loopback is safe without a proxy or a network policy before it. metrics:
-    gives the text. alive, ready: checks by name, behind /healthz and /readyz, which answer 200 when all hold and 503
-    when one does not, with which; why goes to the log alone, since it may name hosts and paths.
-    Errors: ConfigError for an address that cannot be listened on.
+    Parameters
+    ----------
+    address
+        HOST:PORT, port 0 for any; only loopback is safe without a proxy or a network policy before it.
+    metrics
+        Gives the text.
+    alive, ready
+        Checks by name, behind /healthz and /readyz, which answer 200 when all hold and 503 when one does not, with
+        which; why goes to the log alone, since it may name hosts and paths.
+
+    Raises
+    ------
+    ConfigError
+        For an address that cannot be listened on.
     """
 
     def __init__(

@@ -54,8 +54,12 @@ class Monitor:
         with Monitor() as monitor, Exporter("127.0.0.1:9464", monitor.text, {"loop": monitor.check_loop}):
             run(experiment, runtime, watchers=[monitor])
 
-    certificates: PEM files by role, "ca", "server" or "client", read whenever metrics are: they may be replaced.
-    stall_seconds: without a round for so long, a run hangs.
+    Parameters
+    ----------
+    certificates
+        PEM files by role, "ca", "server" or "client", read whenever metrics are: they may be replaced.
+    stall_seconds
+        Without a round for so long, a run hangs.
     """
 
     def __init__(

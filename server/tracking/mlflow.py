@@ -23,10 +23,20 @@ RUN_TAG = "umbel.run"  # tag by which a resumed run is found again
 class MLflow(Tracker):
     """Writes a run into MLflow's experiment of the same name.
 
-    uri: of the tracking server, or "sqlite:///mlflow.db"; None: MLFLOW_TRACKING_URI, or MLflow's own default.
-    experiment: MLflow's experiment; None: named as Umbel's.
     MLflow's telemetry is left off unless MLFLOW_DISABLE_TELEMETRY says otherwise.
-    Errors: ConfigError where MLflow is not installed.
+
+    Parameters
+    ----------
+    uri
+        The address of the tracking server, or "sqlite:///mlflow.db"; None: MLFLOW_TRACKING_URI, or MLflow's own
+        default.
+    experiment
+        MLflow's experiment; None: named as Umbel's.
+
+    Raises
+    ------
+    ConfigError
+        Where MLflow is not installed.
     """
 
     def __init__(self, uri: str | None = None, experiment: str | None = None):

@@ -18,8 +18,15 @@ EXTRA = "tensorboard"
 class TensorBoard(Tracker):
     """Writes event files to folder/RUN: `tensorboard --logdir logs` shows them as they grow.
 
-    folder: where runs have folders of their own, by their id in the store; without a store by the time they began.
-    Errors: ConfigError where TensorBoard is not installed.
+    Parameters
+    ----------
+    folder
+        Where runs have folders of their own, by their id in the store; without a store by the time they began.
+
+    Raises
+    ------
+    ConfigError
+        Where TensorBoard is not installed.
     """
 
     def __init__(self, folder: str | Path = "logs"):

@@ -15,10 +15,19 @@ STEP = "round"
 class WeightsAndBiases(Tracker):
     """Writes a run into a project of Weights & Biases.
 
-    project: None: named as the experiment. mode: None: as WANDB_MODE says, else online. "offline" writes to the folder
-        wandb, which `wandb sync` sends later.
     Code and console are not sent; the machine's statistics are.
-    Errors: ConfigError where its package is not installed.
+
+    Parameters
+    ----------
+    project
+        None: named as the experiment.
+    mode
+        None: as WANDB_MODE says, else online. "offline" writes to the folder wandb, which `wandb sync` sends later.
+
+    Raises
+    ------
+    ConfigError
+        Where its package is not installed.
     """
 
     def __init__(self, project: str | None = None, mode: Literal["online", "offline"] | None = None):

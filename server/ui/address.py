@@ -18,7 +18,10 @@ TRIES = 20  # ports that are tried, from the default one on, where none is named
 class PageAddress:
     """A host, a port, and the token without which nothing is answered.
 
-    port: 0 for any that is free; None for 8300 or one of the next that are.
+    Parameters
+    ----------
+    port
+        0 for any that is free; None for 8300 or one of the next that are.
     """
 
     host: str = LOOPBACK

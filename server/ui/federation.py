@@ -19,7 +19,10 @@ Status = Callable[[], Mapping[str, Any]]
 class FederationView:
     """A federation that says how it stands, asked no oftener than every few seconds, whatever pages are open.
 
-    status: returns what `deploy.federation.status` does; its errors are the page's.
+    Parameters
+    ----------
+    status
+        Returns what `deploy.federation.status` does; its errors are the page's.
     """
 
     def __init__(self, status: Status):

@@ -25,8 +25,11 @@ class Bulyan(RobustAggregator):
 
     Krum chooses them one after another; of these, each coordinate has the mean of the θ − 2f nearest to their median.
 
-    byzantine: f, how many clients of a cohort may attack. A cohort has at least 4f + 3. Each client has one vote,
-    whatever weight it reports. Time: n²·d for the distances, which are found once.
+    Parameters
+    ----------
+    byzantine
+        f, how many clients of a cohort may attack. A cohort has at least 4f + 3. Each client has one vote, whatever
+        weight it reports. Time: n²·d for the distances, which are found once.
     """
 
     byzantine: int

@@ -22,8 +22,11 @@ class CentredClipping(RobustAggregator):
     The paper starts from the aggregate of the round before. An aggregator keeps nothing between rounds, and needs not:
     deltas are measured from the params, the sum of all aggregates so far, and 0 is where the round before ended.
 
-    clip_radius: τ, in the unit of a delta's norm: about how far honest deltas lie from their mean. Guarantees: in
-    an iteration, an attacker pulls v by at most clip_radius/n. Each client has one vote, whatever weight it reports.
+    Parameters
+    ----------
+    clip_radius
+        τ, in the unit of a delta's norm: about how far honest deltas lie from their mean. Guarantees: in an iteration,
+        an attacker pulls v by at most clip_radius/n. Each client has one vote, whatever weight it reports.
     """
 
     clip_radius: float

@@ -19,10 +19,16 @@ from .robust import RobustAggregator, combination, distances_from, gram, squared
 class GeometricMedian(RobustAggregator):
     """The v that minimises Σ α_k·‖v − Δ_k‖, α_k the clients' weights, by the smoothed Weiszfeld algorithm.
 
-    smoothing: ν, the distance below which an update counts as being at v. iterations: at most; the algorithm ends when
-    v no longer moves. Guarantees: with attackers of less than half of the weight, v stays within a bounded distance of
-    the honest updates. A weight is what a client claims: use weighting="uniform" against clients that lie about it.
     Time: n²·d, whatever the number of iterations: v is a combination of the updates, so that their inner products do.
+
+    Parameters
+    ----------
+    smoothing
+        ν, the distance below which an update counts as being at v.
+    iterations
+        At most; the algorithm ends when v no longer moves. Guarantees: with attackers of less than half of the weight,
+        v stays within a bounded distance of the honest updates. A weight is what a client claims: use
+        weighting="uniform" against clients that lie about it.
     """
 
     smoothing: float = 1e-6

@@ -20,8 +20,11 @@ from .robust import RobustAggregator, combination, gram, squared_distances
 class Krum(RobustAggregator):
     """The one update whose n − f − 2 nearest others are nearest, by the sum of squared distances.
 
-    byzantine: f, how many clients of a cohort may attack. A cohort has at least 2f + 3. Each client has one vote,
-    whatever weight it reports. Of equal scores the update with the smaller median distance wins. Time: n²·d.
+    Parameters
+    ----------
+    byzantine
+        f, how many clients of a cohort may attack. A cohort has at least 2f + 3. Each client has one vote, whatever
+        weight it reports. Of equal scores the update with the smaller median distance wins. Time: n²·d.
     """
 
     byzantine: int
@@ -43,8 +46,12 @@ class Krum(RobustAggregator):
 class MultiKrum(RobustAggregator):
     """The plain mean of the `keep` updates with the lowest scores of Krum.
 
-    byzantine: f, how many clients of a cohort may attack. A cohort has at least 2f + 3. keep: None for n − f; a cohort
-    has at least as many. The mean is not weighted: a weight is what a client claims.
+    Parameters
+    ----------
+    byzantine
+        f, how many clients of a cohort may attack. A cohort has at least 2f + 3.
+    keep
+        None for n − f; a cohort has at least as many. The mean is not weighted: a weight is what a client claims.
     """
 
     byzantine: int

@@ -46,9 +46,12 @@ class Median(RobustAggregator):
 class TrimmedMean(RobustAggregator):
     """The mean, in each coordinate, of what is left without the ⌊trim·n⌋ smallest and as many largest.
 
-    trim: β in [0, 1/2), at least the fraction of clients that attack. With 0 it is FedAvg under weighting="uniform":
-    each client has one vote, since a weight is what a client claims. Guarantees: with at most ⌊trim·n⌋ attackers, every
-    coordinate lies between two honest ones. Equal sets of updates give equal bits, in any order.
+    Parameters
+    ----------
+    trim
+        β in [0, 1/2), at least the fraction of clients that attack. With 0 it is FedAvg under weighting="uniform": each
+        client has one vote, since a weight is what a client claims. Guarantees: with at most ⌊trim·n⌋ attackers, every
+        coordinate lies between two honest ones. Equal sets of updates give equal bits, in any order.
     """
 
     trim: float

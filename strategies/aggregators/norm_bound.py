@@ -27,8 +27,11 @@ class NormBound(Aggregator):
     An aggregator and not a transform: a transform is the client's own work, and an attacker leaves it out. It needs to
     see each update, but keeps none. Memory: d.
 
-    max_norm: in the unit of a delta's norm. Guarantees: an attacker moves the mean by at most its share of the weight
-    times max_norm. A weight is what a client claims: use weighting="uniform" against clients that lie about it.
+    Parameters
+    ----------
+    max_norm
+        In the unit of a delta's norm. Guarantees: an attacker moves the mean by at most its share of the weight times
+        max_norm. A weight is what a client claims: use weighting="uniform" against clients that lie about it.
     """
 
     max_norm: float

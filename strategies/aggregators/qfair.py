@@ -28,9 +28,19 @@ class QFair(Aggregator):
     it is q-FedAvg, but for F_k: the client's mean loss while it trained, as Flower's clients report it; the paper's is
     the loss of the params that the client received.
 
-    q: ≥ 0; the larger, the more uniform the clients' losses. learning_rate: 1/L, of the clients.
-    loss: the name of the metric that holds F_k. Streaming, but it needs each client's loss. Memory: d.
-    Errors: ConfigError for an update without that metric, or with a negative loss.
+    Parameters
+    ----------
+    q
+        ≥ 0; the larger, the more uniform the clients' losses.
+    learning_rate
+        1/L, of the clients.
+    loss
+        The name of the metric that holds F_k. Streaming, but it needs each client's loss. Memory: d.
+
+    Raises
+    ------
+    ConfigError
+        For an update without that metric, or with a negative loss.
     """
 
     q: float

@@ -29,8 +29,14 @@ class Quantised(Codec):
     The payload is a float32 scale per block, then the levels, of 8 bits as int8, of 4 bits two in a byte, each plus 7,
     the first in the higher half.
 
-    bits: 8 or 4. block: numbers that share a scale.
-    error_feedback: the client adds what rounding took to its next update; it needs block < 4s², or it would grow.
+    Parameters
+    ----------
+    bits
+        8 or 4.
+    block
+        Numbers that share a scale.
+    error_feedback
+        The client adds what rounding took to its next update; it needs block < 4s², or it would grow.
     """
 
     bits: int = 8

@@ -27,8 +27,11 @@ class RandomK(Codec):
 
     The payload is the 16 bytes of the seed that the places are drawn from, then the k numbers.
 
-    error_feedback: the client adds what it left out to its next update. Then nothing is scaled, since what is d/k times
-    too large would have to be taken back: a contraction by 1 − k/d in the mean, and biased.
+    Parameters
+    ----------
+    error_feedback
+        The client adds what it left out to its next update. Then nothing is scaled, since what is d/k times too large
+        would have to be taken back: a contraction by 1 − k/d in the mean, and biased.
     """
 
     fraction: float

@@ -37,7 +37,10 @@ class RandomMask(UpdateTransform):
     same, so that no cohort, however large, averages that out: lower server_lr with the fraction. What is left out is
     lost; extra travels whole.
 
-    seed: seed of the masks. Clients learn a round's mask from the transform's state, which counts rounds.
+    Parameters
+    ----------
+    seed
+        Seed of the masks. Clients learn a round's mask from the transform's state, which counts rounds.
     """
 
     fraction: float

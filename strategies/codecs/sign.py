@@ -26,7 +26,10 @@ class Sign(Codec):
 
     The payload is the scale, float32, then a bit for each number: 1 for what is not negative; unused bits are 0.
 
-    error_feedback: the client adds what got lost to its next update.
+    Parameters
+    ----------
+    error_feedback
+        The client adds what got lost to its next update.
     """
 
     error_feedback: bool = True

@@ -27,7 +27,10 @@ class TopK(Codec):
     The payload is where they are, then the k numbers. Where: k indices of 4 bytes, or d bits, whichever is shorter;
     bits for more than one number in 32.
 
-    error_feedback: the client adds what it left out to its next update.
+    Parameters
+    ----------
+    error_feedback
+        The client adds what it left out to its next update.
     """
 
     fraction: float
