@@ -51,7 +51,7 @@ class IFCA(ClusteredStrategy):
     Parameters
     ----------
     clusters
-        K.
+        The number k of models.
     seed
         Draws what models begin as, around the experiment's own.
     server_lr

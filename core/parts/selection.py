@@ -65,7 +65,7 @@ class Oort(LearningSampler):
     Parameters
     ----------
     size
-        K.
+        K, the number of clients in a cohort.
     exploration
         The share of clients never heard, at first; it falls by `decay` per round, down to least_exploration.
     preferred_seconds
