@@ -6,11 +6,13 @@ import copy
 import statistics
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...core.errors import RunStopped
+from ...core.types import ClientMetrics, add_metrics
 from .calls import Call, Head, Job
 from .lines import said
 
@@ -153,3 +155,21 @@ def bytes_in(content: Any) -> int:
     if isinstance(content, dict):
         return sum(map(bytes_in, content.values()))
     return sum(map(bytes_in, content)) if isinstance(content, (tuple, list)) else 0
+
+
+def gathered(queue: JobQueue) -> ClientMetrics:
+    """Join clients' evaluations: sums in the order of clients, as one process adds them up."""
+    total: dict[str, Any] = {}
+    numbers: list[int] = []
+    blocks: list[tuple[int, Mapping[str, np.ndarray]]] = []
+    while queue.has_more:
+        _, (found, values) = queue.next()
+        for client, metrics in found:
+            numbers.append(client)
+            total = add_metrics(total, metrics)
+        blocks.append((len(found), values))
+    columns = {
+        name: np.concatenate([values.get(name, np.full(count, np.nan)) for count, values in blocks])
+        for name in dict.fromkeys(name for _, values in blocks for name in values)
+    }
+    return ClientMetrics(total, columns, np.array(numbers, np.int64))

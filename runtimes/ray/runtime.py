@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import secrets
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,6 @@ from ...core.parts.algorithms import SplitStrategy
 from ...core.parts.private import SecureAggregation
 from ...core.protocols import Memory
 from ...core.reading.directions import Measures
-from ...core.recipe import is_memory_kept
 from ...core.runtime import MEMORY, WAIT, Arrival, Assignment, Opened, Parties, Subtotal
 from ...core.summation import Summation
 from ...core.sums import ClientSum, Meeting, ServerSum
@@ -37,10 +35,10 @@ from .cluster import Places, check_address, join, leave
 from .crew import Crew
 from .division import adds_up_elsewhere, aligned_widths, small_widths
 from .host import ClientRun, Introduction, Sent
-from .job_queue import JobQueue
+from .job_queue import JobQueue, gathered
 from .likeness import HARDWARE, check_hardware
 from .modules import Travelling
-from .shelf import Shelf, absolute
+from .shelf import Shelf, absolute, shelf_for, shelf_needed
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +126,9 @@ class Ray:
         self._hiding = (choices or {}).get("aggregation", self.aggregation)
         self._vectors.clear()
         self._examples = None
-        self._shelf = self._set_up(choices)
+        self._shelf = shelf_for(self.memory, choices)
         self._introduction = found = self._crew.open(self._put(experiment), choices, self._shelf)
-        self._check_memory(found.opened, choices)
+        self._shelf = shelf_needed(self._shelf, experiment.resolved, found.opened.spec, choices)
         self._hardware = check_hardware(self._crew.hardware, choices)
         self._say(found)
         return found.opened
@@ -234,7 +232,7 @@ class Ray:
             queue.add(
                 Job("evaluate_clients", partial(self._asked, sent, other, chosen[first : first + width], remembers))
             )
-        return _gathered(queue)
+        return gathered(queue)
 
     def close(self) -> None:
         """End every process that was started, and the cluster, if it is this runtime's own."""
@@ -242,29 +240,6 @@ class Ray:
         self._crew, self._experiment, self._introduction = None, None, None
         self._vectors.clear()
         self._examples = None
-
-    def _set_up(self, choices: Mapping[str, str] | None) -> Shelf | None:
-        """Return the shelf that clients of this run are to keep their memory on, that of a run that goes on."""
-        if self.memory is None:
-            return None
-        before = (choices or {}).get(MEMORY)
-        shelf = Shelf(self.memory / (before or secrets.token_hex(16)))
-        shelf.set_up(is_new=before is None)
-        return shelf
-
-    def _check_memory(self, opened: Opened, choices: Mapping[str, str] | None) -> None:
-        """Let go of a shelf that no client needs. Errors: ConfigError for a run whose memory is in the store."""
-        if self._shelf is None or MEMORY in (choices or {}):
-            return
-        is_kept = is_memory_kept(self._running.resolved, opened.spec)
-        if is_kept and choices is None:
-            return
-        self._shelf.take_down()
-        self._shelf = None
-        if is_kept:
-            raise ConfigError(
-                'what the clients of this run keep is in the store; resume it with memory="driver", or start a new run'
-            )
 
     @property
     def _running(self) -> Experiment:
@@ -399,24 +374,6 @@ class _Division:
                 kept = arrival.memory.get(assignment.client, [])
                 arrival = self._parties.arrival(assignment, arrival.content, kept)
             yield arrival
-
-
-def _gathered(queue: JobQueue) -> ClientMetrics:
-    """Join clients' evaluations: sums in the order of clients, as one process adds them up."""
-    total: dict[str, Any] = {}
-    numbers: list[int] = []
-    blocks: list[tuple[int, Mapping[str, np.ndarray]]] = []
-    while queue.has_more:
-        _, (found, values) = queue.next()
-        for client, metrics in found:
-            numbers.append(client)
-            total = add_metrics(total, metrics)
-        blocks.append((len(found), values))
-    columns = {
-        name: np.concatenate([values.get(name, np.full(count, np.nan)) for count, values in blocks])
-        for name in dict.fromkeys(name for _, values in blocks for name in values)
-    }
-    return ClientMetrics(total, columns, np.array(numbers, np.int64))
 
 
 def _close(crew: Crew, code: Travelling) -> None:

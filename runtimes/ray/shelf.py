@@ -10,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ...core.errors import ConfigError, StoreError
+from ...core.recipe import Recipe, is_memory_kept
+from ...core.runtime import MEMORY
 from ...core.serial import dumps, loads
+from ...core.spec import ModelSpec
 from ...core.system.files import write_atomically
 
 SENTINEL = "umbel"  # a file that tells a host that its folder is the driver's
@@ -107,6 +111,39 @@ class Shelf:
 def round_of(note: Sequence[np.ndarray]) -> int:
     """Return the round after which a client kept what a note is of."""
     return int(note[0][0])
+
+
+def shelf_for(folder: Path | None, choices: Mapping[str, str] | None) -> Shelf | None:
+    """Return the shelf that a run's clients are to keep their memory on, that of a run that goes on; None: no folder.
+
+    choices: of the run that is resumed, if one is. Errors: ConfigError where it is not there, or cannot be made.
+    """
+    if folder is None:
+        return None
+    before = (choices or {}).get(MEMORY)
+    shelf = Shelf(folder / (before or secrets.token_hex(16)))
+    shelf.set_up(is_new=before is None)
+    return shelf
+
+
+def shelf_needed(
+    shelf: Shelf | None, recipe: Recipe, spec: ModelSpec, choices: Mapping[str, str] | None
+) -> Shelf | None:
+    """Return the shelf; None, and no folder, where no client needs one.
+
+    Errors: ConfigError for a run that goes on, and whose clients' memory is in the store.
+    """
+    if shelf is None or MEMORY in (choices or {}):
+        return shelf
+    is_kept = is_memory_kept(recipe, spec)
+    if is_kept and choices is None:
+        return shelf
+    shelf.take_down()
+    if is_kept:
+        raise ConfigError(
+            'what the clients of this run keep is in the store; resume it with memory="driver", or start a new run'
+        )
+    return None
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
