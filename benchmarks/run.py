@@ -23,6 +23,7 @@ from umbel.benchmarks.measure import WARM_UP, Contender, Result, RunFailed, meas
 CONTENDERS = (
     Contender("Umbel", "umbel_simulation"),
     Contender("Umbel, Keras on JAX", "umbel_simulation", models=("mlp",), backend="jax"),
+    Contender("Umbel over Ray", "umbel_ray", models=("mlp",)),
     Contender("Flower 1.42, usual Keras client", "flower_usual", "flower"),
     Contender("Flower 1.42, one model per actor", "flower_tuned", "flower"),
     Contender("Keras `fit` per client, one process", "keras_fit"),

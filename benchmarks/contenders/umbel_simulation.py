@@ -55,7 +55,7 @@ class Reporter:
     def on_end(self, history: Any) -> None: ...
 
 
-def main() -> None:
+def main(runtime: Any) -> None:
     options = workload.arguments()
     digits = workload.load(options.model)
     experiment = Experiment(
@@ -69,15 +69,14 @@ def main() -> None:
         evaluate_every=LONG,
         callbacks=(StopAfter(options.rounds),),
     )
-    simulation = Simulation(workers=WORKERS)
-    history = run(experiment, simulation, watchers=[Reporter(options.rounds)])
+    history = run(experiment, runtime, watchers=[Reporter(options.rounds)])
     model = build(options.model)
     model.set_weights(list(history.spec.unflatten(history.params).values()))
     last = history.rounds[-1]
-    chosen = simulation.describe()
+    chosen = runtime.describe()
     note = f"auto: {chosen['compile']}" if "compile" in chosen else f"blocks of {chosen['block']}"
     workload.report(last.round, last.seconds, workload.accuracy(model.predict_on_batch, digits), note)
 
 
 if __name__ == "__main__":
-    main()
+    main(Simulation(workers=WORKERS))
