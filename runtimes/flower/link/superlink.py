@@ -17,7 +17,7 @@ from .bounds import Bounded
 from .delivery import Delivery
 from .patience import PATIENCE_SECONDS, Patience
 from .quota import Quota, prepare, reply_bytes
-from .senders import senders
+from .senders import anybody, senders
 from .tokens import TokenAuthenticator
 from .trust import Trusting
 from .waiting import Waiting
@@ -36,7 +36,11 @@ class LinkGuard(NamedTuple):
 
 
 def layered(flower: Any, guard: LinkGuard | None, is_ending: Callable[[], bool] = lambda: False) -> App:
-    """Put Flower's application in its layers; what is refused by an outer one, no inner one hears of."""
+    """Put Flower's application in its layers; what is refused by an outer one, no inner one hears of.
+
+    Without a guard, on loopback, nobody proves who sends: a request is bounded by what its kind needs, and few large
+    ones of a kind are in memory at a time. What is kept is in memory, without a quota.
+    """
     state = partial(state_of, flower)
     app: App = flower
     if guard is not None:
@@ -45,7 +49,7 @@ def layered(flower: Any, guard: LinkGuard | None, is_ending: Callable[[], bool] 
     if guard is not None:
         app = Trusting(app, guard.authenticator.lets_in)
     app = Waiting(app, is_ending)
-    return Bounded(app, senders(state, guard.authenticator.lets_in)) if guard is not None else app
+    return Bounded(app, anybody if guard is None else senders(state, guard.authenticator.lets_in))
 
 
 def serve(host: str, port: int, guard: LinkGuard | None = None) -> None:

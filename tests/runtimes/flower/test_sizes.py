@@ -45,6 +45,7 @@ from umbel.runtimes.flower.compat import (
 from umbel.runtimes.flower.link import bounds, quota
 from umbel.runtimes.flower.link.bounds import AT_ONCE, FLEET_BYTES, MIB, STRANGER_BYTES, Bounded
 from umbel.runtimes.flower.link.quota import Quota, prepare
+from umbel.runtimes.flower.link.superlink import layered
 from umbel.runtimes.flower.processes import free_ports
 from umbel.runtimes.flower.secured import Operator
 
@@ -106,6 +107,29 @@ def test_no_more_is_read_than_a_sender_may_send(who, path, size, status):
         assert app.bodies == ([b"x" * size] if status == 200 else [])
         most = bounds.most_bytes(path) if who == "north" else STRANGER_BYTES
         assert read[0] <= most + (16 << 10)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "status"),
+    [
+        (OBJECT_PATH, OBJECT_BYTES, 200),
+        (OBJECT_PATH, OBJECT_BYTES + 1, 413),
+        ("/v1/fleet/pull-messages", STRANGER_BYTES + 1, 413),
+        ("/v1/control/start-run", bounds.CONTROL_BYTES + 1, 413),
+    ],
+)
+def test_a_superlink_on_loopback_reads_no_more_than_a_request_needs(path, size, status):
+    """Everybody on the machine is let in there; nobody makes it hold 400 MB."""
+
+    async def story():
+        app = App()
+        app.go.set()
+        call, sent, read = post(layered(app, None), path, size, piece=MIB)
+        await call
+        assert sent[0]["status"] == status
+        assert read[0] <= bounds.most_bytes(path) + 2 * MIB
 
     asyncio.run(story())
 
