@@ -109,7 +109,7 @@ class DistributedSkellam(UpdateTransform):
                 f"standard deviation {math.sqrt(self.share_variance) * self.step:.3g}; "
                 f"use limit={grid_limit(widest * self.step)!r}"
             )
-        skellam.table(self.share_variance)  # once, before several workers ask for it at a time
+        skellam.guide_of(self.share_variance)  # once, before several workers ask for it at a time
         return ()
 
     def encode(self, state: State, update: ClientUpdate, key: Key) -> ClientUpdate:

@@ -26,6 +26,7 @@ BITS = 128  # bits of the distribution function
 POINT = 192  # bits after the point of the whole numbers that it is computed with
 LARGEST_VARIANCE = 2.0**31  # largest variance of a draw: its table has 1.2 million entries
 CHUNK = 1 << 16  # numbers drawn at a time
+GUIDE_BITS = 20  # leading bits of a word by which it is looked up first
 
 
 def tail(variance: float) -> int:
@@ -44,13 +45,18 @@ def draw(size: int, variance: float, key: Key) -> np.ndarray:
     """
     require(0 < variance <= LARGEST_VARIANCE, f"expected 0 < variance={variance!r} ≤ {LARGEST_VARIANCE:.0f}")
     high, low = table(variance)
+    guide = guide_of(variance)
     stream, found = keystream_of(key.derive("skellam noise").digest), np.empty(size, np.int64)
     for start in range(0, size, CHUNK):
         part = found[start : start + CHUNK]
         words = np.frombuffer(stream.update(bytes(16 * len(part))), "<u8").reshape(2, -1)
-        part[:] = np.searchsorted(high, words[0], side="left")
+        leading = (words[0] >> np.uint64(64 - GUIDE_BITS)).astype(np.intp)
+        part[:] = guide[leading]
+        # Most words lie between the same two entries as all others that begin alike; the few others are looked up.
+        unsure = np.flatnonzero(guide[leading + 1] != part)
+        part[unsure] = np.searchsorted(high, words[0, unsure], side="left")
         # Only where the first word meets an entry's does the second decide: hardly ever.
-        for place in np.flatnonzero(high[np.minimum(part, len(high) - 1)] == words[0]):
+        for place in unsure[high[np.minimum(part[unsure], len(high) - 1)] == words[0, unsure]]:
             while part[place] < len(high) and (high[part[place]], low[part[place]]) <= tuple(words[:, place]):
                 part[place] += 1
     return found - len(high) // 2
@@ -67,6 +73,14 @@ def table(variance: float) -> tuple[np.ndarray, np.ndarray]:
     below = accumulate(weights[:0:-1] + weights[:-1])
     entries = [min((part << BITS) // total, 2**BITS - 1) for part in below]
     return np.array([one >> 64 for one in entries], np.uint64), np.array([one & word for one in entries], np.uint64)
+
+
+@lru_cache(maxsize=4)
+def guide_of(variance: float) -> np.ndarray:
+    """Count the entries of `table` below each word that has its GUIDE_BITS first bits alone: int32."""
+    firsts = np.arange(1 << GUIDE_BITS, dtype=np.uint64) << np.uint64(64 - GUIDE_BITS)
+    high, _ = table(variance)
+    return np.append(np.searchsorted(high, firsts, side="left"), len(high)).astype(np.int32)
 
 
 def bessel(variance: float, last: int) -> list[int]:
