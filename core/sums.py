@@ -58,7 +58,10 @@ class ServerSum(Protocol):
         """Take in a client's reply, once a stage. A Failure says why the rest goes on without that client."""
 
     def total(self) -> Total:
-        """Return the sum, after the last stage. Errors: RunStopped when it may not be revealed."""
+        """Return the sum, after the last stage. Errors: RunStopped when it may not be revealed.
+
+        It is that of nobody where somebody spoiled it, and it cannot be tried again: the round counts for nothing.
+        """
 
     def stands_for(self, bytes_up: int) -> int:
         """Return the bytes that clients have sent: bytes_up, or what the whole protocol would have taken instead."""

@@ -227,6 +227,7 @@ class RoundResult(NamedTuple):
     bytes_up: int  # bytes of update payloads, clients to server
     bytes_down: int  # bytes of broadcasts, server to clients
     losses: Mapping[int, float] = {}  # each client's mean training loss, where the summation asks for it
+    is_spoiled: bool = False  # whether a hidden sum was spoiled after it was revealed, so that nothing of it counts
 
     @staticmethod
     def of_nobody() -> RoundResult:
@@ -235,8 +236,10 @@ class RoundResult(NamedTuple):
 
     @property
     def is_of_nobody(self) -> bool:
-        """Return whether nobody took part: nobody was sampled, or none of those who were could be reached."""
-        return not self.total.clients and all(failure.reason == UNAVAILABLE for failure in self.failures)
+        """Return whether nobody counts: nobody was sampled, none who were could be reached, or their sum is spoiled."""
+        return self.is_spoiled or (
+            not self.total.clients and all(failure.reason == UNAVAILABLE for failure in self.failures)
+        )
 
 
 class ClientMetrics(NamedTuple):

@@ -18,20 +18,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..core.errors import ConfigError, RunStopped
 from ..core.random import Key
 from ..core.sums import Meeting
-from ..core.types import ClientUpdate, Failure, Total
+from ..core.types import ClientUpdate, Failure, RoundResult, Total
 from .encoder import Encoder
 from .keys.credentials import write_atomically
 from .keys.errors import SERVER, Misbehaviour, SecAggAbort
 from .keys.roster import Roster
 from .secagg.client import Client, RoundLog
+from .secagg.dealing import Pair
 from .secagg.graph import quorum
 from .secagg.messages import HEADER_BYTES, SEALED_BYTES, SIGNATURE_BYTES, Kind, Offer, peek
 from .secagg.server import Outcome, Server
 from .secagg.session import Stage, Terms
+from .secagg.shamir import SHARE_BYTES
 
 log = logging.getLogger(__name__)
 
-ITEM_BYTES = 8 + SEALED_BYTES + SIGNATURE_BYTES  # length of the longest entry in a list that a client sends
+ITEM_BYTES = 8 + SEALED_BYTES + 32 + SIGNATURE_BYTES  # length of the longest entry in a list that a client sends
 MOST_ATTEMPTS = 3  # most attempts at a round's sum; a further one leaves out who spoiled the one before
 
 
@@ -45,12 +47,15 @@ class SecureServer:
         terms = terms_of(encoder, roster, minimum_clients, meeting, meeting.least or 0)
         self._lists = HEADER_BYTES + 4 + len(cohort) * ITEM_BYTES
         self._masked = HEADER_BYTES + terms.ring_length * encoder.encoding.dtype.itemsize
-        self._masked += 4 + 8 * len(cohort)  # the names of those whose shares do not open
+        # What it tells of each one's shares, and the names of those whose shares do not open.
+        self._masked += 2 * 4 + (8 + SHARE_BYTES + 8) * (len(cohort) + 1)
         self._terms, self._cohort, self._meeting, self._now = terms, list(cohort), meeting, now
         self._attempt = 1
+        self._disputed: set[Pair] = set()
         self._server = self._begin()
         self._outcome: Outcome | None = None
         self.left_out: dict[int, Failure] = {}
+        self.is_spoiled = False
 
     def advance(self) -> Mapping[int, bytes]:
         """Return the next stage's messages; nothing once the sum is known. Errors: RunStopped when too few are left."""
@@ -73,14 +78,17 @@ class SecureServer:
         return None
 
     def total(self) -> Total:
-        """Return the sum. Errors: RunStopped before the last stage is over."""
+        """Return the sum; that of nobody, where it was spoiled. Errors: RunStopped before the last stage is over."""
+        if self.is_spoiled:
+            return RoundResult.of_nobody().total
         if self._outcome is None:
             raise RunStopped(f"round {self._round}: no secure sum was formed")
         return self._encoder.decode(self._outcome.total, len(self._outcome.survivors))
 
     def _begin(self) -> Server:
         meeting = self._meeting
-        return Server(self._terms, self._cohort, meeting.run, meeting.round, self._attempt, self._now)
+        terms, cohort, attempt = self._terms, self._cohort, self._attempt
+        return Server(terms, cohort, meeting.run, meeting.round, attempt, self._now, self._disputed)
 
     def _advanced(self) -> Mapping[int, bytes]:
         """Return the next stage's messages; those of another attempt, without whoever spoiled this one.
@@ -94,8 +102,10 @@ class SecureServer:
             culprit = error.culprit
             if not isinstance(culprit, int) or culprit not in self._cohort or self._attempt == MOST_ATTEMPTS:
                 raise
-            self._leave_out(culprit, error.reason, str(error))
-            self._cohort.remove(culprit)
+            for client in (culprit, *error.others):
+                self._leave_out(client, error.reason, str(error))
+                self._cohort.remove(client)
+            self._disputed |= self._server.disputed
             self._attempt += 1
             self._server = self._begin()
             return self._server.advance()
@@ -109,13 +119,29 @@ class SecureServer:
         return bytes_up
 
     def _finish(self) -> None:
-        outcome = self._server.finish()
+        """Form the sum. One that is spoiled, now that shares have left, is not tried again: the round counts nobody."""
+        try:
+            outcome = self._server.finish()
+        except Misbehaviour as error:
+            self._spoil(str(error))
+            if isinstance(error.culprit, int):
+                self._leave_out(error.culprit, error.reason, str(error))
+            return
         for client in outcome.left_out:
             self._leave_out(client, "bad_delivery", "its shares did not open, or it said so of others'")
         for dealer, sender in outcome.bad_shares:
             who = "a client that cannot be told" if sender is None else f"client {sender}"
             log.warning("round %d: %s revealed a wrong share of client %d's secret", self._round, who, dealer)
+        if not self._encoder.encoding.holds(outcome.total, len(outcome.survivors)):
+            self._spoil("its numbers are larger than so many updates can add up to, so that one of them was none")
+            for dealer in {dealer for dealer, sender in outcome.bad_shares if dealer == sender}:
+                self._leave_out(dealer, "bad_share", "it dealt shares of another secret than it committed to")
+            return
         self._outcome, self.counted = outcome, outcome.survivors
+
+    def _spoil(self, why: str) -> None:
+        log.warning("round %d: the secure sum is spoiled, and the round counts nobody: %s", self._round, why)
+        self.is_spoiled = True
 
 
 class SecureClient:

@@ -217,7 +217,8 @@ def collect_hidden(
     for failure in server.left_out.values():
         log.warning("client %d failed, %s: %s", *failure)
     failures = [*stages.failures, *server.left_out.values()]
-    return RoundResult(total, failures, server.stands_for(stages.bytes_up), stages.bytes_down)
+    is_spoiled = not total.clients
+    return RoundResult(total, failures, server.stands_for(stages.bytes_up), stages.bytes_down, is_spoiled=is_spoiled)
 
 
 class Stages:

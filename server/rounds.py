@@ -67,6 +67,8 @@ class RoundSetup:
     name
         The server's name for the rounds that it plays without a restart: started again, it plays a round anew, which
         clients of a hidden sum refuse under one name.
+    barred
+        Clients that spoiled a hidden sum once it could not be tried again; they are asked for no other.
     """
 
     experiment: Recipe
@@ -75,6 +77,7 @@ class RoundSetup:
     memory: Memory
     spend: Spend = lambda ledger: None
     name: str = field(default_factory=lambda: secrets.token_hex(16))
+    barred: set[int] = field(default_factory=set)
 
 
 def play_round(table: RoundSetup, state: ServerState, records: Sequence[RoundRecord] = ()) -> Played:
@@ -213,6 +216,7 @@ def _hidden(
 ) -> RoundResult:
     """Same as `collected`, by the stages of the experiment's aggregation."""
     runtime, summation = table.runtime, table.opened.summation
+    cohort = [client for client in cohort if client not in table.barred]
     # In one process nobody could hold other params, and a digest of them takes longer than a small round.
     model = digest_of(broadcast, table.opened.digest) if runtime.is_live else bytes(32)
     least = least_cohort(table.experiment.sampler, len(table.experiment.population))
@@ -224,7 +228,11 @@ def _hidden(
         Assignment(broadcast, client, key, Opening(meeting, messages[client], server.reply_bytes, half))
         for client in cohort
     ]
-    return collect_hidden(runtime, work, replace(summation, in_order=False, subtotals=False), table.memory, server)
+    summation = replace(summation, in_order=False, subtotals=False)
+    result = collect_hidden(runtime, work, summation, table.memory, server)
+    if result.is_spoiled:
+        table.barred.update(server.left_out)
+    return result
 
 
 def averaged(

@@ -168,7 +168,9 @@ class _Summing:
         unit = self._unit(experiment.secure_aggregation, size)
         runtime = _Reporting(self, experiment, lambda client: unit * self._vector(client, centre, scale))
         table = RoundSetup(experiment, cast(Runtime, runtime), runtime.opened(spec), FORGETFUL)
-        total = collected(table, ServerState(0, broadcast.params, (), state, {}), broadcast, cohort, key).total
+        result = collected(table, ServerState(0, broadcast.params, (), state, {}), broadcast, cohort, key)
+        require(not result.is_spoiled, "a client spoiled the hidden sum of the statistics; the log names it if it can")
+        total = result.total
         _, total = experiment.transforms.decode(state, total, key.derive("decode"))
         count, first, second = np.split(total.delta.astype(np.float64) / unit, [1, 1 + math.prod(self.shape)])
         if not count[0] > 0:

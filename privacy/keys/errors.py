@@ -10,6 +10,8 @@ SecAggAbort            exit 3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...core.errors import UmbelError
 
 SERVER = "server"  # the culprit of what an honest server would not have sent or passed on
@@ -31,7 +33,11 @@ class MalformedMessage(SecAggAbort):
 
 
 class Misbehaviour(SecAggAbort):
-    """A check of the protocol failed."""
+    """A check of the protocol failed. `others`: more nodes than the culprit that spoil the session in the same way."""
+
+    def __init__(self, reason: str, message: str, culprit: int | str | None = None, others: Sequence[int] = ()):
+        super().__init__(reason, message, culprit)
+        self.others = tuple(others)
 
 
 class BelowThreshold(SecAggAbort):

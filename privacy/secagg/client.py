@@ -7,7 +7,7 @@ graph of Bell et al. 2020 above 64 clients. The names of the stages and messages
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from ...core.errors import ConfigError
 from ...core.validation import require
 from ..keys.errors import SERVER, BelowThreshold, MalformedMessage, Misbehaviour
-from ..keys.roster import is_signed, is_signed_as_before
+from ..keys.roster import is_signed_as_before
 from . import shamir
+from .dealing import challenge, point
 from .masking import apply_masks
 from .messages import (
     UNBOUND,
@@ -32,11 +33,12 @@ from .messages import (
     Roll,
     Sealed,
     Share,
+    dealing_of,
     decode_list,
     decode_survivors,
     encode_bytes,
-    encode_disputed,
     encode_list,
+    encode_masked,
     encode_reveal,
     peek,
 )
@@ -124,6 +126,7 @@ class Client:
         self._agreed: dict[int, bytes] = {}  # node: the secret that its share key and this client's agree on
         self._pairs: dict[int, bytes] = {}  # node: the stream seed of the mask that is shared with it
         self._held: dict[int, tuple[int, int]] = {}  # node: shares of its mask key and of its self-mask seed
+        self._points: dict[int, int] = {}  # node: what is told of the shares that it dealt
         self._survivors: list[bool] = []
         self._bound = UNBOUND  # digest that the next message is bound to
         self._offer: Offer
@@ -223,24 +226,32 @@ class Client:
             raise Misbehaviour("wrong_advert", "the roll does not hold this client's advert as it was sent", SERVER)
         self._bound = session.digest
         assert self._mask_key is not None
-        holders = session.holders(self.node)
+        holders, threshold = session.holders(self.node), roll.threshold
         points = [session.points[holder] for holder in holders]
-        both = zip(
-            shamir.split(self._mask_key.private_bytes_raw(), roll.threshold, points, self._entropy),
-            shamir.split(bytes(self._seed), roll.threshold, points, self._entropy),
-            strict=True,
-        )
-        shares = dict(zip(holders, both, strict=True))
-        self._held = {self.node: shares.pop(self.node)}
-        return encode_list(Kind.SHARES, session.digest, [self._seal(peer, *pair) for peer, pair in shares.items()])
+        secrets = self._mask_key.private_bytes_raw(), bytes(self._seed), self._entropy(32)
+        dealt = (shamir.split(secret, threshold, points, self._entropy) for secret in secrets)
+        shares = dict(zip(holders, zip(*dealt, strict=True), strict=True))
+        own = shares.pop(self.node)
+        ciphertexts = {peer: self._seal(peer, triple) for peer, triple in shares.items()}
+        dealing = dealing_of(ciphertexts)
+        self._hold(self.node, dealing, own)
+        sealed = []
+        for peer, ciphertext in ciphertexts.items():
+            signature = self._identity.sign(session.sealed_text(self.node, peer, dealing, ciphertext))
+            sealed.append(Sealed(peer, ciphertext, dealing, signature))
+        return encode_list(Kind.SHARES, session.digest, sealed)
 
-    def _seal(self, peer: int, of_key: int, of_seed: int) -> Sealed:
-        """Encrypt the peer's two shares to it, and sign them."""
+    def _hold(self, dealer: int, dealing: bytes, shares: Sequence[int]) -> None:
+        """Keep a dealer's shares, and the point that tells the server whether they go with the others'."""
+        of_key, of_seed, of_blind = shares
+        self._held[dealer] = of_key, of_seed
+        self._points[dealer] = point(challenge(self._session.digest, dealer, dealing), of_key, of_seed, of_blind)
+
+    def _seal(self, peer: int, shares: Sequence[int]) -> bytes:
+        """Encrypt the peer's shares to it."""
         session, route = self._session, self._session.route(self.node, peer)
         key = seal_key(session, self._agree(peer), route)
-        plain = shamir.to_bytes(of_key) + shamir.to_bytes(of_seed)
-        ciphertext = AESGCM(key).encrypt(NONCE, plain, route)
-        return Sealed(peer, ciphertext, self._identity.sign(session.sealed_text(self.node, peer, ciphertext)))
+        return AESGCM(key).encrypt(NONCE, b"".join(map(shamir.to_bytes, shares)), route)
 
     def _agree(self, peer: int) -> bytes:
         """Return the secret shared with a peer that keys come from, one for each direction."""
@@ -259,7 +270,7 @@ class Client:
         disputed = []
         for sealed in delivered:
             try:
-                self._held[sealed.node] = self._unseal(sealed)
+                self._hold(sealed.node, sealed.dealing, self._unseal(sealed))
             except Misbehaviour as error:
                 if error.culprit != sealed.node:
                     raise
@@ -277,28 +288,30 @@ class Client:
         apply_masks(values, added, subtracted, self._terms.encoding.wide)
         self._values = self._mask_key = self._share_key = None
         self._agreed = {}
-        body = values.data.cast("B")
-        if disputed:
-            return encode_disputed(session.digest, disputed, body)
-        return encode_bytes(Kind.MASKED, session.digest, body)
+        points = [Share(*told) for told in sorted(self._points.items())]
+        return encode_masked(session.digest, values.data.cast("B"), points, disputed)
 
-    def _unseal(self, sealed: Sealed) -> tuple[int, int]:
-        """Return the two shares in what a peer sent. Errors: Misbehaviour by whoever changed or made it."""
+    def _unseal(self, sealed: Sealed) -> list[int]:
+        """Return the three shares in what a peer sent. Errors: Misbehaviour by whoever changed or made it."""
         session, peer = self._session, sealed.node
         route = session.route(peer, self.node)
+        # Signed, so that all of a dealer's holders hash the same dealing: a server that had them hash others would have
+        # their points add up to a secret. It tells besides who spoiled what does not decrypt.
+        member = self._terms.roster.member(peer, self._now)
+        text = session.sealed_text(peer, self.node, sealed.dealing, sealed.ciphertext)
+        if not is_signed_as_before(member.key, sealed.signature, text):
+            raise Misbehaviour("wrong_signature", f"client {peer} did not sign the shares said to be its own", SERVER)
         key = seal_key(session, self._agree(peer), route)
         try:
             plain = AESGCM(key).decrypt(NONCE, sealed.ciphertext, route)
         except InvalidTag as error:
-            # What decrypts is the peer's, since only it has the key; its signature tells who spoiled what does not.
-            member = self._terms.roster.member(peer, self._now)
-            text = session.sealed_text(peer, self.node, sealed.ciphertext)
-            culprit = peer if is_signed(member.key, sealed.signature, text) else SERVER
-            raise Misbehaviour("bad_ciphertext", f"the shares of client {peer} do not decrypt", culprit) from error
-        of_key, of_seed = shamir.from_bytes(plain[: shamir.SHARE_BYTES]), shamir.from_bytes(plain[shamir.SHARE_BYTES :])
-        if of_key is None or of_seed is None:
+            raise Misbehaviour("bad_ciphertext", f"the shares of client {peer} do not decrypt", peer) from error
+        size = shamir.SHARE_BYTES
+        found = [shamir.from_bytes(plain[start : start + size]) for start in range(0, len(plain), size)]
+        shares = [share for share in found if share is not None]
+        if len(shares) < len(found):
             raise Misbehaviour("bad_share", f"a share of client {peer} is no field element", peer)
-        return of_key, of_seed
+        return shares
 
     def _consent(self, message: bytes) -> bytes:
         """Answer Survivors with Consent."""
@@ -358,4 +371,4 @@ class Client:
         """Forget every secret of the session."""
         self._seed[:] = bytes(len(self._seed))
         self._mask_key = self._share_key = self._values = None
-        self._held, self._agreed, self._pairs = {}, {}, {}
+        self._held, self._agreed, self._pairs, self._points = {}, {}, {}, {}

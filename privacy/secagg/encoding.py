@@ -161,6 +161,12 @@ class FixedPoint:
             return DecodedSum(signed * self.step, clients)
         return DecodedSum(signed[:-1] * self.step, int(signed[-1]))
 
+    def holds(self, total: np.ndarray, clients: int) -> bool:
+        """Return whether so many contributions can add up to this sum: larger numbers are what somebody else sent."""
+        signed = total[: len(total) - self._wide_elements].view(f"<i{self.dtype.itemsize}")
+        most = clients * self.max_weight * self.levels
+        return -most <= int(signed.min(initial=0)) and int(signed.max(initial=0)) <= most
+
     def _round(self, vector: Vector, work: Workspace, out: np.ndarray) -> int:
         """Round vector/step at random to neighbours, into out; return how many numbers saturated."""
         # In float64: next to 2¹⁹ levels, float32 would leave the fraction five bits and bias the rounding.

@@ -2,7 +2,7 @@
 
     Advertise    Offer ─►      ◄─ Advert
     Share        Roll ─►       ◄─ Shares
-    Mask         Delivery ─►   ◄─ Masked, or Disputed where a peer's shares do not open
+    Mask         Delivery ─►   ◄─ Masked, or Disputed where a peer's shares do not open; with points of `dealing`
     Consistency  Survivors ─►  ◄─ Consent
     Unmask       Consents ─►   ◄─ Reveal
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -27,10 +27,10 @@ from ..keys.wire import Reader, Writer
 from .shamir import SHARE_BYTES, from_bytes, to_bytes
 
 MAGIC = b"UMSA"
-VERSION = 2  # since 2 survivors reveal the masks that they share with who dropped out
+VERSION = 3  # since 2 survivors reveal masks shared with who dropped out; since 3 dealings are checked before that
 HEADER_BYTES = 40
 SIGNATURE_BYTES = 64
-SEALED_BYTES = 2 * SHARE_BYTES + 16  # two shares and AES-GCM's tag
+SEALED_BYTES = 3 * SHARE_BYTES + 16  # three shares and AES-GCM's tag
 UNBOUND = bytes(32)
 
 
@@ -146,20 +146,21 @@ class Roll(NamedTuple):
 
 
 class Sealed(NamedTuple):
-    """The two shares from one client for another, encrypted, and signed by the first."""
+    """The three shares from one client for another, encrypted, and signed by the first."""
 
     node: int  # receiver in Shares, sender in a Delivery
     ciphertext: bytes
+    dealing: bytes  # `dealing_of` all that the sender sealed, for whomever
     signature: bytes
 
     def write(self, writer: Writer) -> None:
         """Append the shares to a message."""
-        writer.number(self.node, 8).raw(self.ciphertext).raw(self.signature)
+        writer.number(self.node, 8).raw(self.ciphertext).raw(self.dealing).raw(self.signature)
 
     @staticmethod
     def read(reader: Reader) -> Sealed:
         """Invert `write`."""
-        return Sealed(reader.number(8), reader.take(SEALED_BYTES), reader.take(SIGNATURE_BYTES))
+        return Sealed(reader.number(8), *map(reader.take, (SEALED_BYTES, 32, SIGNATURE_BYTES)))
 
 
 class Consent(NamedTuple):
@@ -181,7 +182,8 @@ class Consent(NamedTuple):
 class Share(NamedTuple):
     """One revealed share: of the node's self-mask seed where it survived, else of its mask key.
 
-    Of its own seed, which is revealed anyway, a survivor sends the whole in place of a share.
+    Of its own seed, which is revealed anyway, a survivor sends the whole in place of a share. In MASKED the value is a
+    `dealing.point`.
     """
 
     node: int
@@ -238,6 +240,14 @@ LISTS: dict[Kind, type[Sealed] | type[Consent] | type[Share]] = {
 }
 
 
+def dealing_of(ciphertexts: Mapping[int, bytes]) -> bytes:
+    """Hash all that one client sealed, by receiver."""
+    hasher = hashlib.sha256(b"umbel secagg dealing")
+    for receiver, ciphertext in sorted(ciphertexts.items()):
+        hasher.update(receiver.to_bytes(8, "little") + ciphertext)
+    return hasher.digest()
+
+
 def encode_list(kind: Kind, session: bytes, items: Sequence[Item]) -> bytes:
     """Encode a message that is a list; its nodes must ascend."""
     writer = _opened(kind, session)
@@ -273,7 +283,7 @@ def decode_reveal(data: bytes, session: bytes) -> tuple[list[Share], list[Pair]]
 
 
 def encode_bytes(kind: Kind, session: bytes, body: bytes | memoryview) -> bytes:
-    """Encode MASKED, SURVIVORS or CONSENT: a body whose length the session fixes."""
+    """Encode SURVIVORS or CONSENT: a body whose length the session fixes."""
     return _opened(kind, session).raw(body).bytes()
 
 
@@ -285,23 +295,34 @@ def decode_bytes(kind: Kind, data: bytes, session: bytes, size: int) -> memoryvi
     return body
 
 
-def encode_disputed(session: bytes, peers: Sequence[int], body: bytes | memoryview) -> bytes:
-    """Encode DISPUTED: whose shares did not open, ascending; then a vector without the masks shared with them."""
-    writer = _opened(Kind.DISPUTED, session).number(len(peers), 4)
-    for peer in peers:
-        writer.number(peer, 8)
-    return writer.raw(body).bytes()
+def encode_masked(
+    session: bytes, body: bytes | memoryview, points: Sequence[Share], disputed: Sequence[int] = ()
+) -> bytes:
+    """Encode MASKED: a masked vector, then what the client tells of each dealer's shares, by ascending dealer.
+
+    Where the shares of some did not open it is DISPUTED, their names come last, and the vector is without their masks.
+    """
+    writer = _opened(Kind.DISPUTED if disputed else Kind.MASKED, session).raw(body)
+    _write_list(writer, points)
+    if disputed:
+        writer.number(len(disputed), 4)
+        for peer in disputed:
+            writer.number(peer, 8)
+    return writer.bytes()
 
 
-def decode_masked(data: bytes, session: bytes, size: int) -> tuple[memoryview, list[int]]:
-    """Decode MASKED or DISPUTED: a masked vector's bytes, not copied, and whose shares did not open."""
-    if peek(data)[0] is Kind.MASKED:
-        return decode_bytes(Kind.MASKED, data, session, size), []
-    reader = _body(data, Kind.DISPUTED, session)
-    peers = [reader.number(8) for _ in range(reader.number(4))]
+def decode_masked(data: bytes, session: bytes, size: int) -> tuple[memoryview, list[Share], list[int]]:
+    """Invert `encode_masked`; the vector's bytes are not copied."""
+    kind = Kind.MASKED if peek(data)[0] is Kind.MASKED else Kind.DISPUTED
+    reader = _body(data, kind, session)
     body = reader.view(size)
-    _finish_list(reader, peers)
-    return body, peers
+    points = [Share.read(reader) for _ in range(reader.number(4))]
+    disputed = [] if kind is Kind.MASKED else [reader.number(8) for _ in range(reader.number(4))]
+    _finish_list(reader, disputed)
+    _finish_list(reader, [point.node for point in points])
+    if kind is Kind.DISPUTED and not disputed:
+        raise MalformedMessage("malformed", "a dispute with nobody")
+    return body, points, disputed
 
 
 def encode_survivors(session: bytes, flags: Sequence[bool]) -> bytes:
@@ -323,12 +344,13 @@ def client_bytes(neighbours: int, masked_bytes: int) -> tuple[int, int, int]:
 
     The last number holds where all its neighbours shared their secrets.
     """
-    sealed = Sealed(0, bytes(SEALED_BYTES), bytes(SIGNATURE_BYTES))
+    sealed = Sealed(0, bytes(SEALED_BYTES), bytes(32), bytes(SIGNATURE_BYTES))
     advert = Advert(0, bytes(32), bytes(32), bytes(32), bytes(SIGNATURE_BYTES)).encode(UNBOUND)
     shares = encode_list(Kind.SHARES, UNBOUND, [sealed] * neighbours)
     consent = encode_bytes(Kind.CONSENT, UNBOUND, bytes(SIGNATURE_BYTES))
     reveal = encode_list(Kind.REVEAL, UNBOUND, [Share(0, 0)] * (neighbours + 1))
-    return len(advert) + len(shares), HEADER_BYTES + masked_bytes, len(consent) + len(reveal)
+    masked = encode_masked(UNBOUND, b"", [Share(0, 0)] * (neighbours + 1))
+    return len(advert) + len(shares), len(masked) + masked_bytes, len(consent) + len(reveal)
 
 
 def peek(data: bytes) -> tuple[Kind, bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ...core.errors import ConfigError
 from ..keys.errors import BelowThreshold, MalformedMessage, Misbehaviour, SecAggAbort
-from ..keys.roster import is_signed, is_signed_as_before
-from . import shamir
+from ..keys.roster import is_signed_as_before
+from . import dealing, shamir
 from .disputes import Disputes
 from .graph import Topology, quorum
 from .masking import add_to, apply_masks
@@ -22,6 +22,7 @@ from .messages import (
     Kind,
     Roll,
     Sealed,
+    dealing_of,
     decode_bytes,
     decode_list,
     decode_masked,
@@ -61,11 +62,22 @@ class Server:
     without it. Too few replies raise BelowThreshold in `advance` or `finish`; the session is then over.
     """
 
-    def __init__(self, terms: Terms, cohort: Sequence[int], run: str, round: int, attempt: int, now: int):
+    def __init__(
+        self,
+        terms: Terms,
+        cohort: Sequence[int],
+        run: str,
+        round: int,
+        attempt: int,
+        now: int,
+        before: Iterable[dealing.Pair] = (),
+    ):
         """Prepare a session with cohort, the nodes to ask.
 
-        attempt: from 1, larger for each retry of a round. now: seconds since 1970.
+        attempt: from 1, larger for each retry of a round. now: seconds since 1970. before: `disputed` of the attempts
+        before.
         """
+        self.disputed = set(before)  # pairs of a holder and a dealer whose shares do not go with the others'
         self.stage = Stage.ADVERTISE
         self._terms, self._cohort, self._now = terms, sorted(cohort), now
         self._offer = terms.offer(run, round, attempt)
@@ -75,6 +87,7 @@ class Server:
         self._shares: dict[int, dict[int, Sealed]] = {}  # sender: receiver: shares
         self._total = np.zeros(terms.ring_length, terms.encoding.dtype)
         self._survivors: list[int] = []
+        self._told: dict[int, dict[int, int]] = {}  # dealer: holder: point of its polynomial
         self._consents: dict[int, Consent] = {}
         self._disputes = Disputes()
         self._revealed: dict[int, dict[int, int]] = {}  # dealer: sender: share
@@ -177,8 +190,10 @@ class Server:
         if [sealed.node for sealed in shares] != session.neighbours(node):
             raise Misbehaviour("wrong_receivers", f"client {node} did not share with just its neighbours", node)
         key = self._terms.roster.member(node, self._now).key
+        whole = dealing_of({sealed.node: sealed.ciphertext for sealed in shares})
         for sealed in shares:
-            if not is_signed(key, sealed.signature, session.sealed_text(node, sealed.node, sealed.ciphertext)):
+            text = session.sealed_text(node, sealed.node, sealed.dealing, sealed.ciphertext)
+            if sealed.dealing != whole or not is_signed_as_before(key, sealed.signature, text):
                 raise Misbehaviour("wrong_signature", f"client {node} did not sign its shares", node)
         self._shares[node] = {sealed.node: sealed for sealed in shares}
 
@@ -194,12 +209,16 @@ class Server:
         return sent
 
     def _take_masked(self, node: int, reply: bytes) -> None:
-        body, disputed = decode_masked(reply, self._session.digest, self._total.nbytes)
+        body, points, disputed = decode_masked(reply, self._session.digest, self._total.nbytes)
+        delivered = [peer for peer in self._session.holders(node) if peer in self._shares]
+        if not set(disputed).issubset(delivered) or node in disputed:
+            raise Misbehaviour("wrong_dispute", f"client {node} disputes shares that it was not sent", node)
+        if [point.node for point in points] != [peer for peer in delivered if peer not in disputed]:
+            raise Misbehaviour("wrong_points", f"client {node} did not tell of the shares of each that it holds", node)
+        for point in points:
+            self._told.setdefault(point.node, {})[node] = point.value
         vector = np.frombuffer(body, self._total.dtype)
         if disputed:
-            delivered = {peer for peer in self._session.neighbours(node) if peer in self._shares}
-            if not delivered.issuperset(disputed):
-                raise Misbehaviour("wrong_dispute", f"client {node} disputes shares that it was not sent", node)
             self._disputes.add(node, disputed, vector)
             return
         add_to(self._total, vector, self._terms.encoding.wide)
@@ -208,6 +227,7 @@ class Server:
     def _survivor_lists(self) -> dict[int, bytes]:
         session = self._session
         self._settle_disputes()
+        self._check_dealings()
         self._require_quorum(len(self._survivors), "sent their masked vectors")
         self._survivors.sort()
         return dict.fromkeys(self._survivors, encode_survivors(session.digest, self._flags()))
@@ -230,6 +250,20 @@ class Server:
             accepted = [peer for peer in near if disputes.accepts(peer, dealer)]
             if dealer in survivors or 0 < len(accepted) < session.roll.threshold:
                 raise Misbehaviour("bad_delivery", f"client {dealer} dealt shares that do not open", dealer)
+
+    def _check_dealings(self) -> None:
+        """Raise Misbehaviour where too many of a dealer's shares are of no secret, while nothing has been revealed."""
+        session, found = self._session, set()
+        for dealer, told in self._told.items():
+            points = {session.points[holder]: value for holder, value in told.items()}
+            wrong = dealing.strangers(points, session.roll.threshold)
+            found |= {(session.nodes[point - 1], dealer) for point in wrong}
+        self._told = {}
+        if found:
+            worst, *others = dealing.culprits(found, self.disputed)
+            self.disputed |= found
+            text = f"shares that client {worst} dealt, or tells of, are of no secret"
+            raise Misbehaviour("bad_dealing", text, worst, others)
 
     def _take_consent(self, node: int, reply: bytes) -> None:
         signature = bytes(decode_bytes(Kind.CONSENT, reply, self._session.digest, SIGNATURE_BYTES))
@@ -328,7 +362,10 @@ class Server:
         if is_whole:
             # Without shares to spare, any of the senders may be at fault, or the dealer.
             return cast(bytes, seed), [dealer if found.is_consistent else None]
-        # Shares to spare, all on one polynomial, and not the secret advertised: then it was dealt so.
+        if survived and found.is_consistent:
+            # Shares to spare, all on one polynomial, and not the secret advertised: it was dealt so. It counts: whoever
+            # masked with another one has sent a vector of random numbers, as anybody can.
+            return (shamir.interpolate(shares) % 2**256).to_bytes(32, "big"), [dealer]
         culprit = dealer if found.is_consistent else None
         raise Misbehaviour("bad_share", f"the shares of client {dealer}'s secret do not give it back", culprit)
 

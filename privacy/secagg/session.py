@@ -169,9 +169,9 @@ class Session:
         """Return the text that a client signs to agree that exactly these survived."""
         return b"umbel secagg survivors" + self.digest + np.packbits(flags, bitorder="little").tobytes()
 
-    def sealed_text(self, sender: int, receiver: int, ciphertext: bytes) -> bytes:
-        """Return the text that a client signs about the shares it sends."""
-        return b"umbel secagg shares" + self.route(sender, receiver) + ciphertext
+    def sealed_text(self, sender: int, receiver: int, dealing: bytes, ciphertext: bytes) -> bytes:
+        """Return the text that a client signs about the shares it sends. dealing: digest of all of them."""
+        return b"umbel secagg shares" + self.route(sender, receiver) + dealing + ciphertext
 
     def route(self, sender: int, receiver: int) -> bytes:
         """Join session, sender and receiver: the associated data of sealed shares."""

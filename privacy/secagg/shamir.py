@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -79,20 +80,20 @@ def reconstruct(shares: Mapping[int, int], threshold: int, verify: Callable[[byt
     if secret is not None and verify(secret):
         return Reconstruction(secret, (), spare > 0)
     best = Reconstruction(None, (), False)
-    for subset in _subsets(tuple(shares), threshold):
+    for subset in subsets(tuple(shares), threshold):
         kept = {point: shares[point] for point in subset}
         secret = _to_secret(interpolate(kept))
         if secret is None or not verify(secret):
             continue
-        strangers = _strangers(shares, kept)
-        if best.secret is None or len(strangers) < len(best.bad_points):
-            best = Reconstruction(secret, strangers, False)
-        if 2 * len(strangers) <= spare:  # no second polynomial has so few strangers
+        others = strangers(shares, kept)
+        if best.secret is None or len(others) < len(best.bad_points):
+            best = Reconstruction(secret, others, False)
+        if 2 * len(others) <= spare:  # no second polynomial has so few strangers
             break
     if best.secret is not None:
         return best
     first = dict(itertools.islice(shares.items(), threshold))
-    return Reconstruction(None, (), spare > 0 and not _strangers(shares, first))
+    return Reconstruction(None, (), spare > 0 and not strangers(shares, first))
 
 
 def to_bytes(share: int) -> bytes:
@@ -111,13 +112,33 @@ def _to_secret(value: int) -> bytes | None:
     return value.to_bytes(SECRET_BYTES, "big") if value < 2**256 else None
 
 
-def _strangers(shares: Mapping[int, int], kept: Mapping[int, int]) -> tuple[int, ...]:
+def is_one_polynomial(shares: Mapping[int, int], threshold: int) -> bool:
+    """Return whether shares {point: value} are all on one polynomial of a degree below threshold.
+
+    False is certain; True is wrong with a chance of 2⁻²⁵⁶. Such values, times any polynomial of a degree below the
+    number of points to spare, sum to 0 with the points' weights. Source: Cascudo, David 2017,
+    https://eprint.iacr.org/2017/216.
+    """
+    points = tuple(shares)
+    test = [secrets.randbelow(PRIME) for _ in range(len(points) - threshold)]
+    terms = zip(dual_weights(points), shares.items(), strict=True)
+    return sum(weight * evaluate(test, point) * value for weight, (point, value) in terms) % PRIME == 0
+
+
+@lru_cache(maxsize=1024)
+def dual_weights(points: tuple[int, ...]) -> tuple[int, ...]:
+    """Compute for each point the inverse of the product of its distances from the others."""
+    distances = (math.prod(one - other for other in points if other != one) for one in points)
+    return tuple(pow(distance, -1, PRIME) for distance in distances)
+
+
+def strangers(shares: Mapping[int, int], kept: Mapping[int, int]) -> tuple[int, ...]:
     """Return the points whose share is not on the polynomial through those kept."""
     others = [point for point in shares if point not in kept]
     return tuple(sorted(point for point in others if interpolate(kept, point) != shares[point]))
 
 
-def _subsets(points: tuple[int, ...], threshold: int) -> Iterator[tuple[int, ...]]:
+def subsets(points: tuple[int, ...], threshold: int) -> Iterator[tuple[int, ...]]:
     """Yield subsets of threshold points such that each e points, e as large as affordable, are all left out of one.
 
     With the points in groups of ⌊spare / e⌋, leaving out every choice of e groups leaves out every choice of e points.

@@ -31,6 +31,7 @@ REASONS: Mapping[str, str] = {
     **dict.fromkeys(("not_in_roster", "expired", "forged_survivors", "lowered_threshold"), "lost"),
     **dict.fromkeys(("malformed", "other_session", "other_node", "unexpected", "repeated_key", "weak_key"), "rejected"),
     **dict.fromkeys(("wrong_signature", "wrong_receivers", "wrong_shares", "bad_share", "bad_ciphertext"), "rejected"),
+    **dict.fromkeys(("wrong_dispute", "wrong_points", "bad_delivery", "bad_dealing"), "rejected"),
     OTHER: "rejected",
 }
 AWAY = ("timeout", "unreachable", "unavailable")  # reasons of a client that may be gone

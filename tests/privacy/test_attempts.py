@@ -8,6 +8,7 @@ from umbel.core.sums import Meeting
 from umbel.core.types import NOTHING, ClientUpdate, Failure, Shape
 from umbel.privacy import SecureSum
 from umbel.privacy.remote import MOST_ATTEMPTS
+from umbel.privacy.secagg import shamir
 
 CLIENTS, SIZE = 9, 5
 HIDDEN = SecureSum(limit=16.0, metrics=())
@@ -97,3 +98,70 @@ def test_a_client_that_has_left_an_attempt_reveals_nothing_of_it(kits, tmp_path)
     first = next(index for index, message in enumerate(played.sent) if index and message[5] == played.sent[0][5])
     older = played.sent[first - 1]  # the last message of the first attempt
     assert isinstance(played.clients[0].answer(older), Failure)
+
+
+def wrong_points(inner):
+    """Have a client seal shares of no secret, for everybody."""
+    seal = inner._seal
+    inner._seal = lambda peer, shares: seal(peer, [shares[0], (shares[1] + 3 ** (peer + 1)) % shamir.PRIME, shares[2]])
+
+
+def another_seed(inner):
+    """Have a client deal shares of another seed than the one that it masks with."""
+    inner._seed = type(inner._seed)(32)
+
+
+class Dealing(Round):
+    """A round whose `liars` deal wrongly, and leave once they have signed the list of survivors."""
+
+    def __init__(self, kits, home, liars, how):
+        super().__init__(kits, home, liars)
+        self.how = how
+
+    def answer(self, client, half, message):
+        inner = half._client
+        if client not in self.liars:
+            return half.answer(message)
+        if inner.stage.name == "UNMASK":
+            return Failure(client, "gone", "")
+        if inner.stage.name == "SHARE":
+            own = inner._seed
+            self.how(inner)
+            reply = half.answer(message)
+            inner._seed = own
+            return reply
+        return half.answer(message)
+
+
+@pytest.mark.parametrize("liars", [[4], [0, 7]])
+def test_a_dealer_of_no_secret_that_leaves_before_it_reveals_is_left_out_of_the_next_attempt(kits, tmp_path, liars):
+    played = Dealing(kits, tmp_path, liars, wrong_points)
+    total = played.play()
+    reasons = {client: one.reason for client, one in played.session.left_out.items()}
+    assert reasons == dict.fromkeys(liars, "bad_dealing")
+    assert played.session.counted == tuple(client for client in range(CLIENTS) if client not in liars)
+    np.testing.assert_allclose(total.delta, sum(played.session.counted), atol=CLIENTS * HIDDEN.step)
+
+
+def test_a_dealer_of_another_seed_that_leaves_before_it_reveals_spoils_one_round_and_is_named(kits, tmp_path):
+    """What it deals is a secret's, so that it shows only when shares have left: no other attempt can be made."""
+    played = Dealing(kits, tmp_path, [4], another_seed)
+    assert played.play().clients == 0
+    assert played.session.is_spoiled
+    assert set(played.session.left_out) == {4}
+
+
+def test_a_sum_of_larger_numbers_than_updates_have_counts_nobody(kits, tmp_path):
+    played = Round(kits, tmp_path, liars=[])
+    played.session.advance()
+    played = Round(kits, tmp_path / "again", liars=[])
+    honest = played.answer
+
+    def garbage(client, half, message):
+        if client == 4 and half._client.stage.name == "MASK":
+            half._client._values[:] = 2**31 - 1
+        return honest(client, half, message)
+
+    played.answer = garbage
+    assert played.play().clients == 0
+    assert played.session.left_out == {}  # whose numbers they are, masks hide

@@ -8,13 +8,14 @@ import pytest
 import sums
 from sums import Rehearsal
 
-from umbel import Experiment, FedAvg, FixedCohort, Local, Simulation, run
+from umbel import AllClients, Experiment, FedAvg, FixedCohort, Local, Simulation, run
 from umbel.core.aggregators import WeightedSum
 from umbel.core.errors import ConfigError, IncompatibleError, RunStopped
 from umbel.core.random import derive
 from umbel.core.traits import Trait
-from umbel.core.types import NOTHING, ClientUpdate, Shape, Weighted
+from umbel.core.types import NOTHING, ClientUpdate, Failure, Shape, Weighted
 from umbel.data import Arrays, Iid, Partitioned
+from umbel.privacy.remote import SecureClient
 from umbel.privacy.secagg import Stage
 from umbel.privacy.secure_sum import SecureSum
 
@@ -191,7 +192,7 @@ def test_the_rounding_follows_from_the_key_alone():
 
 def test_masked_vectors_are_fresh_in_every_session():
     updates = {client: update(client) for client in range(3)}
-    masked = [total_of(PLAIN, range(3), updates, is_real=True)[1].sent[MASK][0][40:] for _ in range(2)]
+    masked = [total_of(PLAIN, range(3), updates, is_real=True)[1].sent[MASK][0][40 : -4 - 3 * 41] for _ in range(2)]
     one, other = (np.frombuffer(vector, "<u4") for vector in masked)
     assert len(one) > 50
     assert np.count_nonzero(one == other) < 5
@@ -308,3 +309,33 @@ def test_stages_end_with_every_secret_erased():
         assert client.stage is Stage.DONE
         assert not any([client._mask_key, client._share_key, client._values, client._held, client._agreed])
         assert not client._seed.strip(b"\0")
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["is named", "is not"])
+def test_a_run_goes_on_after_a_sum_that_was_spoiled(monkeypatch, leaves):
+    """Who deals shares of another seed than it masks with, and leaves: of one round. Who sends garbage: of each."""
+    answer, liar = SecureClient.answer, 3
+
+    def lie(half, message):
+        stage = half._client.stage
+        if half._number != liar:
+            return answer(half, message)
+        if not leaves and stage is Stage.MASK:
+            half._client._values[:] = 2**31 - 1
+        if leaves and stage is Stage.UNMASK:
+            return Failure(liar, "gone", "")
+        if not leaves or stage is not Stage.SHARE:
+            return answer(half, message)
+        half._client._seed, own = bytearray(32), half._client._seed
+        reply = answer(half, message)
+        half._client._seed = own
+        return reply
+
+    monkeypatch.setattr(SecureClient, "answer", lie)
+    hidden = SecureSum(1.0, metrics=())
+    history = run(
+        experiment(sampler=AllClients(), weighting="uniform", secure_aggregation=hidden),
+        Simulation(workers=1, aggregation="protocol"),
+    )
+    assert [record.clients for record in history.rounds] == ([0, 7] if leaves else [0, 0])
+    assert np.isfinite(history.params).all()

@@ -167,7 +167,7 @@ def test_swapped_ciphertexts(parties):
         swapped = [one._replace(node=other.node), other._replace(node=one.node)]
         return encode_list(Kind.DELIVERY, bound, [*sorted(swapped), *rest])
 
-    everyone_stops(parties(), "bad_ciphertext", SERVER, only(Stage.MASK, swap))
+    everyone_stops(parties(), "wrong_signature", SERVER, only(Stage.MASK, swap))
 
 
 def test_shares_of_another_receiver(parties):
@@ -182,7 +182,7 @@ def test_shares_of_another_receiver(parties):
     cohort = parties()
     with pytest.raises(BelowThreshold):
         cohort.play(cohort.server(), to=only(Stage.MASK, pass_on))
-    assert cohort.stops == dict.fromkeys(cohort.nodes[1:], ("bad_ciphertext", SERVER))
+    assert cohort.stops == dict.fromkeys(cohort.nodes[1:], ("wrong_signature", SERVER))
 
 
 def flags_without(cohort, *missing):

@@ -14,9 +14,11 @@ from umbel.privacy.secagg.messages import (
     Share,
     decode_bytes,
     decode_list,
+    decode_masked,
     decode_survivors,
     encode_bytes,
     encode_list,
+    encode_masked,
     encode_survivors,
     peek,
 )
@@ -26,11 +28,12 @@ ADVERTS = tuple(Advert(node, b"m" * 32, b"s" * 32, b"c" * 32, b"g" * 64) for nod
 OFFER = Offer("run ä", 7, 2, 1_660_001, 32, b"e" * 32, b"r" * 32, b"m" * 32)
 FLAGS = [True, False, True, True, False, True, True, True, True, False, True]
 LISTS = {
-    Kind.SHARES: [Sealed(node, bytes(SEALED_BYTES), b"g" * 64) for node in (1, 9)],
+    Kind.SHARES: [Sealed(node, bytes(SEALED_BYTES), b"d" * 32, b"g" * 64) for node in (1, 9)],
     Kind.DELIVERY: [],
     Kind.CONSENTS: [Consent(4, b"g" * 64)],
     Kind.REVEAL: [Share(4, 2**256 + 5), Share(5, 0)],
 }
+MASKED = (b"y" * 12, [Share(4, 2**256 + 5), Share(5, 0)], [1, 3])
 CASES = [
     (OFFER, OFFER.encode(), Offer.decode),
     (ADVERTS[0], ADVERTS[0].encode(BOUND), lambda data: Advert.decode(data, BOUND)),
@@ -39,7 +42,8 @@ CASES = [
         (items, encode_list(kind, BOUND, items), lambda data, kind=kind: decode_list(kind, data, BOUND))
         for kind, items in LISTS.items()
     ),
-    (b"y" * 12, encode_bytes(Kind.MASKED, BOUND, b"y" * 12), lambda data: decode_bytes(Kind.MASKED, data, BOUND, 12)),
+    (b"y" * 12, encode_bytes(Kind.CONSENT, BOUND, b"y" * 12), lambda data: decode_bytes(Kind.CONSENT, data, BOUND, 12)),
+    (MASKED, encode_masked(BOUND, *MASKED), lambda data: decode_masked(data, BOUND, 12)),
     (FLAGS, encode_survivors(BOUND, FLAGS), lambda data: decode_survivors(data, BOUND, len(FLAGS))),
 ]
 
@@ -47,6 +51,12 @@ CASES = [
 @pytest.mark.parametrize(("value", "data", "decode"), CASES)
 def test_round_trip(value, data, decode):
     assert decode(data) == value
+
+
+def test_a_masked_vector_without_disputes_is_of_another_kind():
+    data = encode_masked(BOUND, b"y" * 12, MASKED[1])
+    assert decode_masked(data, BOUND, 12) == (b"y" * 12, MASKED[1], [])
+    assert peek(data)[0] is Kind.MASKED
 
 
 @pytest.mark.parametrize(("value", "data", "decode"), CASES)
@@ -89,7 +99,7 @@ def test_a_count_that_promises_too_much_is_refused_without_reading_on():
 
 def test_messages_of_another_version_or_session():
     data = encode_list(Kind.REVEAL, BOUND, [])
-    with pytest.raises(MalformedMessage, match="version 1; this side speaks 2"):
+    with pytest.raises(MalformedMessage, match="version 1; this side speaks 3"):
         peek(data[:4] + b"\1" + data[5:])
     with pytest.raises(MalformedMessage, match="another session"):
         decode_list(Kind.REVEAL, data, bytes(32))
