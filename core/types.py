@@ -275,7 +275,8 @@ class RoundRecord(NamedTuple):
     clients: int  # number of updates in the sum; under a plan whose cohort is secret, the expected number
     failures: int  # number of clients that failed; 0 under such a plan, whatever happened
     metrics: Mapping[str, Value]  # train_…, test_…, validation_…
-    seconds: float  # time from the choice of the cohort to the new params
+    # Time from the choice of the cohort to the new params; 0, for untold, where it would tell of a secret cohort.
+    seconds: float
     eval_seconds: float | None
     bytes_up: int | None
     bytes_down: int | None

@@ -3,7 +3,7 @@
 Each client adds to its slots, modulo BFV's t, numbers that follow from the clients' secret and these three. Whoever
 decrypts takes out those of the clients whose updates the server says are in the sum. In a sum of anything else, of
 another run or round or of fewer clients than were named, masks stay behind, and whoever does not know the secret learns
-nothing from it. CKKS has no numbers modulo t; its sums are not bound.
+nothing from it. CKKS has no numbers modulo t, and its ciphertexts are not bound: a key of its serves one run.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ class Bound:
 
     def __repr__(self) -> str:
         return f"Bound(round={self.round})"
+
+    @property
+    def is_kept(self) -> bool:
+        """Return whether masks bind ciphertexts at all: the scheme has numbers modulo t."""
+        return isinstance(self.scheme, BFV)
 
     def mask(self, client: int) -> Change:
         """Return the function that adds a client's masks."""

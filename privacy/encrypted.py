@@ -29,7 +29,7 @@ from .contexts import ClientContext, ServerContext, encrypted_size
 from .gridded import Gridded
 from .keys import read_private
 from .keys.credentials import write_atomically
-from .keys.errors import SecAggAbort
+from .keys.errors import SERVER, Misbehaviour, SecAggAbort
 from .keys.kit import KitFile
 from .schemes import Scheme
 from .secagg.client import RoundLog
@@ -171,7 +171,7 @@ class EncryptedClient:
         if message != own.to_bytes():
             return Failure(self._number, "other_key", f"the server's context is not {own.id.hex()[:16]}: {REMEDY}")
         try:
-            self._log.check(self._meeting.run, self._meeting.round, 0)
+            self._check_log()
         except SecAggAbort as error:
             return Failure(self._number, error.reason, str(error))
         return None
@@ -190,6 +190,7 @@ class EncryptedClient:
             assert self._encrypted is not None
             encrypted, self._encrypted = self._encrypted, None
             try:
+                self._check_log()
                 self._log.admit(self._meeting.run, self._meeting.round, 0)
             except SecAggAbort as error:
                 self.abandon()
@@ -210,6 +211,18 @@ class EncryptedClient:
     def abandon(self) -> None:
         """Answer nothing more."""
         self._left, self._encrypted = [], None
+
+    def _check_log(self) -> None:
+        """Raise Misbehaviour for a round taken part in before; where masks bind nothing, for a key of another run."""
+        run = self._meeting.run
+        self._log.check(run, self._meeting.round, 0)
+        if not self._bound.is_kept and self._log.answered.keys() - {run}:
+            raise Misbehaviour(
+                "spent_key",
+                f"{self._context.scheme!r} has one key for each run, or what was encrypted in one is decrypted in "
+                "another, and this key was used: umbel deploy keys DIR EXPERIMENT makes a new one",
+                SERVER,
+            )
 
 
 def fewest(meeting: Meeting) -> int:

@@ -6,8 +6,9 @@ symmetric, which is faster and less noisy than under a public key, and clients h
 What it does not protect from, and secure aggregation does: one client together with the server reads every update,
 since any client can decrypt any ciphertext; and a server that deviates can ask the clients that decrypt for sums of
 different clients. With BFV it has no single update decrypted as if it were a sum, and nothing of another round or run:
-see `bound`. Ciphertexts are malleable besides: whoever carries one can change the numbers in it without knowing them.
-So they travel signed, in envelopes.
+see `bound`. With CKKS a key serves one run, of which a server that deviates can have anything decrypted. Ciphertexts
+are malleable besides: whoever carries one can change the numbers in it without knowing them. So they travel signed, in
+envelopes.
 
 Both schemes carry integers, numbers in ±limit stochastically rounded to a grid, and give their exact sum. So what is
 decrypted depends on the updates alone. For CKKS this is more than convenience: its approximation errors, once published
@@ -157,17 +158,20 @@ class Homomorphic(RemoteAggregation):
 
         home: where the client notes what it took part in. Errors: as `server`.
         """
-        log = kept_log(home / f"encrypted-sums-{client}.json")
-        return EncryptedClient(self, meeting, client, self._context_in(kit), log)
+        context = self._context_in(kit)
+        key = "" if isinstance(self.parameters, BFV) else f"-{context.id.hex()[:16]}"  # CKKS has a key for each run
+        log = kept_log(home / f"encrypted-sums-{client}{key}.json")
+        return EncryptedClient(self, meeting, client, context, log)
 
     def provision(self, server: Path, clients: Mapping[int, Path]) -> None:
         """Write one fresh secret key for all clients, and what the server may know of it.
 
-        Kits that have them already are left as they are.
+        Kits that have them already are left as they are, but for CKKS, of which each run has a key of its own.
         """
         with contextlib.suppress(ConfigError):  # none yet, or for other parameters
             known = ServerContext.from_bytes(public_in(server))
-            if all(self._context_in(kit).id == known.id for kit in clients.values()):
+            is_whole = all(self._context_in(kit).id == known.id for kit in clients.values())
+            if is_whole and isinstance(self.parameters, BFV):
                 return
         keep_contexts(ClientContext.create(self.parameters), server, clients)
 

@@ -13,7 +13,7 @@ PARTIES: Mapping[str, str] = {
     "insider": "whoever reads and writes the database, without the operator's key",
 }
 NOT_PROMISED = (
-    "how long a client takes",
+    "how long a client takes, or a round, to who watches it",
     "that a client takes part, where it sends by itself",
     "that honest clients' updates outweigh a hostile one (`limit` and clipping bound it)",
     "anything where the client's own host is hostile",
@@ -65,7 +65,7 @@ ROWS: Mapping[str, Mapping[str, str]] = {  # what holds against each of PARTIES,
     },
     "Homomorphic": {
         "server": "each round's sum, if no client sides with it and it shows the three that decrypt the same; "
-        "with BFV nothing of another round",
+        "with BFV nothing of another round, with CKKS nothing of another run",
         "clients": "any one with the server reads every update; three decrypt each sum",
         "readers": "what the sums tell",
         "network": "ciphertexts",

@@ -82,7 +82,8 @@ class Progress:
         self._moment = time.monotonic()
         self._round = record.round
         seconds = record.seconds + (record.eval_seconds or 0.0)
-        parts = [figures(record), present(record), *traffic(record), f"{seconds:.2f} s"]
+        timed = [f"{seconds:.2f} s"] if record.seconds else []  # of a secret cohort nobody is told how long it took
+        parts = [figures(record), present(record), *traffic(record), *timed]
         self._print("  ".join([f"round {record.round}/{self._planned}", *parts]))
 
     def _print(self, line: str) -> None:

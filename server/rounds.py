@@ -113,7 +113,8 @@ def play_round(table: RoundSetup, state: ServerState, records: Sequence[RoundRec
     crash_point("after-aggregation", number)
     if has_secret_cohort(experiment):
         assert mean is not None  # its noise is released whoever took part
-        return after, public_record(experiment, broadcast, record, mean.participation * len(clients)), []
+        expected = mean.participation * len(clients)
+        return after, public_record(experiment, broadcast, record, expected, runtime.is_live), []
     return after, record, result.failures
 
 
@@ -174,17 +175,21 @@ def summed(
     return result._replace(total=without_vectors(result.total)), mean, before
 
 
-def public_record(experiment: Recipe, broadcast: Broadcast, record: RoundRecord, expected: float) -> RoundRecord:
+def public_record(
+    experiment: Recipe, broadcast: Broadcast, record: RoundRecord, expected: float, is_live: bool
+) -> RoundRecord:
     """Return record, with what is expected in place of what the round's secret cohort did.
 
     It is on screens, pages and disks.
 
     How many replied, failed, and how much they sent are exact numbers of a cohort that the plan's price takes to be
-    unknown. expected: the size of a cohort, which is public. The server's own log names who failed.
+    unknown. expected: the size of a cohort, which is public. The server's own log names who failed. How long the round
+    took is that of the slowest who took part; a simulation's cohort follows from its seed, and its time tells no more.
     """
     up = None if experiment.secure_aggregation is not None else round(expected * experiment.upload_bytes(broadcast))
     down = round(expected * (broadcast.params.nbytes + broadcast.extra.nbytes))
-    return record._replace(clients=round(expected), failures=0, bytes_up=up, bytes_down=down)
+    seconds = 0.0 if is_live else record.seconds
+    return record._replace(clients=round(expected), failures=0, bytes_up=up, bytes_down=down, seconds=seconds)
 
 
 def collected(

@@ -182,7 +182,14 @@ def _trained(client: int, worker: Engine, broadcast: Broadcast, order: wire.Orde
             raise
         log.exception("client %d cannot read its examples, and adds nothing", client)
         return abstain(worker, broadcast, order.key), worker.initial_memory if memory is None else memory
-    _policy().check_work(worker.experiment, len(rows))
+    try:
+        _policy().check_work(worker.experiment, len(rows))
+    except Refused as error:
+        # A refusal tells how many examples there are. Of DP-SGD that number is public.
+        if not is_discreet(worker.experiment) or worker.experiment.local.per_example is not None:
+            raise
+        log.warning("client %d adds nothing: %s", client, error)
+        return abstain(worker, broadcast, order.key), worker.initial_memory if memory is None else memory
     played = train_client(worker, broadcast, client, order.key, data, rows, memory)
     return played.content, played.memory
 

@@ -6,12 +6,15 @@ since a reply was lost on its way, is given the same reply, and a state machine 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import RecordDict
 
+from ...core.errors import ConfigError
 from ...core.parts.sampling import least_cohort
 from ...core.random import Key
 from ...core.recipe import Recipe
@@ -19,6 +22,8 @@ from ...core.sums import ClientSum, Joins, Meeting, digest_of
 from ...core.types import Broadcast, ClientUpdate, Failure
 from . import wire
 from .secure import kit_folder
+
+log = logging.getLogger(__name__)  # the client's own log: nothing in it is sent
 
 RUNS = 2  # number of runs, of those that take turns, whose sums are under way in a process
 
@@ -98,7 +103,14 @@ def begin(
 def enter(run: int, part: SumPart, update: ClientUpdate) -> RecordDict | Failure:
     """Hand in what was trained, and answer the first message."""
     # Not the key that the server gave: whoever knows how a number was rounded knows it a little better.
-    refused = part.half.provide(update, Key.fresh())
+    try:
+        refused = part.half.provide(update, Key.fresh())
+    except ConfigError as error:  # it weighs more than a client may: a failure would tell of how many examples it has
+        log.warning("client %d adds nothing to the sum: %s", part.client, error)
+        nothing = update._replace(
+            delta=np.zeros_like(update.delta), extra=np.zeros_like(update.extra), weight=0.0, metrics={}
+        )
+        refused = part.half.provide(nothing, Key.fresh())
     if refused is not None:
         return refused
     _make_room(run)

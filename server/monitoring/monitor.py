@@ -27,7 +27,9 @@ REASONS: Mapping[str, str] = {
     ),
     # Reasons in hidden sums: what a client has lost or refuses, and what is refused of it.
     **dict.fromkeys(("no_session", "abandoned", "below_threshold", "out_of_order", "replayed_session"), "lost"),
-    **dict.fromkeys(("second_unmask", "other_roster", "other_model", "other_parameters", "other_key"), "lost"),
+    **dict.fromkeys(
+        ("second_unmask", "other_roster", "other_model", "other_parameters", "other_key", "spent_key"), "lost"
+    ),
     **dict.fromkeys(("not_in_roster", "expired", "forged_survivors", "lowered_threshold"), "lost"),
     **dict.fromkeys(("malformed", "other_session", "other_node", "unexpected", "repeated_key", "weak_key"), "rejected"),
     **dict.fromkeys(("wrong_signature", "wrong_receivers", "wrong_shares", "bad_share", "bad_ciphertext"), "rejected"),
@@ -130,8 +132,8 @@ class Monitor:
         for failure in failures:
             reason = failure.reason if failure.reason in REASONS else OTHER
             metrics.updates.add(result=REASONS[reason], reason=reason)
-        phases = {"training": record.seconds, "evaluation": record.eval_seconds}
-        if before is not None:
+        phases = {"training": record.seconds or None, "evaluation": record.eval_seconds}
+        if before is not None and record.seconds:
             spent = record.seconds + (record.eval_seconds or 0.0)
             phases["commit"] = max(0.0, self._now() - before - spent)
         for phase, seconds in phases.items():

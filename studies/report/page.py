@@ -118,7 +118,8 @@ def facts(details: Mapping[str, Any]) -> Html:
     left_out = f"{run['failures']:,} left out in all" if run["failures"] else "none left out"
     clients = charts.numbers(details["rounds"]["clients"])
     shown.append(("Clients per round", figure(float(clients.mean())) if len(clients) else "–", left_out))
-    shown.append(("Duration", duration(run["seconds"]), f"{float(run['seconds'] or 0) / rounds:.2f} s per round"))
+    if charts.numbers(details["rounds"]["seconds"]).any():
+        shown.append(("Duration", duration(run["seconds"]), f"{float(run['seconds'] or 0) / rounds:.2f} s per round"))
     if budget:
         said = f"of {figure(budget['epsilon'])} at δ {figure(budget['delta'])}"
         shown.append(("Privacy", f"ε {figure(run['epsilon'])}", said))

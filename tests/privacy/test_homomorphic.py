@@ -299,3 +299,28 @@ def test_a_client_decrypts_no_sum_of_fewer_than_its_own_experiment_samples():
         assert server.receive(client, half.answer(b"")) is None
     with pytest.raises(RunStopped, match="3 clients sent encrypted updates; at least 4 hide"):
         server.advance()
+
+
+@needs_tenseal
+def test_a_key_of_ckks_serves_one_run(tmp_path):
+    """Nothing binds its ciphertexts to a run: with the key of another, a server has them decrypted there."""
+    sums, kits = Homomorphic(limit=1.0, scheme="ckks", metrics=()), {n: tmp_path / str(n) for n in range(3)}
+    update = ClientUpdate(np.ones(4, np.float32) / 2, NOTHING, 1.0, {})
+
+    def said(run, round=1):
+        meeting = Meeting(run, round, 3, Shape(4, 0), bytes(32))
+        half = sums.client(meeting, 0, kits[0], kits[0])
+        offer = sums.server(meeting, range(3), tmp_path / "server").advance()[0]
+        refused = half.check(offer)
+        assert half.provide(update, Key.fresh()) is None
+        answer = half.answer(offer)
+        assert isinstance(answer, bytes) == (refused is None)
+        return refused
+
+    sums.provision(tmp_path / "server", kits)
+    assert said("one") is said("one", 2) is None
+    assert said("two").reason == "spent_key"
+    assert "umbel deploy keys" in said("two").detail
+    sums.provision(tmp_path / "server", kits)  # fresh ones, whatever was there
+    assert said("two") is None
+    assert said("one", 3).reason == "spent_key"

@@ -23,6 +23,8 @@ from umbel.core.errors import BudgetSpent
 from umbel.privacy import DistributedPlan, FixedCohortPlan, LocalPlan, accounting, grid_limit
 from umbel.privacy.central import CentralGaussian
 from umbel.server.feedback import sampled
+from umbel.server.monitoring.monitor import Monitor
+from umbel.server.progress import Progress
 from umbel.server.store import Store
 
 NUMBERS = {"epsilon": 500.0, "delta": 1e-3, "rounds": 3, "population": 8, "noise_multiplier": 1.0}
@@ -310,3 +312,15 @@ def test_cohorts_of_a_fixed_size_are_drawn_from_everyone_or_not_at_all(url, devi
     runtime = Live(devices)
     runtime.client_ids = lambda: range(7)
     assert len(run(poisson, runtime).rounds) == 1  # each on its own, whoever else there is
+
+
+def test_records_of_real_devices_tell_no_time_of_a_secret_cohort(devices, capsys):
+    """It is that of the slowest who took part. A simulation's cohort follows from its seed, and so does its time."""
+    monitor = Monitor()
+    history = run(private("central", rounds=2), Live(devices), watchers=[Progress(), monitor])
+    assert list(history.column("seconds")) == [0, 0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round ")]
+    assert len(lines) == 2
+    assert not any(line.endswith(" s") for line in lines)
+    assert 'umbel_phase_seconds_count{phase="training"} 0' in monitor.text()
+    assert all(play(private("central", rounds=2)).column("seconds"))

@@ -8,6 +8,7 @@ import pytest
 from federations import CLASSES, FEATURES, blobs
 from grids import ProcessGrid
 from umbel import RunStopped, run
+from umbel.clients.policy import Policy
 from umbel.core.reading.loading import load_experiment
 from umbel.runtimes.flower import wire
 from umbel.runtimes.flower.runtime import FlowerRuntime
@@ -15,7 +16,7 @@ from umbel.runtimes.flower.runtime import FlowerRuntime
 FILE = f"""
 import numpy as np
 from federations import dense, federation
-from umbel import FixedCohort, data
+from umbel import FixedCohort, Local, data
 from umbel.privacy import LocalPlan, PerExamplePlan
 
 like = (np.zeros((1, {FEATURES}), "float32"), np.zeros(1, "int32"))
@@ -31,6 +32,10 @@ experiments = {{
     )
     for name, plan in plans.items()
 }} | {{"open": base}}
+experiments["many_steps"] = federation(
+    name="many_steps", population=base.population, plan=plans["local"], sampler=None, weighting=None, test=None,
+    rounds=1, local=Local(steps=50, batch_size=5, learning_rate=0.1),
+)
 """
 
 
@@ -68,3 +73,16 @@ def test_examples_that_cannot_be_read_are_not_described(name, tmp_path, monkeypa
         assert found == [None, None]  # noise alone, as of any client
     else:
         assert all(("float32" in failure.detail) == (name == "open") for failure in found)
+
+
+def test_a_policy_that_refuses_a_clients_own_number_of_examples_tells_nobody(tmp_path, monkeypatch):
+    """50 steps are two passes over 125 examples, and more over fewer: a refusal would answer how many there are."""
+    x, y = blobs(20)
+    usual = replies(tmp_path, monkeypatch, "many_steps", {"x": x, "y": y})
+    monkeypatch.setattr("umbel.runtimes.flower.client._policy", lambda: Policy(max_epochs=2))
+    refused = replies(tmp_path, monkeypatch, "many_steps", {"x": x, "y": y})
+    assert {tuple(content) for content in usual} == {tuple(content) for content in refused}
+    assert not any(wire.unpack_failure(content, 0) for content in refused)
+    monkeypatch.setattr("umbel.runtimes.flower.client._policy", lambda: Policy(max_epochs=1))
+    (failure, _) = [wire.unpack_failure(one, 0) for one in replies(tmp_path, monkeypatch, "open", {"x": x, "y": y})]
+    assert failure is None  # one epoch, as agreed

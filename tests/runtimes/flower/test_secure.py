@@ -18,9 +18,11 @@ from umbel import ConfigError, IncompatibleError, RunStopped, Simulation, derive
 from umbel.core.random import Key
 from umbel.core.reading.loading import load_experiment
 from umbel.core.runtime import Assignment
-from umbel.core.types import NOTHING, Broadcast
+from umbel.core.sums import Meeting
+from umbel.core.types import NOTHING, Broadcast, ClientUpdate, Shape
 from umbel.privacy.contexts import ClientContext
 from umbel.privacy.homomorphic import Homomorphic
+from umbel.privacy.secure_sum import SecureSum
 from umbel.runtimes.flower import secure_tasks, wire
 from umbel.runtimes.flower.runtime import FlowerRuntime
 from umbel.runtimes.flower.secure import LOCAL_KIT_VARIABLE
@@ -524,3 +526,17 @@ def test_the_server_has_no_key(written, own_kits):
     result = collect(opened(path, own_kits)[0])
     assert [(one.client, one.reason) for one in result.failures] == [(2, "experiment")]
     assert "open to others" in result.failures[0].detail
+
+
+def test_a_client_of_more_examples_than_a_weight_may_be_answers_as_any_other():
+    """A failure would tell that it has so many; it weighs 0, and its own log says why."""
+    meeting = Meeting("run", 1, 3, Shape(4, 0), bytes(32))
+    server, half_of = SecureSum(1.0, metrics=(), max_weight=5).rehearse(meeting, range(3), True)
+    offers, forms = server.advance(), set()
+    for client, weight in enumerate((5.0, 7.0)):
+        half, seen = half_of(client), wire.SumMessage("run", 1, 0, 3, offers[client])
+        assert half.check(offers[client]) is None
+        update = ClientUpdate(np.ones(4, np.float32), NOTHING, weight, {})
+        reply = secure_tasks.enter(1, secure_tasks.SumPart(client, meeting, half, seen), update)
+        forms.add((tuple(reply), len(wire.unpack_stage(reply).message)))
+    assert len(forms) == 1
