@@ -46,7 +46,7 @@ from .feedback import reweighted, sampled, updated
 from .returned import checked_step
 from .statistics import followed
 from .turns import Turns
-from .watched import PERCENTILES
+from .watched import PERCENTILES, shows_percentiles
 
 Spend = Callable[[Mapping[str, int]], None]
 Played = tuple[ServerState, RoundRecord, Sequence[Failure]]  # (new state, the round's record, the clients that failed)
@@ -320,7 +320,7 @@ def evaluate(
 ) -> tuple[RoundRecord, ClientValues | None]:
     """Add test metrics and the clients' validation metrics (mean, 10th, 50th, 90th percentile) to record.
 
-    Also returns what each client measured, where nothing is to hide it.
+    Also returns what each client measured, where nothing is to hide it; a percentile is a single client's, too.
     """
     each = None
     started, strategy = time.perf_counter(), experiment.strategy
@@ -338,10 +338,10 @@ def evaluate(
         clients = runtime.evaluate_clients(state.params, range(len(experiment.validation)), *extra)
         pooled = runtime.results("test", clients.total)
         metrics |= {f"validation_{name}": value for name, value in pooled.items()}
-        for name, values in clients.per_client.items():
+        for name, values in clients.per_client.items() if shows_percentiles(experiment) else ():
             for percent in PERCENTILES:
                 metrics[f"validation_{name}_p{percent}"] = float(np.nanpercentile(values, percent))
-        if experiment.plan is None and experiment.secure_aggregation is None:
+        if shows_percentiles(experiment):
             own = {f"validation_{name}": values for name, values in clients.per_client.items()}
             each = ClientValues(record.round, clients.clients, own)
     return record._replace(metrics=metrics, eval_seconds=time.perf_counter() - started), each

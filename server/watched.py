@@ -84,6 +84,11 @@ def watching(experiment: Recipe) -> Iterator[tuple[Callback | Schedule, str]]:
             yield part, part.watched_metric
 
 
+def shows_percentiles(experiment: Recipe) -> bool:
+    """Return whether records show percentiles over clients: each is what a single client, or two, measured."""
+    return experiment.plan is None and experiment.secure_aggregation is None
+
+
 def _measurable(experiment: Recipe, measures: Measures, is_live: bool) -> Iterator[str]:
     """Yield the metrics that records of the experiment's rounds have."""
     names, strategy = measures.directions, experiment.strategy
@@ -95,7 +100,8 @@ def _measurable(experiment: Recipe, measures: Measures, is_live: bool) -> Iterat
         has_own = experiment.fine_tune is not None or own_course(experiment) is not None
         for name in [*names, *(PERSONAL + name for name in names if has_own)]:
             yield f"validation_{name}"
-            yield from (f"validation_{name}_p{percent}" for percent in PERCENTILES)
+            if shows_percentiles(experiment):
+                yield from (f"validation_{name}_p{percent}" for percent in PERCENTILES)
     if experiment.plan is None:
         hides = experiment.secure_aggregation
         yield from (f"train_{name}" for name in names if hides is None or name in hides.metrics)

@@ -87,7 +87,8 @@ def _contents(
     findings: Sequence[Mapping[str, Any]] | None,
 ) -> Contents:
     described = found.description
-    hides = any(described.get(name, "None") != "None" for name in ("plan", "secure_aggregation"))
+    protections = ("plan", "secure_aggregation", "local.per_example")
+    hides = any(described.get(name, "None") != "None" for name in protections)
     why = WITHHELD if hides else ELSEWHERE if experiment is None else ""
     return Contents(details, described, hashes, findings, None if why else experiment, why)
 

@@ -36,8 +36,11 @@ def test_they_are_refused_where_something_is_to_hide_them():
     hidden = federation(validation=VALIDATION, secure_aggregation=SecureSum(limit=100.0), weighting="uniform", rounds=1)
     with pytest.raises(IncompatibleError, match="hide what single clients say"):
         play(hidden, watchers=[EachClient()])
+    played = play(hidden)
     with pytest.raises(IncompatibleError, match="which are to hide it"):
-        _ = play(hidden).clients
+        _ = played.clients
+    measured = [name for name in played.rounds[-1].metrics if name.startswith("validation_")]
+    assert measured == ["validation_loss", "validation_accuracy"]  # no percentile, which is one client's value
     plan = PrivacyPlan(epsilon=8.0, delta=1e-3, rounds=1, population=8, sampling_rate=0.5, clip_norm=1.0)
     with pytest.raises(IncompatibleError, match="which are to hide it"):
         _ = play(federation(plan=plan, sampler=None, weighting=None, rounds=1)).clients

@@ -14,6 +14,7 @@ from shown import INJECTED, LONG, begin, fill, go_on
 from umbel import Experiment, FixedCohort, Local, PrivacyPlan, Simulation, data
 from umbel.core.errors import ConfigError
 from umbel.privacy import statement
+from umbel.privacy.per_example import PerExample
 from umbel.server.store import Store
 from umbel.studies import report
 
@@ -188,6 +189,15 @@ def test_a_private_historys_report_shows_no_clients_data(tmp_path):
     assert "It is withheld" in text
     assert "examples, 10 clients" not in text
     assert "trusted with every update, the noise and the cohort's secrecy" in text
+
+
+def test_a_report_of_dp_sgd_without_a_plan_shows_no_clients_data_either(tmp_path):
+    local = umbel.Local(batch_size=50, steps=1, learning_rate=0.1, per_example=PerExample(1.0, 1.0))
+    history = umbel.run(small(strategy=umbel.FedAvg(), local=local, rounds=1), Simulation(1), watchers=())
+    history.report(tmp_path / "report.html")
+    text = Page((tmp_path / "report.html").read_text("utf-8")).text
+    assert "It is withheld" in text
+    assert "examples, 10 clients" not in text
 
 
 def test_the_command_takes_an_audits_findings(tmp_path, monkeypatch, capsys):

@@ -85,4 +85,4 @@ def test_a_policy_that_refuses_a_clients_own_number_of_examples_tells_nobody(tmp
     assert not any(wire.unpack_failure(content, 0) for content in refused)
     monkeypatch.setattr("umbel.runtimes.flower.client._policy", lambda: Policy(max_epochs=1))
     (failure, _) = [wire.unpack_failure(one, 0) for one in replies(tmp_path, monkeypatch, "open", {"x": x, "y": y})]
-    assert failure is None  # one epoch, as agreed
+    assert failure.reason == "policy"  # what follows from the experiment alone is said
