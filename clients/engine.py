@@ -101,6 +101,9 @@ class Engine(Protocol):
     def describe(self) -> dict[str, str]:
         """Return what identifies the model: a digest of its variables, and one of its architecture and settings."""
 
+    def is_current(self, experiment: Recipe) -> bool:
+        """Return whether experiment's builder still makes the model that this engine was built with."""
+
     def measures(self) -> Measures:
         """Return the metrics that the model measures, and which way they are to go."""
 

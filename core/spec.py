@@ -22,6 +22,7 @@ import numpy as np
 
 from .errors import ConfigError, StoreError
 from .frozen import Base
+from .validation import lacking
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 NATIVE = {"bool", "float16", "float32", "float64", *(f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64))}
@@ -223,6 +224,7 @@ class ModelSpec:
         for weight, variable in zip(model.weights, self.variables, strict=True):
             if variable.offset is not None:
                 weight.assign(next(arrays))
+        settle(model)
         return model
 
     def load_base(self, weights: Sequence[Any], base: Base) -> None:
@@ -267,6 +269,21 @@ class ModelSpec:
     def digest(self) -> str:
         """SHA-256 of the spec, hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def settle(model: Any) -> None:
+    """Let layers work out anew what they keep beside their variables, after these were assigned.
+
+    Keras does so when it loads weights.
+
+    Normalization keeps its mean and variance as constants: without this it would go on with those from before.
+    """
+    layers = [] if lacking(model, ("_flatten_layers",)) else model._flatten_layers()
+    settled = [layer for layer in layers if not lacking(layer, ("adapt_mean", "finalize_state"))]
+    for layer in settled:
+        layer.finalize_state()
+    if settled:  # functions that Keras has compiled hold the constants
+        model.train_function = model.test_function = model.predict_function = None
 
 
 def dtype_of(name: str) -> np.dtype:

@@ -109,11 +109,13 @@ class Simulation:
         self._hiding = (choices or {}).get("aggregation", self.aggregation)
         # As it is now: what a builder reads, and arrays, may have changed since the team was built.
         built_from = workers_of(experiment.resolved)
-        if self._experiment is None or built_from != self._built_from:
+        is_same = self._experiment is not None and built_from == self._built_from
+        # What a builder reads elsewhere, in a file or the environment, is seen by building once more.
+        if not is_same or not self._team[0].is_current(experiment.resolved):
             self.close()
             self._build(experiment)
             self._built_from = built_from
-        elif held_out(experiment) != held_out(self._experiment):
+        elif self._experiment is not None and held_out(experiment) != held_out(self._experiment):
             self._check_held_out(experiment)
         self._let_go_of_data(experiment.resolved)
         joins = self.joins("train")

@@ -32,6 +32,7 @@ from ..keras.building import (
     check_labels,
     describe_model,
     for_batches,
+    origin_now,
     reason,
     shapes,
 )
@@ -81,7 +82,8 @@ class JaxEngine:
         check_supported(recipe)
         sample = as_keras(sample_of(recipe.population))
         with BUILDING:
-            self.model, moved = build_model(recipe.model, sample, derive(recipe.seed, "model"), create_variables)
+            key = derive(recipe.seed, "model")
+            self.model, moved, self._origin = build_model(recipe.model, sample, key, create_variables)
             if recipe.start is not None:
                 recipe.start.load_into(self.model)
             assigned = assigned_by(self.model, batch_of(for_batches(self.model, sample)))
@@ -112,6 +114,10 @@ class JaxEngine:
         self._table = ClientTable(self.meter)
         self._programs = Programs(self.variables, self.is_debugged)
         self._sent: tuple[Vector, Any] | None = None
+
+    def is_current(self, experiment: Recipe) -> bool:
+        """Return whether experiment's builder still makes the model that this engine was built with."""
+        return origin_now(experiment.model, derive(experiment.seed, "model")) == self._origin
 
     def train(self, tasks: Sequence[TrainTask]) -> list[Trained]:
         """Train clients, a block at a time. Errors: ClientError for what JAX cannot compute of the examples."""

@@ -150,7 +150,7 @@ def _tried(
     strange = [number for number, metric in enumerate(metrics) if not is_of_keras(metric)]
     if not strange and is_keras_step(model, "test_step") and _loss_is_per_example(model):
         return sums, by_batch
-    batch, count = batch_of(examples), examples.count
+    batch, count = eager.tensors(batch_of(examples)), examples.count
     calls = _calls(model, metrics, strange, batch, eager)
     joins = list(sums)
     for number in strange:

@@ -8,11 +8,12 @@ import inspect
 import json
 import random
 import re
+import tempfile
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -23,7 +24,9 @@ from keras.src.backend.common import global_state
 from ...core.errors import ConfigError
 from ...core.examples import Examples, leaves, map_arrays
 from ...core.random import Key
-from ...core.validation import callable_name
+from ...core.reading.fingerprints import digest_of
+from ...core.spec import settle
+from ...core.validation import callable_name, lacking
 from .serialized import without_tensorflow
 
 # Held while a model is built or traced: Keras's names, Python's random numbers and what is replaced for a trace are the
@@ -39,6 +42,7 @@ class Built(NamedTuple):
 
     model: keras.Model
     moved: frozenset[int]  # places in model.weights of the variables that its train_step assigns
+    origin: str  # digest of the model as its builder returned it; empty for one that was given as it is
 
 
 def build_model(
@@ -55,6 +59,7 @@ def build_model(
     name = repr(make) if isinstance(make, keras.Model) else f"{callable_name(make)}()"
     with fresh_names(), seeded_initializers(key):
         model = make_model(make)
+        origin = origin_of(model, make)
         if not isinstance(model, keras.Model):
             raise ConfigError(f"expected model={name} to return a Keras model, got {type(model).__name__}")
         if not getattr(model, "compiled", False) or model.optimizer is None:
@@ -73,7 +78,28 @@ def build_model(
                 f"model={name} does not train on an example of {shapes(one)}: {reason(error)}{hint}"
             ) from error
         check_inputs(model, sample)
-    return Built(model, moved)
+    return Built(model, moved, origin)
+
+
+def origin_now(make: Callable[[], Any] | keras.Model, key: Key) -> str:
+    """Return the origin that `build_model` would find now.
+
+    It tells whether a builder still makes the same model, whatever it reads: files, the environment, Keras's settings.
+    """
+    if isinstance(make, keras.Model):
+        return ""
+    with BUILDING, fresh_names(), seeded_initializers(key):
+        return origin_of(make_model(make), make)
+
+
+def origin_of(model: Any, make: Callable[[], Any] | keras.Model) -> str:
+    """Describe the configuration and the weights, by their digests, of a model that make() returned; see `Built`."""
+    if not isinstance(model, keras.Model) or isinstance(make, keras.Model):
+        return ""
+    weights = [digest_of(keras.ops.convert_to_numpy(weight)) for weight in model.weights]
+    return (
+        f"{describe_model(model)} {vocabularies_of(model)} {keras.config.floatx()} {keras.config.epsilon()} {weights}"
+    )
 
 
 def made(make: Callable[[], Any], name: str) -> Any:
@@ -118,8 +144,10 @@ def like(model: keras.Model) -> keras.Model:
         with without_lambda_warnings(), without_tensorflow():
             config = keras.saving.serialize_keras_object(model)
         other = keras.saving.deserialize_keras_object(config, safe_mode=False)
+        copy_adapted(other, model)
         check_alike(other, model)
         other.set_weights(model.get_weights())
+        settle(other)
     except Exception as error:
         raise ConfigError(
             f"model={model!r} cannot be built again from its configuration ({reason(error)}); give a function that "
@@ -135,6 +163,35 @@ def like(model: keras.Model) -> keras.Model:
         if new.trainable != old.trainable:
             new.trainable = old.trainable
     return other
+
+
+def copy_adapted(other: keras.Model, model: keras.Model) -> None:
+    """Give other's lookups the words that adapt() taught model's: no configuration and no weight holds them."""
+    for new, old in zip(lookups_of(other), lookups_of(model), strict=True):
+        learnt: dict[str, Any] = {}
+        old.save_own_variables(learnt)
+        new.load_own_variables(learnt)
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
+
+
+def is_one_object(make: Callable[[], Any] | keras.Model, model: keras.Model) -> bool:
+    """Return whether make returns that very model whenever it is called, as `lambda: model` does."""
+    if isinstance(make, keras.Model):
+        return False
+    with fresh_names():
+        return make_model(make) is model
+
+
+def vocabularies_of(model: keras.Model) -> list[list[Any]]:
+    """Return the words of the model's lookups, which they were given or have learnt: these are no weights."""
+    return [list(layer.get_vocabulary()) for layer in lookups_of(model)]
+
+
+def lookups_of(model: keras.Model) -> list[Any]:
+    """List the layers of a model that number words, or other values."""
+    return [layer for layer in model._flatten_layers() if not lacking(layer, ("adapt", "get_vocabulary"))]
 
 
 def check_alike(other: keras.Model, model: keras.Model) -> None:
@@ -263,7 +320,8 @@ def _digest_of(model: keras.Model) -> str:
         parts["architecture"] = model.get_config()
     except NotImplementedError:  # a subclassed model without get_config: its variables stand for it
         parts["architecture"] = [(weight.path, list(weight.shape)) for weight in model.weights]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(parts, sort_keys=True, default=str))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -289,11 +347,37 @@ def fresh_names() -> Iterator[None]:
 def seeded_initializers(key: Key) -> Iterator[None]:
     """Seed the draws of initializers that have no seed of their own, inside.
 
-    Keras takes a missing seed from Python's generator: it is seeded inside, and put back after.
+    Keras takes a missing seed from Python's generator, and builders draw from NumPy's and the backend's.
     """
-    before = random.getstate()
-    random.seed(key.digest)
-    try:
+    with seeded_python(key), seeded_backend(key):
         yield
+
+
+@contextmanager
+def seeded_python(key: Key) -> Iterator[Callable[[], bool]]:
+    """Seed Python's own generator and NumPy's inside, and put them back after.
+
+    Yields a function that says whether anything has been drawn from NumPy's yet.
+    """
+    before, numpy_before = random.getstate(), np.random.get_state()
+    random.seed(key.digest)
+    np.random.seed(np.frombuffer(key.digest, np.uint32))
+    begin = np.random.get_state()
+
+    def has_drawn() -> bool:
+        return not all(map(np.array_equal, begin, np.random.get_state()))
+
+    try:
+        yield has_drawn
     finally:
         random.setstate(before)
+        np.random.set_state(numpy_before)
+
+
+def seeded_backend(key: Key) -> AbstractContextManager[None]:
+    """Seed what draws from the backend's own generator inside; JAX has none."""
+    if keras.backend.backend() != "tensorflow":
+        return nullcontext()
+    from ..tensorflow.randomness import seeded
+
+    return seeded(key)

@@ -26,7 +26,7 @@ READS_BESIDES = {"LookupTableFindV2", "LookupTableSizeV2", "LookupTableExportV2"
 # Operations that TensorFlow calls stateful, though they follow what they are handed, or leave no trace.
 STATELESS_ALL_THE_SAME = {
     *("While", "If", "Case", "StatefulPartitionedCall", "PartitionedCall", "Placeholder", "NoOp", "VarHandleOp"),
-    *("Assert", "Print", "PrintV2", "StringFormat", "CheckNumericsV2", "ControlTrigger", "Empty"),
+    *("Assert", "Print", "PrintV2", "StringFormat", "CheckNumerics", "CheckNumericsV2", "ControlTrigger", "Empty"),
 }
 CONTROL_FLOW = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"}
 # The first of an operation's inputs that its functions get, by the attribute that names them.
@@ -129,9 +129,10 @@ def lowering_error(step: Callable[..., Any], specs: list[Any]) -> str | None:
 
     step must use no text: XLA ends the process where it meets some.
     """
-    compiled = graph_function(step, xla=True)
+    # It takes no dictionaries or lists of specs.
+    compiled = graph_function(lambda *flat: step(*tf.nest.pack_sequence_as(specs, flat)), xla=True)
     try:
-        compiled.experimental_get_compiler_ir(*specs)(stage="hlo")
+        compiled.experimental_get_compiler_ir(*tf.nest.flatten(specs))(stage="hlo")
     except (ValueError, tf.errors.OpError) as error:
         return str(error)
     return None
@@ -229,6 +230,11 @@ def stateful_operations(graph: Any) -> Iterator[tf.Operation]:
         takes_resource = any(tensor.dtype == tf.resource for tensor in operation.inputs)
         if operation.op_def.is_stateful and not takes_resource and operation.type not in STATELESS_ALL_THE_SAME:
             yield operation
+
+
+def eager_generator() -> object:
+    """Return what TensorFlow draws the seeds of eager operations from; `tf.random.set_seed` makes another."""
+    return vars(context.context()).get("_rng")
 
 
 _originals: dict[str, Callable[..., Any]] = {}

@@ -87,6 +87,10 @@ class TensorFlowEngine:
         """Return what identifies the model: a digest of its variables, and one of its architecture and settings."""
         return self.prototype.description
 
+    def is_current(self, experiment: Recipe) -> bool:
+        """Return whether experiment's builder still makes the model that this engine was built with."""
+        return self.prototype.is_current(experiment)
+
     def measures(self) -> Measures:
         """Return the metrics that the model measures, and which way they are to go."""
         with tf.device(self.device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -18,11 +19,21 @@ from ...core.parts.discretion import is_discreet
 from ...core.parts.phases import Course
 from ...core.random import derive
 from ...core.recipe import Recipe, course_of
-from ...core.spec import ModelSpec
+from ...core.spec import ModelSpec, settle
 from ...core.types import Vector
 from ..discreet import blank
 from ..keras.agreed import Agreement
-from ..keras.building import BUILDING, as_keras, batch_of, build_model, describe_model, for_batches
+from ..keras.building import (
+    BUILDING,
+    as_keras,
+    batch_of,
+    build_model,
+    describe_model,
+    for_batches,
+    is_one_object,
+    origin_now,
+    seeded_python,
+)
 from ..keras.checks import check_batches, check_rates, check_rule
 from ..keras.lookups import check_lookups, fault_of_client
 from ..keras.meter import Meter
@@ -40,6 +51,7 @@ from .rows import CompiledRows
 from .split import Halves
 from .state import ModelState
 
+log = logging.getLogger(__name__)
 EVALUATION_BATCH = 512
 
 
@@ -106,11 +118,16 @@ class Prototype:
         sample, key = as_keras(sample_of(experiment.population)), derive(experiment.seed, "model")
         if is_live and is_discreet(experiment):
             sample = blank(sample)  # whether there is a model is not for a single example to decide
-        self.model, moved = build_model(experiment.model, sample, key, create_variables)
+        self.model, moved, self.origin = build_model(experiment.model, sample, key, create_variables)
+        self.is_eager = debug or bool(self.model.run_eagerly)
+        if self.is_eager and is_one_object(experiment.model, self.model):
+            # Training would write the user's own variables: another one like it is built.
+            self.model, moved, _ = build_model(self.model, sample, key, create_variables)
         if experiment.start is not None:
             experiment.start.load_into(self.model)
-        self.is_eager = debug or bool(self.model.run_eagerly)
         self.sample = for_batches(self.model, sample)
+        self._trace_key = derive(experiment.seed, "trace")
+        self._is_warned = False
         self.fixed_batch = fixed_batch(self.model, sample)
         self._tables = {} if self.model.run_eagerly else tables_of(self.model, self.sample.x)
         check_lookups(self._tables, sample, "training")
@@ -118,6 +135,7 @@ class Prototype:
         spec = ModelSpec.of(self.model, experiment.personal, moved)
         if base is not None:  # a builder that draws numbers of its own would give every device another
             spec.load_base(self.model.weights, base)
+            settle(self.model)
         self.base = base_of(self.model, spec)
         self.spec = spec.on(self.base)
         cut = experiment.strategy.cut if isinstance(experiment.strategy, SplitStrategy) else None
@@ -133,6 +151,11 @@ class Prototype:
             self.training = ModelState(self.model, self.spec, self.meter, copies)
         if experiment.local.per_example is not None:
             check_model(self.model, self.sample)
+
+    def is_current(self, experiment: Recipe) -> bool:
+        """Return whether experiment's builder still makes the model that this prototype was built with."""
+        with tf.device(self.device):
+            return origin_now(experiment.model, derive(experiment.seed, "model")) == self.origin
 
     def check_lookups(self, examples: Examples, kind: str) -> None:
         """Raise ConfigError for a number of examples that has no row in a table of the model. kind: which they are."""
@@ -246,8 +269,19 @@ class Prototype:
         if kind not in self._programs:
             with BUILDING, tf.device(self.device), explained(data, does_not):
                 if kind not in self._programs:
-                    self._programs[kind] = make()
+                    with seeded_python(self._trace_key) as has_drawn:
+                        self._programs[kind] = make()
+                        self._warn_of_constants(has_drawn())
         return self._programs[kind]
+
+    def _warn_of_constants(self, has_drawn: bool) -> None:
+        """Say, once, that a step which was traced drew numbers with NumPy. has_drawn: whether it did."""
+        if has_drawn and not self._is_warned:
+            self._is_warned = True
+            log.warning(
+                "a step of the model draws numbers from np.random, which compiled code keeps: the same ones in every "
+                "batch, as in fit. Use keras.random, or run_eagerly=True"
+            )
 
     def _layout(self, data: Examples, purpose: str = "train") -> Signature:
         """Return shapes and types of examples as a program for that purpose takes them.

@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from ...core.random import Key
 from . import compat
 
 STATE = "seed_generator_state"  # Keras's name for the states of its own generators: both are seeded alike
@@ -31,6 +32,11 @@ class Seeder:
         seed = tf.identity(self.state.value())
         self.state.assign_add([0, 1])
         return seed
+
+    @property
+    def is_overruled(self) -> bool:
+        """Return whether draws follow from a seed of the user's own all the same."""
+        return False
 
 
 class _Tracing(threading.local):
@@ -55,12 +61,37 @@ def seeded_by(seeder: Seeder) -> Iterator[None]:
         _tracing.seeder = before
 
 
+@contextlib.contextmanager
+def seeded(key: Key) -> Iterator[None]:
+    """Let `tf.random.*` follow from key inside, where this thread runs eagerly.
+
+    Code that calls `tf.random.set_seed` inside draws what follows from its own seed.
+    """
+    seeder = _BuildersSeeder()
+    seeder.state.assign(key.words(2))
+    with seeded_by(seeder):
+        yield
+
+
+class _BuildersSeeder(Seeder):
+    """The seeds of what a model's builder draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator = compat.eager_generator()
+
+    @property
+    def is_overruled(self) -> bool:
+        """Return whether TensorFlow has been seeded since this was made."""
+        return compat.eager_generator() is not self._generator
+
+
 def _either(stateless: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that calls original, or where a step is traced its stateless form."""
 
     def draw(*arguments: Any, **settings: Any) -> Any:
         seeder = _tracing.seeder
-        if seeder is None:
+        if seeder is None or seeder.is_overruled:
             return original(*arguments, **settings)
         # A seed of the user's own is replaced as well: its state would run on from one client to the next.
         for name in ("seed", "seed2", "name"):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..spec import settle
 from ..validation import require
 
 SUFFIXES = (".keras", ".weights.h5", ".npz")
@@ -95,6 +96,7 @@ def _load_arrays(model: Any, path: str) -> None:
             raise ConfigError(f"the weights of start={path!r} do not fit the model: {what}")
         for weight in model.weights:
             weight.assign(held[weight.path])
+    settle(model)
 
 
 def _file_digest(path: str) -> str:

@@ -80,12 +80,16 @@ def run_file(path: Path) -> ModuleType:
     sys.modules[place.name] = module
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())
+    arguments = sys.argv
+    sys.argv = [str(path)]  # as for `python FILE.py`: a parser of the file's own is not to read `umbel run`
     try:
         exec(compiled(path.read_bytes(), str(path)), vars(module))
     except BaseException:
         forget(place)
         sys.modules.update(before)
         raise
+    finally:
+        sys.argv = arguments
     return module
 
 

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import types
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..validation import fields_of, lacking
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...))
 NOT_READ = ("__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__annotations__")
 INSTALLED = {"site-packages", "dist-packages"}
+Seen = dict[int, tuple[int, Any]]  # {id of what was met: (its number, itself)}: who is alive keeps its id
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -48,7 +49,8 @@ def fingerprint(value: Any) -> str:
     A function counts with its code, defaults, closure and the globals that it reads, also in what it calls; a class
     with its methods; a container with what it holds.
 
-    What lies in installed packages goes by its name, and what cannot be read (files, the clock, objects of C) by its
+    An object goes by what a copy of it would be made of, a layer or an optimizer of Keras by its configuration and its
+    weights. What lies in installed packages goes by its name, and what cannot be read (files, the clock, locks) by its
     identity.
     """
     hasher = hashlib.blake2b(digest_size=16)
@@ -57,18 +59,15 @@ def fingerprint(value: Any) -> str:
     return hasher.hexdigest()
 
 
-def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
-    """Yield text that stands for value, piece by piece.
-
-    seen: all that was met, which also keeps it alive, and so its id.
-    """
+def _parts(value: Any, seen: Seen) -> Iterator[str]:
+    """Yield text that stands for value, piece by piece."""
     if isinstance(value, PLAIN):
         yield f"{type(value).__name__}:{value!r}"
         return
     if id(value) in seen:
-        yield f"met:{list(seen).index(id(value))}"
+        yield f"met:{seen[id(value)][0]}"
         return
-    seen[id(value)] = value
+    seen[id(value)] = len(seen), value
     yield type(value).__qualname__
     if isinstance(value, (np.ndarray, np.generic)):
         yield repr(digest_of(np.asarray(value)))
@@ -80,14 +79,13 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     elif isinstance(value, (dict, types.MappingProxyType)):
         for name, member in value.items():
             yield from (*_parts(name, seen), *_parts(member, seen))
-    elif not lacking(value, ("get_weights", "to_json")) and not isinstance(value, type):  # a Keras model
-        yield value.to_json()
-        yield from _parts(value.get_weights(), seen)
+    elif not lacking(value, ("get_config", "from_config")) and not isinstance(value, type):
+        yield from _parts_of_keras(value, seen)
     else:
         yield from _parts_of_code(value, seen)
 
 
-def _parts_of_code(value: Any, seen: dict[int, Any]) -> Iterator[str]:
+def _parts_of_code(value: Any, seen: Seen) -> Iterator[str]:
     """Same as `_parts`, for what holds code, and for objects of the user's own."""
     if isinstance(value, functools.partial):
         yield from _parts([value.func, value.args, value.keywords], seen)
@@ -110,13 +108,47 @@ def _parts_of_code(value: Any, seen: dict[int, Any]) -> Iterator[str]:
                 yield from (name, *_parts(member, seen))
     elif dataclasses.is_dataclass(value):
         yield from _parts([type(value), fields_of(value)], seen)
-    elif isinstance(value, types.SimpleNamespace) or (is_own(value) and not lacking(value, ("__dict__",))):
+    elif is_own(value) and not lacking(value, ("__dict__",)):
         yield from _parts([type(value), value.__dict__], seen)
+    elif not lacking(value, ("__wrapped__",)):  # of functools.cache or tf.function
+        yield from _parts(value.__wrapped__, seen)
     else:
-        yield str(id(value))
+        yield from _parts_of_object(value, seen)
 
 
-def _parts_of_names(code: types.CodeType, names: dict[str, Any], seen: dict[int, Any]) -> Iterator[str]:
+def _parts_of_keras(value: Any, seen: Seen) -> Iterator[str]:
+    """Same as `_parts`, for an object of Keras: a model, a layer, an optimizer."""
+    yield from _parts(type(value), seen)
+    try:
+        config = [value.get_config()]
+        if not lacking(value, ("get_compile_config",)):
+            config.append(value.get_compile_config())
+    except Exception:  # Keras's own answer, where a class of the user's own does not say what it was made with
+        config = [id(value)]
+    weights = [] if lacking(value, ("get_weights",)) else value.get_weights()
+    # A lookup that is adapted again has other words, which are neither in its configuration nor a weight.
+    layers = [] if lacking(value, ("_flatten_layers",)) else value._flatten_layers()
+    words = [layer.get_vocabulary() for layer in layers if not lacking(layer, ("adapt", "get_vocabulary"))]
+    yield from _parts([config, weights, words], seen)
+
+
+def _parts_of_object(value: Any, seen: Seen) -> Iterator[str]:
+    """Same as `_parts`, for an object that only its class can read: by what a copy is made of, or by its identity."""
+    try:
+        made_of = value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        parts = made_of if isinstance(made_of, str) else [_listed(part) for part in made_of]
+        found = list(_parts(parts, seen))
+    except Exception:  # it cannot be copied, such as a lock, or is too deep
+        found = [str(id(value))]
+    yield from found
+
+
+def _listed(part: Any) -> Any:
+    """Return a part of what an object is made of; what it holds comes as an iterator."""
+    return list(part) if isinstance(part, Iterator) else part
+
+
+def _parts_of_names(code: types.CodeType, names: dict[str, Any], seen: Seen) -> Iterator[str]:
     """Yield a function's code, and the globals and attributes of the user's own modules that it names."""
     yield code.co_code.hex()
     yield from code.co_names
@@ -126,12 +158,27 @@ def _parts_of_names(code: types.CodeType, names: dict[str, Any], seen: dict[int,
         else:
             yield repr(constant)
     for name in code.co_names:
-        member = names.get(name)
+        member = names.get(name, sys.modules.get(name))  # imported by the function itself
         if isinstance(member, types.ModuleType):
-            if not is_installed(member.__name__):
-                own = {key: member.__dict__[key] for key in code.co_names if key in member.__dict__}
-                yield from _parts(own, seen)
+            yield from _parts_of_module(member, code.co_names, seen)
         elif name in names:
+            yield from (name, *_parts(member, seen))
+
+
+def _parts_of_module(
+    module: types.ModuleType, names: Sequence[str], seen: Seen, through: tuple[types.ModuleType, ...] = ()
+) -> Iterator[str]:
+    """Yield those attributes of a module of the user's own that have one of the names, also of modules in it.
+
+    through: modules that it was come to through.
+    """
+    if module in through or is_installed(module.__name__):
+        return
+    for name in names:
+        member = module.__dict__.get(name)
+        if isinstance(member, types.ModuleType):
+            yield from _parts_of_module(member, names, seen, (*through, module))
+        elif name in module.__dict__:
             yield from (name, *_parts(member, seen))
 
 

@@ -150,6 +150,7 @@ def test_one_model_object_may_be_handed_to_all_and_is_never_written():
     before = [weight.numpy() for weight in (*model.weights, *model.optimizer.variables)]
     hashes = {play([A, B], lambda: model, Simulation(workers, compile=SOONEST)).params_sha256 for workers in (1, 2)}
     assert len(hashes) == 1
+    play([A, B], lambda: model, Simulation(debug=True))  # which writes the variables of its model
     after = [weight.numpy() for weight in (*model.weights, *model.optimizer.variables)]
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)

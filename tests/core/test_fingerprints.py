@@ -1,6 +1,10 @@
 """A builder's fingerprint changes with whatever it reads, and with nothing else; an array's digest with its numbers."""
 
+import argparse
+import collections
 import functools
+import sys
+import threading
 import types
 from dataclasses import dataclass
 
@@ -14,8 +18,12 @@ SETTINGS = {"units": [4, 8]}
 SPACE = types.SimpleNamespace(rate=0.1)
 ARRAY = np.arange(4.0)
 UNREAD = 1
+ARGUMENTS = argparse.Namespace(units=4)  # of an installed class: of Python's own
+QUEUE = collections.deque([1, 2])
 own = types.ModuleType("own")
 own.RATE, own.OTHER = 0.1, 1
+own.inner = types.ModuleType("inner")
+own.inner.DEPTH = 2
 
 
 @dataclass
@@ -26,8 +34,23 @@ class Config:
 CONFIG = Config()
 
 
+class Slotted:
+    __slots__ = ("units",)
+
+    def __init__(self, units):
+        self.units = units
+
+
+SLOTTED = Slotted(4)
+
+
 def two_calls_down():
     return UNITS
+
+
+@functools.cache
+def remembered():
+    return two_calls_down()
 
 
 def called():
@@ -40,7 +63,13 @@ class Model:
 
 
 def build():
-    return called(), Model, ARRAY, CONFIG.units, own.RATE
+    from own_settings import WIDTH  # what the builder itself imports
+
+    return called(), Model, ARRAY, CONFIG.units, own.RATE, own.inner.DEPTH, ARGUMENTS.units, QUEUE, SLOTTED.units, WIDTH
+
+
+def build_with_memory():
+    return remembered()
 
 
 def change(place, name, value):
@@ -53,9 +82,22 @@ CHANGES = {
     "a namespace": lambda patched: patched.setattr(SPACE, "rate", 0.2),
     "a field of a value": lambda patched: patched.setattr(CONFIG, "units", 5),
     "an attribute of a module of the user's": lambda patched: patched.setattr(own, "RATE", 0.2),
+    "an attribute of a module in a module": lambda patched: patched.setattr(own.inner, "DEPTH", 3),
+    "what the builder imports itself": lambda patched: patched.setattr(sys.modules["own_settings"], "WIDTH", 9),
+    "parsed arguments": lambda patched: patched.setattr(ARGUMENTS, "units", 8),
+    "a slot": lambda patched: patched.setattr(SLOTTED, "units", 8),
     "a method": lambda patched: patched.setattr(Model, "step", lambda self: UNREAD + 1),
     "a function that is called": change(globals(), "two_calls_down", lambda: UNITS + 0),
 }
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    module = types.ModuleType("own_settings")
+    module.WIDTH = 4
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, "own_settings", module)
+        yield
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -74,6 +116,29 @@ def test_an_array_changed_in_place_changes_it_too():
     changed = fingerprint(build)
     ARRAY[0] = 0
     assert changed != before == fingerprint(build)
+
+
+def test_an_object_changed_in_place_changes_it_too():
+    before = fingerprint(build)
+    QUEUE.append(3)
+    changed = fingerprint(build)
+    QUEUE.pop()
+    assert changed != before == fingerprint(build)
+
+
+def test_a_function_behind_a_cache_counts_with_what_it_reads(monkeypatch):
+    before = fingerprint(build_with_memory)
+    monkeypatch.setitem(globals(), "UNITS", 5)
+    assert fingerprint(build_with_memory) != before
+
+
+def test_what_cannot_be_read_goes_by_its_identity():
+    lock, other = threading.Lock(), threading.Lock()
+    assert fingerprint([lock]) == fingerprint([lock]) != fingerprint([other])
+    nested = []
+    for _ in range(5000):
+        nested = collections.deque([nested])
+    assert fingerprint(nested)
 
 
 def test_what_it_does_not_read_does_not_change_it(monkeypatch):

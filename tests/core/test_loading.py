@@ -21,6 +21,14 @@ def test_a_file_is_loaded_with_overrides(tmp_path):
     assert (experiment.rounds, experiment.local.epochs) == (5, 4)
 
 
+def test_a_file_that_parses_arguments_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["umbel", "run", "mine.py", "--quiet"])
+    path = tmp_path / "mine.py"
+    path.write_text("import argparse\nrest = argparse.ArgumentParser().parse_args()\n" + SMALL)
+    load_experiment(str(path))
+    assert sys.argv == ["umbel", "run", "mine.py", "--quiet"]
+
+
 def test_two_files_of_one_name_are_two_experiments(tmp_path):
     for folder, seed in (("one", 1), ("two", 2)):
         (tmp_path / folder).mkdir()

@@ -117,6 +117,7 @@ def test_xla_lists_its_kernels_and_their_types():
 def test_lowering_tells_what_xla_cannot_compile():
     vector = tf.TensorSpec([3], tf.float32)
     assert compat.lowering_error(lambda values: values + 1, [vector]) is None
+    assert compat.lowering_error(lambda inputs, pair: inputs["a"] + pair[1], [{"a": vector}, (vector, vector)]) is None
     # The number of repeats would have to be known when it is compiled.
     assert compat.lowering_error(lambda values: tf.repeat(values, tf.cast(values, tf.int32)), [vector])
 
@@ -197,6 +198,15 @@ def test_a_gradient_that_a_user_has_registered_stays():
 
     compat.graph_function(overridden).get_concrete_function(NUMBER)
     assert "OfATest" in compat.ops.gradient_registry._registry
+
+
+def test_seeding_tensorflow_makes_another_generator():
+    tf.random.set_seed(1)
+    before = compat.eager_generator()
+    tf.random.normal([])
+    assert compat.eager_generator() is before is not None
+    tf.random.set_seed(1)
+    assert compat.eager_generator() is not before
 
 
 def test_kernels_that_were_let_go_are_made_again():
