@@ -234,7 +234,7 @@ def stateful_operations(graph: Any) -> Iterator[tf.Operation]:
 
 def eager_generator() -> object:
     """Return what TensorFlow draws the seeds of eager operations from; `tf.random.set_seed` makes another."""
-    return vars(context.context()).get("_rng")
+    return context.context().__dict__.get("_rng")
 
 
 _originals: dict[str, Callable[..., Any]] = {}
