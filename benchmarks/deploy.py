@@ -45,10 +45,46 @@ STOCK_ROUNDS = 3  # number of stock Flower's rounds, of half a minute each
 class Measured(NamedTuple):
     """One contender on one piece of work."""
 
+    processors: dict[str, float]  # seconds of processor time of a round trip, by kind of process
+
     seconds: list[float]  # seconds of each round, the first left out
     memory: float  # bytes of the server's peak over its beginning
     resident: float  # bytes of the peak itself
     accuracy: float | None
+
+
+# Words in the command of each kind of process of ours, the longest first.
+KINDS = (("flower.link.executor", "executor"), ("flower.link.play", "run"), ("flower.link", "SuperLink"))
+KINDS += (("flower.node", "node"),)
+
+
+class Processors:
+    """The processor time of a federation's processes, by kind: all whose environment names its folder."""
+
+    def __init__(self, home: Path):
+        self._mark = f"FLWR_HOME={home}".encode()
+        self._before: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Begin to count."""
+        self._before = self._read()
+
+    def per(self, trips: int) -> dict[str, float]:
+        """Return the seconds of each kind of process since the beginning, for each of so many round trips."""
+        return {kind: (now - self._before.get(kind, 0.0)) / trips for kind, now in self._read().items()}
+
+    def _read(self) -> dict[str, float]:
+        seconds: dict[str, float] = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_text().replace("\0", " ")
+                kind = next((kind for word, kind in KINDS if word in words), None)
+                if kind is None or self._mark not in (entry / "environ").read_bytes().split(b"\0"):
+                    continue
+                fields = (entry / "stat").read_text().rpartition(") ")[2].split()
+                used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                seconds[kind] = seconds.get(kind, 0.0) + used
+        return seconds
 
 
 class ServerMemory:
@@ -97,7 +133,8 @@ class ServerMemory:
 def ours(name: str, clients: int, rounds: int) -> Measured:
     """Measure Umbel's own federation, as `umbel run --runtime flower` starts it."""
     with tempfile.TemporaryDirectory() as folder, LocalFederation(clients, memory=folder) as federation:
-        memory, seconds, accuracy = ServerMemory(federation._processes.home), [], None
+        home = federation._processes.home
+        memory, processors, seconds, accuracy = ServerMemory(home), Processors(home), [], None
         reference = f"{ROOT / 'benchmarks' / 'deploy_work.py'}"
         for event in federation.submit(f"{reference}:{name}", [f"rounds={rounds}"], join_seconds=300):
             if isinstance(event, Started):
@@ -105,9 +142,13 @@ def ours(name: str, clients: int, rounds: int) -> Measured:
             if isinstance(event, RoundDone):
                 record = event.record
                 seconds.append(record.seconds + (record.eval_seconds or 0.0))
+                if len(seconds) == 1:
+                    processors.begin()
+                if len(seconds) == rounds:
+                    trips = processors.per((rounds - 1) * clients * (2 if record.eval_seconds else 1))
                 accuracy = record.metrics.get("validation_accuracy")
         memory.end()
-    return Measured(seconds[1:], memory.peak - memory.before, memory.peak, accuracy)
+    return Measured(trips, seconds[1:], memory.peak - memory.before, memory.peak, accuracy)
 
 
 def stock(name: str, clients: int, rounds: int) -> Measured:
@@ -127,7 +168,7 @@ def stock(name: str, clients: int, rounds: int) -> Measured:
         if len(times) != rounds + 1:
             raise RuntimeError(f"the stock run ended as {control.status(run)}; see {folder}")
     seconds = [after - before for before, after in itertools.pairwise(times[1:])]
-    return Measured(seconds, memory.peak - memory.before, memory.peak, accuracy)
+    return Measured({}, seconds, memory.peak - memory.before, memory.peak, accuracy)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,11 @@ What brings a whole server with it is imported when it is asked for, by a functi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -95,8 +97,10 @@ from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     GetNodesRequest,
     PullAppMessagesRequest,
+    PullAppMessagesResponse,
     PullTaskInputRequest,
     PushAppMessagesRequest,
+    PushAppMessagesResponse,
     PushTaskEventsRequest,
     PushTaskOutputRequest,
 )
@@ -136,9 +140,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_pull_object_fn_protobuf,
-)
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectUnavailableError,
     inflatable_class_registry,
@@ -173,9 +174,12 @@ RELEASES = ("1.41", "1.42")  # releases that Umbel was tried with, the lowest fi
 FLEET_PATH, RUNTIME_PATH, CONTROL_PATH = "/v1/fleet/", "/v1/runtime/", "/v1/control/"
 PULL_PATH = FLEET_PATH + "pull-messages"  # a node's question
 REPLY_PATH, OBJECT_PATH = FLEET_PATH + "push-messages", FLEET_PATH + "push-object"  # its answer, and a piece of that
+FETCH_PATH = FLEET_PATH + "pull-object"  # a node's question for a piece
 CONFIRM_PATH = FLEET_PATH + "confirm-message-received"
 ACTIVATE_PATH, HEARTBEAT_PATH = FLEET_PATH + "activate-node", FLEET_PATH + "send-node-heartbeat"
 PUSH_PATH = RUNTIME_PATH + "push-messages"  # a run's messages
+ANSWERS_PATH = RUNTIME_PATH + "pull-messages"  # a run's question for replies
+RUN_FETCH_PATH, RUN_OBJECT_PATH = RUNTIME_PATH + "pull-object", RUNTIME_PATH + "push-object"
 OUTPUT_PATH = RUNTIME_PATH + "push-task-output"  # a run's end
 
 
@@ -238,6 +242,13 @@ def superlink_app(
 def state_of(app: Any) -> Any:
     """Return what a SuperLink knows."""
     return app.state.linkstate_factory.state()
+
+
+def transaction(state: Any) -> AbstractContextManager[Any]:
+    """Let what is done to a SuperLink's state inside a `with` block be done at once: in one transaction, on a disk."""
+    from flwr.supercore.sql_mixin import SqlMixin
+
+    return state.session() if isinstance(state, SqlMixin) else contextlib.nullcontext()
 
 
 def let_session_go(state: Any, session: str, roots: list[str]) -> None:

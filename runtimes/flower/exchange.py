@@ -21,7 +21,7 @@ from .objects import content_bytes, wait_until
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.05  # Grid.send_and_receive polls every 3 seconds, longer than many rounds take
+LOOK_SECONDS = 1.0  # longest time that one look waits for a reply
 NODES_SECONDS = 1.0  # time between two looks at who was started again
 STALLED_SECONDS = 5.0  # time without another object of a reply, before anybody else's is read instead
 TTL_MARGIN_SECONDS = 5.0  # time that a message outlives the wait for its reply: who is late is late, not "unavailable"
@@ -138,12 +138,11 @@ class Exchange:
                 continue
             moment = time.monotonic()
             overdue = [client for client, asked in self._out.items() if asked.until <= moment]
-            self._look()
+            until = min(asked.until for asked in self._out.values())
+            self._look(0.0 if overdue else min(LOOK_SECONDS, until - moment))
             if overdue:
                 self._give_up_away(moment)
                 self._arrived |= {client: self._timeout(client) for client in overdue if client not in self._arrived}
-            elif not any(client in self._arrived for client in wanted):
-                time.sleep(POLL_SECONDS)
 
     def _send(self, clients: Collection[int]) -> None:
         there = [client for client in clients if client in self._nodes.of]
@@ -167,9 +166,10 @@ class Exchange:
         """Return whether a client has at least begun to upload a reply."""
         return client in self._arrived or client == self._reading
 
-    def _look(self) -> None:
-        """Take note of what has arrived, and of who was started again."""
-        for envelope in self._mail.look([one for one, client in self._waiting.items() if client not in self._arrived]):
+    def _look(self, seconds: float = 0.0) -> None:
+        """Take note of what has arrived, and of who was started again; wait up to `seconds` where nothing has."""
+        asked = [one for one, client in self._waiting.items() if client not in self._arrived]
+        for envelope in self._mail.look(asked, seconds):
             if (client := self._waiting.pop(envelope.reply_to, None)) is None:
                 envelope.drop()  # another try's reply, after the one that counts
                 continue

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -17,13 +18,14 @@ from flwr.app import Error, Message
 from .compat import (
     ConfirmMessageReceivedRequest,
     ObjectTree,
+    ObjectUnavailableError,
     PullAppMessagesRequest,
+    PullObjectRequest,
     PushAppMessagesRequest,
     PushObjectRequest,
     get_all_nested_objects,
     get_object_tree,
     make_message,
-    make_pull_object_fn_protobuf,
     message_from_proto,
     message_to_proto,
     no_object_id_recompute,
@@ -31,7 +33,12 @@ from .compat import (
 )
 from .link.grid import LinkGrid
 from .malformed import Malformed
-from .objects import ObjectReader, Wait, upload
+from .objects import ObjectReader, Wait, small, upload
+from .parcels import HOLD, RECEIVED, TAKES, carried, load, note
+from .parcels import identifiers as trees
+
+POLL_SECONDS = 0.05  # time between two looks into a Grid; its own send_and_receive looks every 3 seconds
+OBJECT_SECONDS = b"1"  # time that a SuperLink may wait for an object which it is still sent
 
 
 class Superseded(Exception):
@@ -56,7 +63,7 @@ class Mail(Protocol):
     """The way of a server's messages to nodes, and of their replies back."""
 
     def push(self, messages: Sequence[Message]) -> list[str]: ...
-    def look(self, identifiers: Collection[str]) -> list[Envelope]: ...
+    def look(self, identifiers: Collection[str], seconds: float = 0.0) -> list[Envelope]: ...
     def was_cut(self) -> bool: ...
     def refuse(self, identifiers: Collection[str]) -> list[str]: ...
 
@@ -71,9 +78,12 @@ class GridMail:
         """Push messages; return their ids, empty for one that was not taken."""
         return [identifier or "" for identifier in self._grid.push_messages(messages)] if messages else []
 
-    def look(self, identifiers: Collection[str]) -> list[Envelope]:
-        """Return the replies that have arrived since the last look."""
-        return [_opened(message) for message in self._grid.pull_messages(set(identifiers))] if identifiers else []
+    def look(self, identifiers: Collection[str], seconds: float = 0.0) -> list[Envelope]:
+        """Return the replies that have arrived since the last look; wait up to `seconds` where there are none."""
+        found = [_opened(message) for message in self._grid.pull_messages(set(identifiers))] if identifiers else []
+        if not found and seconds > 0:
+            time.sleep(min(seconds, POLL_SECONDS))  # a Grid cannot be waited for
+        return found
 
     def was_cut(self) -> bool:
         """Return False: nothing gets lost on the way to nodes of this process."""
@@ -90,6 +100,7 @@ class SuperLinkMail:
     def __init__(self, grid: LinkGrid):
         self._client, self._node, self._run = grid.client, grid.node, grid.run
         self._outages = grid.outages
+        self._received: list[str] = []  # ids of small replies that were read, until the next call says so
 
     def push(self, messages: Sequence[Message]) -> list[str]:
         """Push messages; return their ids, empty for one that was not taken.
@@ -106,26 +117,38 @@ class SuperLinkMail:
                 messages_list=[_announced(one) for one in messages],
                 message_object_trees=[get_object_tree(one) for one in messages],
             )
+            load(request, small(objects))
         reply = self._client.PushMessages(request)
         asked_for = set(reply.objects_to_push)
         wanted = {identifier: one for identifier, one in objects.items() if identifier in asked_for}
         # What is not taken was stored before, and the SuperLink died before it said so; or it comes too late. The two
         # look alike.
         about = PushObjectRequest(node=self._node, run_id=self._run, session_id=reply.session_id)
-        upload(self._client, about, wanted, lambda identifier: self._outages.set())
-        return_memory()
+        if wanted:
+            upload(self._client, about, wanted, lambda identifier: self._outages.set())
+            return_memory()
         return list(reply.message_ids)
 
-    def look(self, identifiers: Collection[str]) -> list[Envelope]:
-        """Return the replies that have arrived since the last look. The SuperLink hands out each once."""
+    def look(self, identifiers: Collection[str], seconds: float = 0.0) -> list[Envelope]:
+        """Return the replies that have arrived since the last look; wait up to `seconds` where there are none.
+
+        The SuperLink hands out each once.
+        """
         if not identifiers:
+            time.sleep(min(seconds, POLL_SECONDS))
             return []
-        found = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(identifiers)))
-        envelopes = []
+        request = PullAppMessagesRequest(message_ids=list(identifiers))
+        note(request, TAKES)
+        note(request, HOLD, f"{seconds:.3f}".encode())
+        received, self._received = self._received, []
+        for identifier in received:
+            note(request, RECEIVED, identifier.encode())
+        found = self._client.PullMessages(request)
+        objects, envelopes = carried(found), []
         for proto, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             message = message_from_proto(proto)
             error = message.error if message.has_error() else None
-            open_it = _fixed(message) if error else self._opener(message, tree)
+            open_it = _fixed(message) if error else self._opener(message, tree, objects)
             drop = partial(self._confirm, tree)
             envelopes.append(Envelope(message.metadata.reply_to_message_id, error, open_it, drop))
             if error:
@@ -147,23 +170,27 @@ class SuperLinkMail:
             self._confirm(tree)
         return [proto.metadata.reply_to_message_id for proto in found.messages_list]
 
-    def _opener(self, message: Message, tree: ObjectTree) -> Callable[[int, Wait], Message]:
+    def _opener(
+        self, message: Message, tree: ObjectTree, objects: Mapping[str, bytes]
+    ) -> Callable[[int, Wait], Message]:
         def open_it(max_bytes: int, wait: Wait) -> Message:
             try:
-                content = self._read(tree, max_bytes, wait)
+                content = self._read(tree, objects, max_bytes, wait)
             except Malformed:
                 self._confirm(tree)
                 raise
-            self._confirm(tree)
+            if set(trees([tree])) <= objects.keys():
+                self._received.append(tree.object_id)
+            else:
+                self._confirm(tree)
             return make_message(message.metadata, content.content)
 
         return open_it
 
-    def _read(self, tree: ObjectTree, max_bytes: int, wait: Wait) -> Message:
+    def _read(self, tree: ObjectTree, objects: Mapping[str, bytes], max_bytes: int, wait: Wait) -> Message:
         """Read a reply's content. Errors: the same as of Envelope.open."""
         try:
-            get = make_pull_object_fn_protobuf(self._client.PullObject, self._node, self._run)
-            content = ObjectReader(get, max_bytes, wait).read(tree)
+            content = ObjectReader(lambda name: objects.get(name) or self._get(name), max_bytes, wait).read(tree)
         except (Malformed, Superseded):
             raise
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
@@ -171,10 +198,22 @@ class SuperLinkMail:
         except Exception as error:  # whatever Flower's clients raise: one client's reply does not end a round
             raise Malformed("timeout", f"its reply did not arrive whole: {error}") from error
         finally:
-            return_memory()
+            if any(name not in objects for name in trees([tree])):
+                return_memory()
         if not isinstance(content, Message):
             raise Malformed("schema", f"its reply is a {type(content).__name__}, no message")
         return content
+
+    def _get(self, identifier: str) -> bytes:
+        """Fetch an object. Errors: Malformed for one that the SuperLink lost; Flower's ObjectUnavailableError."""
+        request = PullObjectRequest(node=self._node, run_id=self._run, object_id=identifier)
+        note(request, HOLD, OBJECT_SECONDS)
+        found = self._client.PullObject(request)
+        if not found.object_found:
+            raise Malformed("timeout", "its reply did not arrive whole: the SuperLink let go of it")
+        if not found.object_available:
+            raise ObjectUnavailableError(identifier)
+        return found.object_content
 
     def _confirm(self, tree: ObjectTree) -> None:
         """Let the SuperLink forget a reply's content."""

@@ -36,6 +36,7 @@ from .compat import (
     no_object_id_recompute,
 )
 from .malformed import Malformed
+from .parcels import fitting, varint
 
 AT_ONCE = 2  # number of objects on their way at a time
 WAIT_SECONDS = 0.05  # time between two looks for an object that is still being uploaded
@@ -114,6 +115,12 @@ def _object_bytes(part: InflatableObject) -> int:
     return len(part.head) + len(part.data) if isinstance(part, Chunk) else len(part.deflate())
 
 
+def small(objects: Mapping[str, InflatableObject]) -> dict[str, bytes]:
+    """Return what goes into a parcel of these objects, by id."""
+    chosen = fitting({identifier: _object_bytes(part) for identifier, part in objects.items()})
+    return {identifier: objects[identifier].deflate() for identifier in chosen}
+
+
 class Upload:
     """A PushObjectRequest, which copies what it carries once: into the request's body."""
 
@@ -133,8 +140,8 @@ class Upload:
         """Write the request as Protobuf would: the fields of a message may come in any order."""
         content = self._content
         parts = (content.head, content.data) if isinstance(content, Chunk) else (content.deflate(),)
-        size = _varint(sum(map(len, parts)))
-        return b"".join((self._request.SerializeToString(deterministic=True), _varint(CONTENT_TAG), size, *parts))
+        size = varint(sum(map(len, parts)))
+        return b"".join((self._request.SerializeToString(deterministic=True), varint(CONTENT_TAG), size, *parts))
 
 
 def upload(
@@ -253,12 +260,3 @@ def _aligned(size: int) -> memoryview:
     room = np.empty(size + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
     return room[start : start + size].data
-
-
-def _varint(number: int) -> bytes:
-    """Write a whole number as Protobuf does: seven bits a byte, the lowest first."""
-    written = bytearray()
-    while number > 0x7F:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*written, number])

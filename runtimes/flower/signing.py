@@ -93,9 +93,9 @@ class SignedMail:
                 self._sent[identifiers[id(message)]] = stamp
         return [identifiers.get(id(message), "") for message in messages]
 
-    def look(self, identifiers: Collection[str]) -> list[Envelope]:
+    def look(self, identifiers: Collection[str], seconds: float = 0.0) -> list[Envelope]:
         """Look for replies as the mail itself does; what is opened has passed."""
-        return [self._checked(envelope) for envelope in self._mail.look(identifiers)]
+        return [self._checked(envelope) for envelope in self._mail.look(identifiers, seconds)]
 
     def refuse(self, identifiers: Collection[str]) -> list[str]:
         """Refuse replies as the mail itself does."""

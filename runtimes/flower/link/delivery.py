@@ -7,8 +7,11 @@ and asks for nothing before that: one that asks without having confirmed did not
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 
 from ..compat import (
     ACTIVATE_PATH,
@@ -19,6 +22,7 @@ from ..compat import (
     PullMessagesRequest,
     PullMessagesResponse,
 )
+from ..parcels import RECEIVED, noted
 from .asgi import Answer, App, Receive, Scope, Send, ask, body_of
 
 MOST_TIMES = 3  # how often one message is handed out: a node that cannot take it is not to ask for ever
@@ -44,11 +48,12 @@ class Delivery:
     """A SuperLink's ASGI application, which keeps what each node was handed and has not confirmed.
 
     Flower looks at every question first: what is kept goes to whoever it let in. A node that is activated was started
-    anew: who plays the run asks it once more, with another message.
+    anew: who plays the run asks it once more, with another message. A node of ours confirms what came whole with its
+    next question. forget: lets go of a message, by its id, that is handed out no more though nobody confirmed it.
     """
 
-    def __init__(self, app: App):
-        self._app = app
+    def __init__(self, app: App, forget: Callable[[str], None] = lambda message: None):
+        self._app, self._forget = app, forget
         self._out: dict[int, deque[Handed]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,31 +64,43 @@ class Delivery:
         body = await body_of(receive)
         answer = await ask(self._app, scope, body)
         if path == PULL_PATH and answer.is_taken:
-            answer = self._next(PullMessagesRequest.FromString(body).node.node_id, answer)
+            request = PullMessagesRequest.FromString(body)
+            for message in noted(request, RECEIVED):
+                self._confirmed(request.node.node_id, message.decode("ascii", "replace"))
+            answer, over = self._next(request.node.node_id, answer)
+            await self._drop(over)
         elif path == ACTIVATE_PATH and answer.is_taken:
-            self._out.pop(ActivateNodeResponse.FromString(answer.body).node_id, None)
+            await self._drop(self._out.pop(ActivateNodeResponse.FromString(answer.body).node_id, ()))
         elif path == CONFIRM_PATH and (answer.is_taken or answer.status == FORBIDDEN):
-            self._confirmed(ConfirmMessageReceivedRequest.FromString(body))
+            about = ConfirmMessageReceivedRequest.FromString(body)
+            self._confirmed(about.node.node_id, about.message_object_id)
         await answer.give(send)
 
-    def _next(self, node: int, answer: Answer) -> Answer:
-        """Return what the node was handed and has not confirmed, or else what there is for it now."""
+    def _next(self, node: int, answer: Answer) -> tuple[Answer, list[Handed]]:
+        """Return what the node was handed and has not confirmed, or else what there is for it now.
+
+        And what is handed out no more.
+        """
         held = self._out.setdefault(node, deque())
         if PullMessagesResponse.FromString(answer.body).messages_list:
             held.append(Handed(answer))
-        while held and held[0].is_over:
+        over = list(itertools.takewhile(lambda one: one.is_over, held))
+        for _ in over:
             held.popleft()
         if not held:
             del self._out[node]
-            return answer
+            return answer, over
         held[0].times += 1
-        return held[0].answer
+        return held[0].answer, over
 
-    def _confirmed(self, request: ConfirmMessageReceivedRequest) -> None:
+    def _confirmed(self, node: int, message: str) -> None:
         """Hand a message out no more."""
-        held = self._out.get(request.node.node_id, deque())
-        left = deque(one for one in held if one.message != request.message_object_id)
+        left = deque(one for one in self._out.get(node, ()) if one.message != message)
         if left:
-            self._out[request.node.node_id] = left
+            self._out[node] = left
         else:
-            self._out.pop(request.node.node_id, None)
+            self._out.pop(node, None)
+
+    async def _drop(self, over: Iterable[Handed]) -> None:
+        for one in over:
+            await asyncio.to_thread(self._forget, one.message)

@@ -15,6 +15,7 @@ from ..compat import let_tasks_last, log_config, state_of, superlink_app
 from .asgi import App
 from .bounds import Bounded
 from .delivery import Delivery
+from .parcels import Parcels
 from .patience import PATIENCE_SECONDS, Patience
 from .quota import Quota, prepare, reply_bytes
 from .senders import anybody, senders
@@ -22,6 +23,7 @@ from .tokens import TokenAuthenticator
 from .trust import Trusting
 from .waiting import Waiting
 
+KEPT_SECONDS = 75  # time for which a connection is kept on which nothing is asked: longer than clients keep theirs
 STARTUP_FAILURE = 3  # uvicorn's own exit status
 
 
@@ -45,7 +47,8 @@ def layered(flower: Any, guard: LinkGuard | None, is_ending: Callable[[], bool] 
     app: App = flower
     if guard is not None:
         app = Quota(app, state, reply_bytes())
-    app = Delivery(Patience(app, state))
+    app = Delivery(Patience(app, state), lambda message: state().object_store.delete(message))
+    app = Parcels(app, state)
     if guard is not None:
         app = Trusting(app, guard.authenticator.lets_in)
     app = Waiting(app, is_ending)
@@ -65,7 +68,8 @@ def serve(host: str, port: int, guard: LinkGuard | None = None) -> None:
         flower = superlink_app(host, port, str(guard.database), guard.authenticator, guard.secret, True)
         options |= {"ssl_certfile": guard.certificate, "ssl_keyfile": guard.key, "ssl_context_factory": _following}
     app = layered(flower, guard, lambda: server.should_exit)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_config=log_config(), **options))
+    options |= {"log_config": log_config(), "timeout_keep_alive": KEPT_SECONDS}
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, **options))
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:

@@ -45,18 +45,22 @@ from ..compat import (
     package_name,
     package_version,
 )
+from ..parcels import HOLD, RECEIVED, TAKES, note
 from .proof import Proof
 from .trust import Announced
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30.0  # time for an answer: three times what a SuperLink of ours lets a question wait
+OBJECT_SECONDS = b"2"  # time that a SuperLink of ours may wait for an object which it is still sent
+KEPT_SECONDS = 60.0  # time for which a connection is kept on which nothing is asked: a handshake costs more than a call
 BEAT_TIMEOUT_SECONDS = 5.0  # time for the answer to a sign of life, and to a goodbye
 FIRST_RETRY_SECONDS, RETRY_SECONDS = 0.1, 1.0  # shortest and longest time between two tries to reach a server
 BUSY = frozenset({429, 502, 503, 504})  # answers of a proxy, or a server, that has no time now
 CUT = ("eof", "reset", "closed", "broken pipe")  # words in the error of a handshake that was cut
 SECURITY = ("certificate", "ssl", "tls")  # words in the error of one that was refused
 LONGEST_TEXT = 300
+LIMITS = httpx.Limits(keepalive_expiry=KEPT_SECONDS)
 # Headers in which a SuperNode says which Flower it has.
 VERSION = {
     FLWR_PACKAGE_NAME_METADATA_KEY: package_name,
@@ -138,9 +142,16 @@ class FleetApi:
         reply = self._once("send-node-heartbeat", request, BEAT_TIMEOUT_SECONDS)
         return bool(self._parsed(reply, SendNodeHeartbeatResponse).success)
 
-    def pull(self, node: int) -> tuple[Any, httpx.Headers]:
-        """Ask for a message; return Flower's PullMessagesResponse, and what came with it."""
-        reply = self._post("pull-messages", PullMessagesRequest(node=Node(node_id=node)))
+    def pull(self, node: int, received: str = "") -> tuple[Any, httpx.Headers]:
+        """Ask for a message; return Flower's PullMessagesResponse, and what came with it.
+
+        received: id of the message before, where that came whole in its parcel, and was not confirmed.
+        """
+        request = PullMessagesRequest(node=Node(node_id=node))
+        note(request, TAKES)
+        if received:
+            note(request, RECEIVED, received.encode())
+        reply = self._post("pull-messages", request)
         return self._parsed(reply, PullMessagesResponse), reply.headers
 
     def run(self, node: int, run: int) -> Any:
@@ -156,6 +167,7 @@ class FleetApi:
     def get(self, node: int, run: int, identifier: str) -> bytes:
         """Fetch an object. Errors: Flower's ObjectUnavailableError for one that the SuperLink is still sent."""
         request = PullObjectRequest(node=Node(node_id=node), run_id=run, object_id=identifier)
+        note(request, HOLD, OBJECT_SECONDS)
         found = self._call("pull-object", request, PullObjectResponse)
         if not found.object_found:
             raise Rejected(f"the server has no object {identifier[:12]}")
@@ -250,8 +262,8 @@ class FleetApi:
 def connection(server: str, trust: Announced | None) -> httpx.Client:
     """Make a client for the server at host:port: over TLS, where somebody is trusted; by a proxy, if there is one."""
     if trust is None:
-        return httpx.Client(base_url=f"http://{server}")
-    return httpx.Client(base_url=f"https://{server}", verify=trust.context)
+        return httpx.Client(base_url=f"http://{server}", limits=LIMITS)
+    return httpx.Client(base_url=f"https://{server}", verify=trust.context, limits=LIMITS)
 
 
 def is_final(error: httpx.TransportError) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from flwr.app import Message
@@ -13,6 +13,7 @@ from flwr.app import Message
 from ..compat import message_from_proto
 from ..link.waiting import HOLDS_HEADER
 from ..objects import WAIT_SECONDS, ObjectReader
+from ..parcels import carried, identifiers
 from .fleet import FleetApi, Leaving, Rejected
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ class Letter(NamedTuple):
 
     about: Any  # Flower's metadata of it
     tree: Any  # Flower's ObjectTree: the ids of what it consists of
+    objects: Mapping[str, bytes]  # what came with it, by id
+    is_ours: bool  # whether the SuperLink is one of ours, which takes parcels
 
     @property
     def run(self) -> int:
@@ -42,21 +45,23 @@ class Mailbox:
 
     def __init__(self, fleet: FleetApi, node: int, stop: threading.Event):
         self._fleet, self._node, self._stop = fleet, node, stop
+        self._received = ""  # id of a message that came whole, until the next question says so
 
     def next(self) -> Letter:
         """Wait for a message. Errors: those of FleetApi."""
         idle_since = time.monotonic()
         while not self._stop.is_set():
-            found, headers = self._fleet.pull(self._node)
+            found, headers = self._fleet.pull(self._node, self._received)
+            self._received, is_ours = "", HOLDS_HEADER in headers
             if found.messages_list:
-                return Letter(message_from_proto(found.messages_list[0]).metadata, found.message_object_trees[0])
-            pause = 0.0 if HOLDS_HEADER in headers else POLL_SHARE * (time.monotonic() - idle_since)
+                about = message_from_proto(found.messages_list[0]).metadata
+                return Letter(about, found.message_object_trees[0], carried(found), is_ours)
+            pause = 0.0 if is_ours else POLL_SHARE * (time.monotonic() - idle_since)
             self._stop.wait(min(max(pause, SHORTEST_POLL_SECONDS), LONGEST_POLL_SECONDS))
         raise Leaving
 
     def fetch(self, letter: Letter) -> Message:
-        """Fetch a message with all that it consists of, and confirm it. Errors: Rejected, and those of FleetApi."""
-        get = partial(self._fleet.get, self._node, letter.run)
+        """Fetch what did not come with a message, and confirm it. Errors: Rejected, and those of FleetApi."""
         expires = letter.about.created_at + letter.about.ttl
 
         def wait(seconds: float) -> None:
@@ -66,8 +71,14 @@ class Mailbox:
             if self._stop.wait(WAIT_SECONDS):
                 raise Leaving
 
+        def get(identifier: str) -> bytes:
+            return letter.objects.get(identifier) or self._fleet.get(self._node, letter.run, identifier)
+
         message = ObjectReader(get, wait=wait).read(letter.tree)
-        self._fleet.confirm(self._node, letter.run, letter.tree.object_id)
+        if letter.is_ours and set(identifiers([letter.tree])) <= letter.objects.keys():
+            self._received = letter.tree.object_id  # small, and kept a little longer
+        else:
+            self._fleet.confirm(self._node, letter.run, letter.tree.object_id)
         if not isinstance(message, Message):
             raise Rejected(f"the server handed out a {type(message).__name__} in place of a message")
         message.metadata.__dict__["_message_id"] = letter.tree.object_id  # a message does not contain its own

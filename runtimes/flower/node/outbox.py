@@ -18,7 +18,8 @@ from ..compat import (
     remove_content_from_message,
 )
 from ..mail import return_memory
-from ..objects import upload
+from ..objects import small, upload
+from ..parcels import load
 from .fleet import FleetApi, Rejected
 
 
@@ -28,18 +29,24 @@ class Outbox:
     def __init__(self, fleet: FleetApi, node: int):
         self._fleet, self._node = fleet, Node(node_id=node)
 
-    def send(self, reply: Message, seconds: float) -> None:
-        """Send a reply. seconds: time that the work took. Errors: Rejected, and those of FleetApi."""
+    def send(self, reply: Message, seconds: float, in_parcel: bool = False) -> None:
+        """Send a reply. seconds: time that the work took. Errors: Rejected, and those of FleetApi.
+
+        in_parcel: whether small objects go with it; a SuperLink that does not know of that asks for them all the same.
+        """
         request, objects = _announced(reply)
         request.node.CopyFrom(self._node)
         request.clientapp_runtime_list.append(seconds)
         run = reply.metadata.run_id
+        if in_parcel:
+            load(request, small(objects))
         taken = self._fleet.push(request)
         asked_for = set(taken.objects_to_push)
         about = PushObjectRequest(node=self._node, run_id=run, session_id=taken.session_id)
         wanted = {identifier: one for identifier, one in objects.items() if identifier in asked_for}
-        upload(self, about, wanted, _refuse)
-        return_memory()
+        if wanted:
+            upload(self, about, wanted, _refuse)
+            return_memory()
 
     def PushObject(self, request: Any) -> Any:
         """Send an object as Flower's clients do; see `upload`."""

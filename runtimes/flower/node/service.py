@@ -61,7 +61,7 @@ class Service:
         reply = self._reply(message, context)
         del message
         worked = time.perf_counter()
-        self._outbox.send(reply, worked - pulled)
+        self._outbox.send(reply, worked - pulled, letter.is_ours)
         pushed = time.perf_counter()
         log.info("%s: in %.3f, work %.3f, out %.3f s", kind, pulled - began, worked - pulled, pushed - worked)
 

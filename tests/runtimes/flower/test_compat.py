@@ -109,7 +109,6 @@ CALLS = {
     "get_object_body": (2, ""),
     "get_object_head_values_from_object_content": (1, ""),
     "get_object_tree": (1, ""),
-    "make_pull_object_fn_protobuf": (3, ""),
     "make_message": (2, ""),
     "make_simple_http_retry_invoker": (0, ""),
     "make_task_heartbeat_fn_http": (1, ""),
@@ -154,12 +153,14 @@ MESSAGES = {
     "Node": "node_id=1",
     "ObjectTree": "object_id=1 children=2",
     "PullAppMessagesRequest": "message_ids=2",
+    "PullAppMessagesResponse": "messages_list=1 message_object_trees=2",
     "PullMessagesRequest": "node=1",
     "PullMessagesResponse": "messages_list=2 message_object_trees=3",
     "PullObjectRequest": "node=1 run_id=2 object_id=3",
     "PullObjectResponse": "object_found=1 object_available=2 object_content=3",
     "PullTaskInputRequest": "",
     "PushAppMessagesRequest": "messages_list=2 message_object_trees=3",
+    "PushAppMessagesResponse": "message_ids=1 objects_to_push=2 session_id=3",
     "PushMessagesRequest": "node=1 messages_list=2 message_object_trees=3 clientapp_runtime_list=4",
     "PushMessagesResponse": "objects_to_push=3 session_id=4",
     "PushObjectRequest": "node=1 run_id=2 object_id=3 object_content=4 session_id=5",
@@ -278,6 +279,11 @@ def test_a_superlinks_database_has_what_is_asked_of_it(tmp_path):
     assert state.get_run_status(set()) == {}
     inspect.signature(state.cleanup_run).bind(1)
     assert len(state.object_store) == 0
+    for known in (state, compat.state_of(compat.superlink_app("127.0.0.1", 1))):
+        with compat.transaction(known):
+            known.object_store.delete("0" * 64)
+            assert known.object_store.get("0" * 64) is None
+            assert known.store_object(1, "a session", "0" * 64, b"") is False
     assert state.get_task_by_token("a") is None
 
 

@@ -54,8 +54,10 @@ class Link:
             self.there[identifier] = Envelope(identifier, None, opened, drop)
         return "" if fate == "lost" else identifier
 
-    def look(self, identifiers):
-        return [self.there.pop(one) for one in identifiers if one in self.there]
+    def look(self, identifiers, seconds=0.0):
+        found = [self.there.pop(one) for one in identifiers if one in self.there]
+        time.sleep(0 if found else min(seconds, 0.05))
+        return found
 
     def refuse(self, identifiers):
         self.refused += identifiers
@@ -88,9 +90,9 @@ def collect():
         looks, late = itertools.count(), Late(link)
         first = link.look
 
-        def look(identifiers):
+        def look(identifiers, seconds=0.0):
             vars(link).update(changes.get(next(looks), {}))
-            return first(identifiers)
+            return first(identifiers, seconds)
 
         link.look = look
         content = RecordDict({"order": ConfigRecord({"round": 1})})

@@ -14,21 +14,13 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.app.message import remove_content_from_message
-from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
-from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import NoObjectInStoreError
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.main import create_app
-from starlette.testclient import TestClient
 
+from superlinks import SuperLink
 from umbel.runtimes.flower.link.waiting import HOLDS_HEADER
-from umbel.runtimes.flower.local import app_config, pyproject
 from umbel.runtimes.flower.node import heart, inbox, presence, proof
 from umbel.runtimes.flower.node.contexts import Contexts
 from umbel.runtimes.flower.node.fleet import RETRY_SECONDS, FleetApi, Leaving, NotLetIn, is_final
@@ -40,7 +32,6 @@ from umbel.runtimes.flower.node.proof import Proof, make_key
 from umbel.runtimes.flower.node.service import RAISED, Service
 from umbel.runtimes.flower.objects import array_record, raw_array
 
-SERVER = 1  # number of the node that a run's own process is
 LIMIT_SECONDS = 30
 SIZE = 2_000_000  # of float32: two chunks
 
@@ -60,50 +51,6 @@ class Clock(threading.Event):
         return self.is_set()
 
     monotonic = time = lambda self: self.now
-
-
-class SuperLink:
-    """Flower's own SuperLink, its database in memory, with a run that is being played."""
-
-    def __init__(self):
-        self.app = create_app()
-        self.state = self.app.state.linkstate_factory.state()
-        self.app.state.enable_supernode_auth = True
-        config = app_config("digits_fedavg", ["rounds=3"], 2, None)
-        content, _ = build_fab_from_files({"pyproject.toml": pyproject(config).encode()})
-        digest = self.state.store_fab(Fab("", content, {}))
-        words = "umbel", "0", digest, {"clients": 7}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
-        self.run = self.state.create_run(*words)
-        self.task = self.state.get_run_info(run_ids=[self.run])[0].primary_task_id
-        self.state.claim_task(self.task)
-        self.state.activate_task(self.task)
-
-    def http(self):
-        return TestClient(self.app, base_url="http://link:8443")
-
-    def register(self, key):
-        return self.state.create_node(NOOP_FLWR_AID, "", key.public, 0)
-
-    def send(self, node, content, kind="train"):
-        """Send a message; return its id."""
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run, SERVER, 1
-        message = Message(content, node, kind, ttl=60.0)
-        message.metadata.__dict__["_message_id"] = message.object_id
-        session = self.state.start_session(self.run)
-        self.state.store_message_and_object_tree(
-            remove_content_from_message(message), get_object_tree(message), session
-        )
-        for name, part in get_all_nested_objects(message).items():
-            self.state.store_object(self.run, session, name, part.deflate())
-        return message.metadata.message_id
-
-    def reply_to(self, message):
-        """The reply to a message, and the parts of it that are here."""
-        (reply,) = self.state.get_message_res({message}, self.run)
-        return reply, self.state.object_store.get(reply.metadata.message_id)
-
-    def statuses(self):
-        return [node.status for node in self.state.get_node_info()]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class Link(LinkGrid):
         self.sent = {str(id(message)): message for message in messages} | getattr(self, "sent", {})
         return [str(id(message)) for message in messages]
 
-    def look(self, identifiers):
+    def look(self, identifiers, seconds=0.0):
         found = [self.answer(identifier) for identifier in identifiers]
         return [envelope for envelope in found if envelope]
 

@@ -63,7 +63,7 @@ class Link:
             self.messages[str(len(self.messages))] = message
         return [message.metadata.message_id for message in messages]
 
-    def look(self, identifiers):
+    def look(self, identifiers, seconds=0.0):
         found = [(one, self.replies.pop(one)) for one in identifiers if one in self.replies]
         return [Envelope(one, None, lambda most, wait, reply=reply: reply) for one, reply in found]
 
@@ -263,7 +263,7 @@ def test_an_error_of_flowers_is_passed_on_for_what_it_is(party):
     identifier = link.send()
     reply = Message(Error(8, "died"), reply_to=link.messages[identifier])
     link.replies[identifier] = reply
-    link.look = lambda identifiers: [Envelope(identifier, reply.error, lambda most, wait: reply)]
+    link.look = lambda identifiers, seconds: [Envelope(identifier, reply.error, lambda most, wait: reply)]
     (envelope,) = link.mail.look([identifier])
     assert envelope.open(0, wait_until(0.0)).error.code == 8
 

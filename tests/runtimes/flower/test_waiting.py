@@ -3,15 +3,28 @@
 import asyncio
 
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
-from flwr.proto.message_pb2 import Message
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata, PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse, PushAppMessagesRequest
 
-from umbel.runtimes.flower.compat import PULL_PATH, PUSH_PATH
+from umbel.runtimes.flower.compat import (
+    ANSWERS_PATH,
+    FETCH_PATH,
+    OBJECT_PATH,
+    PULL_PATH,
+    PUSH_PATH,
+    REPLY_PATH,
+    RUN_FETCH_PATH,
+    RUN_OBJECT_PATH,
+)
 from umbel.runtimes.flower.link import waiting
 from umbel.runtimes.flower.link.waiting import HOLDS_HEADER, Waiting
+from umbel.runtimes.flower.parcels import HOLD, note
 
 QUESTION = PullMessagesRequest(node=Node(node_id=7)).SerializeToString()
+OTHER = PullMessagesRequest(node=Node(node_id=8)).SerializeToString()
+PUSHED = PushAppMessagesRequest(messages_list=[Message(metadata=Metadata(dst_node_id=7))]).SerializeToString()
 
 
 class SuperLink:
@@ -68,24 +81,90 @@ def hold(monkeypatch):
     monkeypatch.setattr(waiting, "STEP_SECONDS", 0.05)
 
 
-def test_a_message_is_handed_to_all_who_wait_as_soon_as_it_is_pushed():
+def test_a_message_is_handed_to_its_node_as_soon_as_it_is_pushed():
+    """Whoever it is not for goes on waiting, and costs nothing."""
     link = SuperLink()
 
     async def story(app):
-        calls = [Call(app, PULL_PATH), Call(app, PULL_PATH)]
+        mine, other = Call(app, PULL_PATH), Call(app, PULL_PATH, OTHER)
         await asyncio.sleep(0.1)
-        assert not any(call.sent for call in calls)
-        await Call(app, PUSH_PATH, b"one").task
-        await asyncio.gather(*(call.task for call in calls))
-        assert sorted(call.messages for call in calls) == [0, 1]  # who was not meant asks again
+        assert mine.sent == other.sent == []
+        await Call(app, PUSH_PATH, PUSHED).task
+        await mine.task
+        assert (mine.messages, other.sent) == (1, [])
+        other.task.cancel()
 
     assert play(story, link) < 0.8
-    assert link.questions == [QUESTION] * 4
+    assert link.questions == [QUESTION, OTHER, QUESTION]
+
+
+class Store:
+    """A SuperLink that has an object once it was pushed, and a reply once it was; other paths are not called."""
+
+    def __init__(self):
+        self.calls, self.has = [], set()
+
+    async def __call__(self, scope, receive, send):
+        body, path = (await receive())["body"], scope["path"]
+        self.calls.append(path.rpartition("/")[2])
+        answer = b""
+        if path in (RUN_FETCH_PATH, FETCH_PATH):
+            is_there = PullObjectRequest.FromString(body).object_id in self.has
+            answer = PullObjectResponse(object_found=True, object_available=is_there).SerializeToString()
+        elif path == ANSWERS_PATH:
+            found = [one for one in PullAppMessagesRequest.FromString(body).message_ids if one in self.has]
+            answer = PullAppMessagesResponse(messages_list=[Message()] * len(found)).SerializeToString()
+        elif path == REPLY_PATH:
+            self.has |= {one.metadata.reply_to_message_id for one in PushMessagesRequest.FromString(body).messages_list}
+        else:
+            self.has.add(PushObjectRequest.FromString(body).object_id)
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": answer})
+
+
+def held(request, seconds):
+    note(request, HOLD, seconds)
+    return request.SerializeToString()
+
+
+OBJECT = PullObjectRequest(object_id="a" * 64)
+ANSWERS = PullAppMessagesRequest(message_ids=["a" * 64, "b" * 64])
+REPLY = PushMessagesRequest(messages_list=[Message(metadata=Metadata(reply_to_message_id="a" * 64))])
+
+
+@pytest.mark.parametrize(
+    ("path", "question", "pushed_to", "pushed"),
+    [
+        (FETCH_PATH, OBJECT, RUN_OBJECT_PATH, PushObjectRequest(object_id="a" * 64)),
+        (RUN_FETCH_PATH, OBJECT, OBJECT_PATH, PushObjectRequest(object_id="a" * 64)),
+        (ANSWERS_PATH, ANSWERS, REPLY_PATH, REPLY),
+    ],
+    ids=["a node's piece", "a run's piece", "a reply"],
+)
+def test_who_says_for_how_long_waits_for_a_piece_and_for_a_reply(path, question, pushed_to, pushed):
+    """And no longer than he said; whoever does not say is answered at once."""
+    link = Store()
+    kind = type(question)
+
+    async def story(app):
+        await Call(app, path, question.SerializeToString()).task
+        await Call(app, path, held(kind.FromString(question.SerializeToString()), b"0.1")).task
+        assert len(link.calls) == 2
+        call = Call(app, path, held(kind.FromString(question.SerializeToString()), b"30"))
+        await asyncio.sleep(0.1)
+        assert call.sent == []
+        await Call(app, OBJECT_PATH, PushObjectRequest(object_id="c" * 64).SerializeToString()).task
+        assert (call.sent, len(link.calls)) == ([], 4)  # what nobody waits for wakes nobody
+        await Call(app, pushed_to, pushed.SerializeToString()).task
+        await call.task
+        assert len(link.calls) == 6
+
+    assert play(story, link) < 0.9
 
 
 def test_what_is_there_is_handed_out_at_once():
     async def story(app):
-        await Call(app, PUSH_PATH, b"one").task
+        await Call(app, PUSH_PATH, PUSHED).task
         call = Call(app, PULL_PATH)
         await call.task
         assert call.messages == 1
@@ -123,7 +202,7 @@ def test_a_signature_that_ran_out_meanwhile_is_no_error():
         call = Call(app, PULL_PATH)
         await asyncio.sleep(0.1)
         link.statuses = [200, 401]
-        await Call(app, PUSH_PATH, b"one").task
+        await Call(app, PUSH_PATH, PUSHED).task
         await call.task
         assert (call.sent[0]["status"], call.messages) == (200, 0)
 
@@ -139,7 +218,7 @@ def test_a_node_that_is_gone_is_handed_nothing():
         await asyncio.sleep(0.1)
         call.incoming.put_nowait({"type": "http.disconnect"})
         await call.task
-        await Call(app, PUSH_PATH, b"one").task
+        await Call(app, PUSH_PATH, PUSHED).task
         assert call.sent == []
 
     play(story, link)
