@@ -39,6 +39,7 @@ from umbel.server import RoundDone, Started
 MIB = 2**20
 SAMPLE_SECONDS = 0.02
 GOAL, MEMORY_GOAL = 8.0, 3.0  # how many times faster a round is; the server's memory in models
+TRIP_GOAL = 0.060  # seconds of processor time of a round trip, all processes together
 STOCK_ROUNDS = 3  # number of stock Flower's rounds, of half a minute each
 
 
@@ -237,7 +238,14 @@ def rows(results: dict[str, Measured]) -> list[tuple[str, ...]]:
             *(f"{one.resident / MIB:.0f} MiB" for one in (large_stock, large)),
             "",
         ),
+        ("processor time of a round trip of the tiny MLP", "", spent(tiny.processors), ""),
     ]
+
+
+def spent(processors: dict[str, float]) -> str:
+    """Say what a round trip costs, in all and by process."""
+    each = ", ".join(f"{kind} {1000 * seconds:.1f}" for kind, seconds in processors.items())
+    return f"{1000 * sum(processors.values()):.0f} ms ({each})"
 
 
 def goals(results: dict[str, Measured]) -> list[str]:
@@ -248,6 +256,8 @@ def goals(results: dict[str, Measured]) -> list[str]:
         missed.append(f"a tiny round is {median['tiny, stock'] / median['tiny']:.1f} times faster, expected {GOAL:g}")
     if median["large"] > median["large, stock"]:
         missed.append(f"a 100 MB round takes {median['large']:.1f} s, stock Flower {median['large, stock']:.1f} s")
+    if (trip := sum(results["tiny"].processors.values())) > TRIP_GOAL:
+        missed.append(f"a round trip costs {1000 * trip:.0f} ms of processor time, expected {1000 * TRIP_GOAL:.0f}")
     models = results["large"].memory / work.LARGE_BYTES
     if models > MEMORY_GOAL:
         missed.append(f"the server takes {models:.1f} times the model, expected {MEMORY_GOAL:g}")
@@ -273,6 +283,10 @@ defaults, telemetry, update checks and installations at run time off.
 Of Umbel's models above the start, one is the round's sum and one the update that is being read; afterwards one is the
 mean, and one the next model. What a cohort is sent is the model's own memory, and goes out in pieces of 5 MiB, two at a
 time; what comes in is read the same way, into its place. A strategy that remembers (FedAdam) keeps that besides.
+
+A round trip is one message to one client and its reply, training or evaluation; the processor time is that of all
+processes of its kind, the training itself with it. Where messages are small they bring their objects with them
+(decision 53).
 
 Machine: {machine}. {date}."""
 
