@@ -34,8 +34,7 @@ from .compat import (
 from .link.grid import LinkGrid
 from .malformed import Malformed
 from .objects import ObjectReader, Wait, small, upload
-from .parcels import HOLD, RECEIVED, TAKES, carried, load, note
-from .parcels import identifiers as trees
+from .parcels import HOLD, RECEIVED, TAKES, carried, load, note, object_ids
 
 POLL_SECONDS = 0.05  # time between two looks into a Grid; its own send_and_receive looks every 3 seconds
 OBJECT_SECONDS = b"1"  # time that a SuperLink may wait for an object which it is still sent
@@ -179,7 +178,7 @@ class SuperLinkMail:
             except Malformed:
                 self._confirm(tree)
                 raise
-            if set(trees([tree])) <= objects.keys():
+            if set(object_ids([tree])) <= objects.keys():
                 self._received.append(tree.object_id)
             else:
                 self._confirm(tree)
@@ -198,7 +197,7 @@ class SuperLinkMail:
         except Exception as error:  # whatever Flower's clients raise: one client's reply does not end a round
             raise Malformed("timeout", f"its reply did not arrive whole: {error}") from error
         finally:
-            if any(name not in objects for name in trees([tree])):
+            if any(name not in objects for name in object_ids([tree])):
                 return_memory()
         if not isinstance(content, Message):
             raise Malformed("schema", f"its reply is a {type(content).__name__}, no message")

@@ -56,7 +56,7 @@ def fitting(sizes: Mapping[str, int]) -> list[str]:
     return chosen
 
 
-def identifiers(trees: Iterable[Any]) -> Iterator[str]:
+def object_ids(trees: Iterable[Any]) -> Iterator[str]:
     """Yield the id of every object in Flower's ObjectTrees, each once: what is small, the heads, before the pieces."""
     level, seen = list(trees), set[str]()
     while level:

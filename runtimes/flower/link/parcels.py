@@ -21,7 +21,7 @@ from ..compat import (
     PushMessagesResponse,
     transaction,
 )
-from ..parcels import PARCEL_BYTES, RECEIVED, TAKES, carried, identifiers, load, noted
+from ..parcels import PARCEL_BYTES, RECEIVED, TAKES, carried, load, noted, object_ids
 from .asgi import Answer, App, Receive, Scope, Send, ask, body_of, parsed
 
 # What a node asks for, and a run; what a run hands in, and a node.
@@ -82,7 +82,7 @@ class Parcels:
         What the question says has been received is kept no longer.
         """
         received = [one.decode("ascii", "replace") for one in noted(request, RECEIVED)]
-        wanted = list(identifiers(reply.message_object_trees)) if noted(request, TAKES) else []
+        wanted = list(object_ids(reply.message_object_trees)) if noted(request, TAKES) else []
         if not received and not wanted:
             return False
         found = await asyncio.to_thread(self._found, received, wanted)

@@ -13,7 +13,7 @@ from flwr.app import Message
 from ..compat import message_from_proto
 from ..link.waiting import HOLDS_HEADER
 from ..objects import WAIT_SECONDS, ObjectReader
-from ..parcels import carried, identifiers
+from ..parcels import carried, object_ids
 from .fleet import FleetApi, Leaving, Rejected
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Mailbox:
             return letter.objects.get(identifier) or self._fleet.get(self._node, letter.run, identifier)
 
         message = ObjectReader(get, wait=wait).read(letter.tree)
-        if letter.is_ours and set(identifiers([letter.tree])) <= letter.objects.keys():
+        if letter.is_ours and set(object_ids([letter.tree])) <= letter.objects.keys():
             self._received = letter.tree.object_id  # small, and kept a little longer
         else:
             self._fleet.confirm(self._node, letter.run, letter.tree.object_id)

@@ -16,6 +16,7 @@ from superlinks import called
 from umbel.runtimes.flower.compat import ACTIVATE_PATH, CONFIRM_PATH, PULL_PATH
 from umbel.runtimes.flower.link.asgi import answered, body_of
 from umbel.runtimes.flower.link.delivery import MOST_TIMES, Delivery
+from umbel.runtimes.flower.parcels import RECEIVED, note
 
 
 class Fleet:
@@ -51,6 +52,16 @@ def pulled(delivery, node, name="north"):
     return [one.metadata.message_id for one in PullMessagesResponse.FromString(answer.body).messages_list]
 
 
+def asked_again(delivery, node, received, name="north"):
+    """A question that says what came whole."""
+    request = PullMessagesRequest(node=Node(node_id=node))
+    note(request, RECEIVED, received.encode())
+    answer = called(delivery, PULL_PATH, request, {"name": name})
+    return answer.is_taken and [
+        one.metadata.message_id for one in PullMessagesResponse.FromString(answer.body).messages_list
+    ]
+
+
 def confirm(delivery, node, message, name="north"):
     request = ConfirmMessageReceivedRequest(node=Node(node_id=node), message_object_id=message)
     called(delivery, CONFIRM_PATH, request, {"name": name})
@@ -73,6 +84,32 @@ def test_what_comes_meanwhile_comes_afterwards():
     assert pulled(delivery, 1) == ["b"]
     confirm(delivery, 1, "b")
     assert pulled(delivery, 1) == []
+
+
+def test_what_came_whole_is_confirmed_by_the_next_question():
+    """By its own node's alone, and only where Flower took the question."""
+    delivery = Delivery(Fleet())
+    assert [pulled(delivery, node) for node in (1, 2)] == [["a"], ["c"]]
+    assert asked_again(delivery, 2, "a") == ["c"]
+    assert asked_again(delivery, 1, "a", "stranger") is False
+    assert pulled(delivery, 1) == ["a"]
+    assert asked_again(delivery, 1, "a") == ["b"]
+    assert asked_again(delivery, 1, "b") == []
+
+
+@pytest.mark.parametrize("what", ["expired", "restarted", "refused too often"])
+def test_what_is_handed_out_no_more_is_let_go(what):
+    fleet, forgotten = Fleet(), []
+    delivery = Delivery(fleet, forgotten.append)
+    fleet.ttl = 0.05 if what == "expired" else 60.0
+    for _ in range(MOST_TIMES if what == "refused too often" else 1):
+        pulled(delivery, 1)
+    assert forgotten == []
+    time.sleep(0.1 if what == "expired" else 0)
+    if what == "restarted":
+        called(delivery, ACTIVATE_PATH, ActivateNodeRequest(), {"name": "north"})
+    pulled(delivery, 1)
+    assert forgotten == ["a"]
 
 
 def test_a_message_that_nobody_can_take_makes_way():

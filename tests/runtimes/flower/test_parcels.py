@@ -28,7 +28,7 @@ from umbel.runtimes.flower.node.presence import Presence
 from umbel.runtimes.flower.node.proof import Proof
 from umbel.runtimes.flower.node.service import Service
 from umbel.runtimes.flower.objects import array_record, raw_array, wait_until
-from umbel.runtimes.flower.parcels import HOLD, OBJECT, PARCEL_BYTES, carried, fitting, identifiers, load, note, noted
+from umbel.runtimes.flower.parcels import HOLD, OBJECT, PARCEL_BYTES, carried, fitting, load, note, noted, object_ids
 
 LIMIT_SECONDS = 30
 SMALL, LARGE = 1000, 2_000_000  # numbers of float32: one chunk, and two
@@ -180,7 +180,7 @@ def test_heads_come_before_pieces_and_each_once():
     piece = ObjectTree(object_id="piece")
     arrays = [ObjectTree(object_id=name, children=[piece]) for name in ("a", "b")]
     tree = ObjectTree(object_id="message", children=[ObjectTree(object_id="record", children=arrays)])
-    assert list(identifiers([tree, tree])) == ["message", "record", "a", "b", "piece"]
+    assert list(object_ids([tree, tree])) == ["message", "record", "a", "b", "piece"]
 
 
 def test_a_field_of_ours_is_passed_over_by_who_does_not_know_it():
