@@ -7,6 +7,7 @@ is copied into the request that carries it away, and from the reply that brings 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
@@ -36,7 +37,7 @@ from .compat import (
     no_object_id_recompute,
 )
 from .malformed import Malformed
-from .parcels import fitting, varint
+from .parcels import PARCEL_BYTES, fitting, varint
 
 AT_ONCE = 2  # number of objects on their way at a time
 WAIT_SECONDS = 0.05  # time between two looks for an object that is still being uploaded
@@ -117,8 +118,9 @@ def _object_bytes(part: InflatableObject) -> int:
 
 def small(objects: Mapping[str, InflatableObject]) -> dict[str, bytes]:
     """Return what goes into a parcel of these objects, by id."""
-    chosen = fitting({identifier: _object_bytes(part) for identifier, part in objects.items()})
-    return {identifier: objects[identifier].deflate() for identifier in chosen}
+    with no_object_id_recompute():
+        chosen = fitting({identifier: _object_bytes(part) for identifier, part in objects.items()})
+        return {identifier: objects[identifier].deflate() for identifier in chosen}
 
 
 class Upload:
@@ -156,7 +158,9 @@ def upload(
         request = PushObjectRequest(
             node=about.node, run_id=about.run_id, session_id=about.session_id, object_id=identifier
         )
-        if not client.PushObject(Upload(request, objects[identifier])).stored:
+        is_stored = client.PushObject(Upload(request, objects[identifier])).stored
+        forget_call(_object_bytes(objects[identifier]))
+        if not is_stored:
             rejected(identifier)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -226,9 +230,20 @@ class ObjectReader:
         began = time.monotonic()
         while True:
             try:
-                return self._get(identifier)
+                content = self._get(identifier)
+                forget_call(len(content))
+                return content
             except ObjectUnavailableError:
                 self._wait(time.monotonic() - began)
+
+
+def forget_call(size: int) -> None:
+    """Let go of a call that carried so many bytes, if they are many.
+
+    httpx's requests and answers are circles of objects, which keep their bodies until Python's collector comes by.
+    """
+    if size > PARCEL_BYTES:
+        gc.collect(1)
 
 
 def wait_until(deadline: float) -> Wait:
