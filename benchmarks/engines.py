@@ -2,8 +2,9 @@
 
     python benchmarks/engines.py [--works digits10,lstm] [--passes 2] [--rounds 10] [--json]        at most six minutes
 
-Each run is a process of its own; the second pass goes through them backwards. Beside both lies a bare loop over
-vmapped steps, JAX by hand, for the work that it can play; and a million clients, of which a thousand take part.
+`make bench` plays it too. Each run is a process of its own; the second pass goes through them backwards. Beside both
+lies a bare loop over vmapped steps, JAX by hand, for the work that it can play; and a million clients, of which a
+thousand take part.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ WORKS: Mapping[str, Work] = {
     "transformer": Work("transformer", 10, 40, 10, 1.0),
 }
 MILLION = "million"
+Results = dict[tuple[str, str], list[dict[str, float]]]  # what was measured in each pass, by engine and work
 
 
 def digits(keras: Any) -> Any:
@@ -188,6 +190,17 @@ def turns(names: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
+def by_turns(names: Sequence[str] = (*WORKS, MILLION), passes: int = 2, rounds: int = 10) -> Results:
+    """Play works on both engines, every second pass backwards. Errors: RuntimeError, see `run`."""
+    results: Results = {}
+    order = turns(names)
+    for number in range(passes):
+        for turn in order if number % 2 == 0 else reversed(order):
+            results.setdefault(turn, []).append(run(*turn, rounds))
+            print(f"{turn[0]}, {turn[1]}: {results[turn][-1]['seconds']:.3f} s a round", file=sys.stderr, flush=True)
+    return results
+
+
 def table(results: Mapping[tuple[str, str], Sequence[Mapping[str, float]]]) -> str:
     """Return the results as lines of Markdown: the better of the passes of each."""
     lines = [
@@ -230,12 +243,7 @@ def main() -> None:
         player = play_bare if options.engine == BARE else play
         print(json.dumps(player(WORKS[names[0]], options.rounds)))
         return
-    results: dict[tuple[str, str], list[dict[str, float]]] = {}
-    order = turns(names)
-    for number in range(options.passes):
-        for turn in order if number % 2 == 0 else reversed(order):
-            results.setdefault(turn, []).append(run(*turn, options.rounds))
-            print(f"{turn[0]}, {turn[1]}: {results[turn][-1]['seconds']:.3f} s a round", file=sys.stderr, flush=True)
+    results = by_turns(names, options.passes, options.rounds)
     if options.json:
         print(json.dumps({f"{engine}, {name}": runs for (engine, name), runs in results.items()}, indent=1))
     print(table(results), file=sys.stderr if options.json else sys.stdout)

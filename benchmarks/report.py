@@ -162,8 +162,11 @@ def packages() -> str:
     return ", ".join(own + pinned)
 
 
-def write(results: Results, source: str, scaled: dict | None) -> None:
-    """Write docs/benchmarks.md whole, and README.md between its markers, where it has them."""
+def write(results: Results, source: str, scaled: dict | None, engines: str | None = None) -> None:
+    """Write docs/benchmarks.md whole, and README.md and docs/jax.md between their markers, where they have them.
+
+    engines: a table of both engines, as Markdown.
+    """
     parts = [
         PREAMBLE.format(
             data=source, machine=machine(), packages=packages(), date=datetime.date.today(), warm_up=WARM_UP
@@ -179,6 +182,12 @@ def write(results: Results, source: str, scaled: dict | None) -> None:
         title = f"{scaled['clients']:,} clients, {scaled['cohort']:,} a round, {scaled['rounds']} rounds"
         lines = markdown_table(["`benchmarks/scale.py`", ""], scale.describe(scaled))
         parts.append(f"## {title}\n\n{lines}")
+    if engines:
+        dated = f"{engines}\n\n{machine()}. {datetime.date.today()}."
+        parts.append(
+            f"## Keras on TensorFlow and on JAX\n\n`benchmarks/engines.py`; what each work is, it says.\n\n{dated}"
+        )
+        between_markers(ROOT / "docs" / "jax.md", dated)
     docs = ROOT / "docs" / "benchmarks.md"
     docs.parent.mkdir(exist_ok=True)
     docs.write_text("\n\n".join([*parts, NOTES]) + "\n")

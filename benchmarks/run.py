@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from umbel.benchmarks import report, scale
+from umbel.benchmarks import engines, report, scale
 from umbel.benchmarks.contenders.workload import MODELS, mnist_file
 from umbel.benchmarks.measure import WARM_UP, Contender, Result, RunFailed, measure, measure_scale
 
@@ -69,6 +69,17 @@ def play_scale(console: Console) -> dict | None:
     return result
 
 
+def play_engines(console: Console) -> str | None:
+    """Measure both engines on work of other kinds; None, and the reason printed, when that fails."""
+    try:
+        table = engines.table(engines.by_turns())
+    except RuntimeError as failure:
+        console.print(f"engines: {failure}", style="red", markup=False)
+        return None
+    console.print(table, markup=False)
+    return table
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Umbel against its peers, on the same work.")
     parser.add_argument("--only", help=f"comma-separated: {', '.join(one.script for one in CONTENDERS)}")
@@ -103,10 +114,11 @@ def main() -> int:
         console.print(fault, style="red", markup=False)
     whole = options.contenders == list(CONTENDERS) and options.models == list(MODELS)
     scaled = play_scale(console) if whole else None
+    beside = play_engines(console) if whole else None
     if options.json:
         print(json.dumps(report.as_json(results, source, scaled), indent=1))
     if whole:
-        report.write(results, source, scaled)
+        report.write(results, source, scaled, beside)
     return 1 if faults or any(result.reason for result in results.values()) else 0
 
 

@@ -69,6 +69,22 @@ Task = TrainTask | EvaluateTask
 Asking = Generator[Task, Any, T]  # work that yields tasks, and is sent a Trained, or metrics, for each
 
 
+class Summed(NamedTuple):
+    """Result of the trainings of several clients, of which nobody sees a single one."""
+
+    delta: Vector  # Σ weight·(local − global) over the clients that count, added in the order of `core.tree`
+    metrics: Measured  # Σ metrics, likewise
+    losses: np.ndarray | None  # each client's mean loss: float64; None where the model reports none
+    counted: np.ndarray  # which clients' deltas are finite; no other is in the sum: bool
+
+
+class Summing(Protocol):
+    """The part of an engine that adds deltas up where they are."""
+
+    def total(self, tasks: Sequence[TrainTask], weights: np.ndarray) -> Summed:
+        """Train clients, none of which has variables that stay at home, and add up. weights: float64, one for each."""
+
+
 class Engine(Protocol):
     """A model on one device, with variables of its own. Threads must not share an engine."""
 
@@ -85,6 +101,7 @@ class Engine(Protocol):
     evaluation_batch: int  # number of examples in a step of an evaluation
 
     width: int  # number of clients whose tasks are best asked for at once
+    summing: Summing | None  # what adds deltas up where they are; None: it does not
 
     def train(self, tasks: Sequence[TrainTask]) -> list[Trained]:
         """Train clients. Errors: ClientError for what the backend cannot compute of a client's examples."""

@@ -151,7 +151,11 @@ def not_finite(engine: Engine, client: int, trained: Trained) -> Failure | None:
     # One pass: NaN and infinity reach the sum. Not a dot product, whose BLAS threads would crowd out the workers'.
     if np.isfinite(trained.delta.sum()):
         return None
-    loss = loss_of(trained.metrics)
+    return non_finite(engine, client, loss_of(trained.metrics))
+
+
+def non_finite(engine: Engine, client: int, loss: float | None) -> Failure:
+    """Return the failure of a client whose delta is not finite."""
     said = f" (training loss {math.nan if loss is None else loss:.4g})"
     told = "" if engine.experiment.plan is not None else said
     return Failure(client, "non_finite", f"its update is not finite{told}")

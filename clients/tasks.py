@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.parts.phases import Course
-from ..core.random import Key, derive
+from ..core.random import Dealer, Key, derive
 from ..core.types import NOTHING, Broadcast, Vector
 from .engine import Engine, EvaluateTask, Measured, TrainTask
 
 CHUNK = 4096  # number of examples in an evaluation call
+
+
+class _OfThread(threading.local):
+    """Holdings of a thread that it shares with none."""
+
+    def __init__(self) -> None:
+        self.dealer = Dealer()
+
+
+_OWN = _OfThread()
 
 
 def train_task(
@@ -103,5 +115,7 @@ def epoch_orders(rows: np.ndarray, epochs: int, key: Key | None) -> np.ndarray:
     rows = np.asarray(rows, np.int32)
     if key is None:
         return np.tile(rows, (epochs, 1))
-    generator = key.generator()
-    return np.stack([generator.permutation(rows) for _ in range(epochs)])
+    orders, generator = np.tile(rows, (epochs, 1)), _OWN.dealer.at(key)
+    for order in orders:
+        generator.shuffle(order)
+    return orders

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,21 @@ class Key(NamedTuple):
         """Draw `count` seeds for other generators: int64, shape (count,), each in [0, 2³¹)."""
         stream = hashlib.shake_128(self.digest).digest(4 * count)
         return np.frombuffer(stream, "<u4").astype(np.int64) >> 1
+
+
+class Dealer:
+    """One generator, begun anew for each key: making one takes longer than dealing a small client's order."""
+
+    def __init__(self) -> None:
+        self._bits = np.random.Philox(key=0)
+        self._generator = np.random.Generator(self._bits)
+        self._state: Any = self._bits.state
+
+    def at(self, key: Key) -> np.random.Generator:
+        """Return the generator as `key.generator()` has it. It is the same one in every call."""
+        self._state["state"]["key"] = np.frombuffer(key.digest, "<u8")
+        self._bits.state = self._state
+        return self._generator
 
 
 def derive(seed: int, *path: str | int) -> Key:

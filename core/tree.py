@@ -22,6 +22,24 @@ from .validation import require
 LEAF = 8  # updates that are added one after another
 
 
+def room_for(places: int) -> int:
+    """Return the length of the smallest aligned run that has so many places: LEAF·2ᵏ."""
+    return int(LEAF * 2 ** max(0, math.ceil(math.log2(places / LEAF))))
+
+
+def summed_rows(rows: Any) -> Any:
+    """Return the sum of rows as a Tree adds up as many updates. rows: an array whose length is LEAF·2ᵏ.
+
+    Zeros stand for places that failed, or are not there. Any kind of array will do that adds element by element.
+    """
+    total = rows[::LEAF]
+    for place in range(1, LEAF):
+        total = total + rows[place::LEAF]
+    while len(total) > 1:
+        total = total[::2] + total[1::2]
+    return total[0]
+
+
 class Run(NamedTuple):
     """The sum of clients that are neighbours."""
 
@@ -64,7 +82,7 @@ class Tree:
         Errors: ConfigError for a run that is not aligned, or follows one that was not full.
         """
         self._check_open()
-        room = LEAF * 2 ** max(0, math.ceil(math.log2(width / LEAF)))
+        room = room_for(width)
         is_aligned = not self._width and self._places % room == 0
         require(is_aligned, f"a run of {width} clients cannot begin at place {self._places} of a cohort")
         self._places += width

@@ -18,6 +18,7 @@ from ..clients.personal import evaluation
 from ..clients.round import Played, client_round, train_client
 from ..clients.tasks import chunk_of, evaluate
 from ..clients.teams import choose, hire
+from ..clients.together import is_summed, play_summed
 from ..core.bases import Population
 from ..core.errors import ConfigError
 from ..core.examples import Examples
@@ -32,6 +33,7 @@ from ..core.sums import ClientSum, Meeting, ServerSum
 from ..core.system.backend import require_backend
 from ..core.types import NOTHING, Broadcast, ClientMetrics, Metrics, Value, Vector, add_metrics
 from ..core.validation import require, require_count
+from .runs import in_runs
 from .team import digests_of, held_out, workers_of
 
 log = logging.getLogger(__name__)
@@ -164,10 +166,13 @@ class Simulation:
     def train(self, work: Iterable[Assignment | None], summation: Summation) -> Iterator[Arrival]:
         """Train clients side by side, each from its own broadcast; arrivals in the order of work."""
         self._parties = parties = Parties()
-        if self._team[0].width == 1:
+        engine, in_blocks = self._team[0], partial(self._in_blocks, partial(self._play_block, parties))
+        if engine.width == 1:
             yield from self._in_order(partial(self._play, parties), work)
+        elif is_summed(engine, summation):
+            yield from in_runs(work, engine.width, partial(self._sum_up, summation.losses), in_blocks)
         else:
-            yield from self._in_blocks(lambda block: self._play_block(parties, block), work)
+            yield from in_blocks(work)
 
     def hidden_sum(
         self, aggregation: SecureAggregation, meeting: Meeting, cohort: Sequence[int]
@@ -305,6 +310,16 @@ class Simulation:
             return play_together(engine, [asking(engine, assignment) for assignment in block])
 
         return [parties.arrival(one, *played) for one, played in zip(block, self._borrow(train), strict=True)]
+
+    def _sum_up(self, losses: bool, block: Sequence[Assignment]) -> Arrival:
+        """Return the sum of what assignments come to."""
+        population = self._running.population
+
+        def train(engine: Engine) -> Arrival:
+            held = [self._examples(engine, population, assignment.client) for assignment in block]
+            return play_summed(engine, block, held, losses)
+
+        return self._borrow(train)
 
     def _examples(self, engine: Engine, population: Population, client: int) -> tuple[Examples, np.ndarray]:
         """Return the arrays this client indexes into, on the engine's device, and its rows of them."""

@@ -57,6 +57,7 @@ class Audit:
     def __init__(self, experiment: Experiment, stored: StoredRun, canaries: int = 100, seed: int = 0):
         """Prepare attacks with `canaries` clients added and as many directions held out. seed: of their randomness."""
         self.experiment, self.stored, self.canaries = experiment, stored, canaries
+        require_tensorflow("An audit trains, and inverts gradients,")
         self.key = derive(seed, "audit", stored.run)
         self.rounds = len(stored.records)
         if not self.rounds:
@@ -179,7 +180,6 @@ class Audit:
 
         Both are taken without the average example: images of digits are alike, and a blend of ten correlates with each.
         """
-        require_tensorflow("An audit inverts gradients")
         from ..clients.tensorflow.engine import TensorFlowEngine
         from ..clients.tensorflow.inversion import invert
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -173,7 +174,7 @@ class Catching(Wrapping):
 
     def train(self, work: Iterable[Assignment | None], summation: Summation) -> Iterator[Arrival]:
         """Same as `Runtime.train`."""
-        for arrival in self.runtime.train(self._noted(work), summation):
+        for arrival in self.runtime.train(self._noted(work), dataclasses.replace(summation, subtotals=False)):
             if self.assignment is not None and self.content is None and arrival.clients == (self._client,):
                 self.content = arrival.content
                 if self._is_last:

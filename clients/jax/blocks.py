@@ -1,22 +1,25 @@
 """A block: clients who take their steps side by side, each batch in its true size.
 
 for each pass:   full batches 1, 2, … of whoever has as many, then each size of last batch, of whoever has that one
+
+A *stride* is one or several full batches on end, taken in one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ...core.examples import Examples, leaves, map_arrays
-from ..keras.building import batch_of
+from ..keras.building import as_keras, batch_of
 from .variables import State
 
-# step(state, data, rows, which clients are active); data: what all share, or the batch of each
-StepOf = Callable[[State, Any, np.ndarray, np.ndarray], State]
+# step(state, data, rows, which clients are active, number of batches); data: what all share, or the batch of each
+StepOf = Callable[[State, Any, np.ndarray, np.ndarray, int], State]
+STRIDE = 16  # full batches in a stride: one program, however many of them are taken
 
 
 class Batch(NamedTuple):
@@ -37,7 +40,8 @@ class Block:
         orders: each int32, shape (passes, at least `examples`).
         """
         self.is_resident = not isinstance(next(leaves(data[0].x)), np.ndarray)
-        self._batches = [batch_of(one if one.count else blank_row(one)) for one in data]
+        own = [as_keras(one) for one in (data[:1] if self.is_resident else data)]
+        self._batches = [batch_of(one if one.count else blank_row(one)) for one in own]
         self.examples, self.passes = (np.zeros(width, np.int64) for _ in range(2))
         self.examples[: len(examples)] = examples
         self.passes[: len(orders)] = [len(order) for order in orders]
@@ -46,22 +50,48 @@ class Block:
         for place, (order, count) in enumerate(zip(orders, examples, strict=True)):
             self._rows[place, : len(order), :count] = order[:, :count]
 
-    def take(self, state: State, batches: Iterator[Batch], step: StepOf) -> State:
-        """Let the clients take batches, one after another; return their states."""
+    def take(self, state: State, batches: Iterable[Batch], step: StepOf, full: int | None = None) -> State:
+        """Let the clients take batches, one after another; return their states.
+
+        full: number of examples in a full batch, of which several on end are one stride; None: none are.
+        """
         clients, (_, passes, longest) = np.arange(len(self.examples))[:, None], self._rows.shape
-        for batch in batches:
-            places = np.minimum(batch.starts[:, None] + np.arange(batch.size), longest - 1)
-            rows = self._rows[clients, np.minimum(batch.passes, passes - 1)[:, None], places]
-            state = step(state, self.data_at(rows), rows, batch.active)
+        for stride in strides(batches, full if self.is_resident else None):
+            size, is_full = stride[0].size, self.is_resident and stride[0].size == full
+            shape = len(clients), STRIDE if is_full else 1
+            rows, active = np.zeros((*shape, size), np.int32), np.zeros(shape, bool)
+            for number, batch in enumerate(stride):
+                places = np.minimum(batch.starts[:, None] + np.arange(size), longest - 1)
+                rows[:, number] = self._rows[clients, np.minimum(batch.passes, passes - 1)[:, None], places]
+                active[:, number] = batch.active
+            state = step(state, self.data_at(rows), rows, active, len(stride))
         return state
 
     def data_at(self, rows: np.ndarray) -> Any:
-        """Return what all share, where it lies on the device; else each client's own batch, one behind the other."""
+        """Return what all share, where it lies on the device; else each client's own batch, one behind the other.
+
+        rows: of any shape, clients first.
+        """
         if self.is_resident:
             return self._batches[0]
         own = [rows_of(batch, at) for batch, at in zip(self._batches, rows, strict=False)]
         own += own[:1] * (len(rows) - len(own))
         return jax.tree.map(lambda *parts: np.stack(parts), *own)
+
+
+def strides(batches: Iterable[Batch], full: int | None) -> Iterator[list[Batch]]:
+    """Yield batches in strides: full ones on end, at most STRIDE of them; any other alone."""
+    stride: list[Batch] = []
+    for batch in batches:
+        if stride and (batch.size != full or len(stride) == STRIDE):
+            yield stride
+            stride = []
+        stride.append(batch)
+        if batch.size != full:
+            yield stride
+            stride = []
+    if stride:
+        yield stride
 
 
 def blank_row(data: Examples) -> Examples:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...core.errors import ClientError
 from ..engine import TrainTask
-from .blocks import StepOf
 
 
 class Watched:
@@ -17,7 +16,7 @@ class Watched:
     def __init__(self, task: TrainTask):
         self._task, self._taken = task, 0
 
-    def around(self, step: StepOf) -> StepOf:
+    def around(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return the same step, whose errors are a ClientError that names client, round and batch."""
 
         def watched(*arguments: Any) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from ...core.errors import ConfigError, UmbelError
+from ...core.errors import ClientError, ConfigError, UmbelError
 from ...core.examples import Examples, leaves, map_arrays
 from ..keras.building import batch_of, check_inputs, declared_batch, reason, shapes
 from ..keras.joining import Call
@@ -92,18 +92,26 @@ def create_variables(model: keras.Model, batch: Examples) -> frozenset[int]:
     check_compiled(model)
     model.optimizer.build(model.trainable_variables)
     model.reset_metrics()
-    assigned = {id(variable) for variable in assigned_by(model, arrays)}
+    assigned = {id(variable) for variable in assigned_by(model, traced_step(model, arrays))}
     return frozenset(place for place, weight in enumerate(model.weights) if id(weight) in assigned)
 
 
-def assigned_by(model: keras.Model, arrays: tuple) -> list[keras.Variable]:
-    """Return the variables that a training step assigns."""
-    groups = groups_of(model)
-    state, batch = values_of(groups), map_arrays(jnp.asarray, arrays)
-    traced = jax.make_jaxpr(lambda state, batch: model.train_step(state, batch)[1])(state, batch).jaxpr
-    variables = [variable for group in groups for variable in group]
+def traced_step(model: keras.Model, arrays: tuple) -> Any:
+    """Return a model's training step on a batch as JAX's operations. Nothing is computed."""
+    state, batch = values_of(groups_of(model)), map_arrays(jnp.asarray, arrays)
+    return jax.make_jaxpr(lambda state, batch: model.train_step(state, batch)[1])(state, batch).jaxpr
+
+
+def assigned_by(model: keras.Model, traced: Any) -> list[keras.Variable]:
+    """Return the variables that a training step assigns. traced: the step, as `traced_step` returns it."""
+    variables = [variable for group in groups_of(model) for variable in group]
     pairs = zip(variables, traced.invars, traced.outvars, strict=False)
     return [variable for variable, before, after in pairs if after is not before]
+
+
+def convolves(traced: Any) -> bool:
+    """Return whether a step has a convolution among its operations, those inside others included."""
+    return "conv_general_dilated" in str(traced)
 
 
 def check_step(model: keras.Model) -> None:
@@ -155,6 +163,14 @@ def explained(examples: Examples) -> Iterator[None]:
         raise
     except Exception as error:
         raise ConfigError(f"the model does not take examples of {shapes(examples)}: {reason(error)}") from error
+
+
+def fetched(found: Any) -> Any:
+    """Return arrays of the device as NumPy's. Errors: ClientError for what went wrong there meanwhile."""
+    try:
+        return jax.device_get(found)
+    except jax.errors.JaxRuntimeError as error:
+        raise ClientError(str(error).splitlines()[0]) from error
 
 
 def check_compiled(model: keras.Model) -> None:

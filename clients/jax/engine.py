@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ...core.errors import ClientError, ConfigError
-from ...core.examples import Examples, leaves, map_arrays
+from ...core.examples import Examples, map_arrays
 from ...core.experiment import Experiment
 from ...core.frozen import Base
 from ...core.parts.private import PerExamplePrivacy
@@ -22,7 +22,7 @@ from ...core.recipe import Recipe
 from ...core.spec import ModelSpec
 from ...core.types import ClientMetrics, Join, Metrics, Value, Vector
 from ..draws import PrivateTask, private_task
-from ..engine import EvaluateTask, Measured, StepName, Trained, TrainTask
+from ..engine import EvaluateTask, Measured, StepName, Task, Trained, TrainTask
 from ..keras.agreed import Agreement
 from ..keras.building import (
     BUILDING,
@@ -45,16 +45,20 @@ from ..keras.per_client import ClientTable, gathered
 from ..keras.samples import sample_of
 from .blocks import Block, batches_of, powers, whole
 from .debug import Watched
-from .eager import assigned_by, check_numbers, create_variables, explained, fixed_batch
+from .eager import assigned_by, check_numbers, convolves, create_variables, explained, fetched, fixed_batch, traced_step
+from .grouping import alike, blocks_of, filled, len_of, nothing_alike, visited_of
+from .lanes import Lanes
 from .lookups import tables_of
 from .private import PrivateSteps, room_for, take_private_steps
 from .programs import Programs, StepKind
 from .refusals import check_supported
+from .totals import BlockSums
 from .variables import ModelVariables
-from .width import width_for
+from .width import at_once, block_for
 
 log = logging.getLogger(__name__)
 EVALUATION_BATCH = 512
+T = TypeVar("T")
 
 
 class JaxEngine:
@@ -66,16 +70,17 @@ class JaxEngine:
     def __init__(
         self,
         experiment: Experiment | Recipe,
-        width: int | None = None,
+        block: int | None = None,
         agreement: Agreement | None = None,
         debug: bool = False,
+        lanes: int | None = None,
     ):
-        """Build experiment's model. width: number of clients in a block; None: what the cache has room for.
+        """Build experiment's model. block: number of clients in a block; None: what a cache has room for.
 
         agreement: how metrics travel, as another engine of this experiment found; None: find it. debug: take each
-        client's steps alone and uncompiled, as for a model with run_eagerly=True. Errors: ConfigError
-        for a model that is not compiled or does not fit the clients' examples; IncompatibleError for what JAX does not
-        carry yet.
+        client's steps alone and uncompiled, as for a model with run_eagerly=True. lanes: see `Lanes`. Errors:
+        ConfigError for a model that is not compiled or does not fit the clients' examples; IncompatibleError for what
+        JAX does not carry yet.
         """
         self.experiment = recipe = experiment.resolved
         self.device = "CPU:0" if jax.default_backend() == "cpu" else "GPU:0"
@@ -86,7 +91,7 @@ class JaxEngine:
             self.model, moved, self._origin = build_model(recipe.model, sample, key, create_variables)
             if recipe.start is not None:
                 recipe.start.load_into(self.model)
-            assigned = assigned_by(self.model, batch_of(for_batches(self.model, sample)))
+            traced = traced_step(self.model, batch_of(for_batches(self.model, sample)))
             spec = ModelSpec.of(self.model, recipe.personal, moved)
             pairs = zip(self.model.weights, spec.variables, strict=True)
             self.base = Base(tuple(np.array(weight.value) for weight, variable in pairs if variable.is_frozen))
@@ -94,8 +99,8 @@ class JaxEngine:
             self.meter = Meter.of(self.model, sample, agreement)
             if recipe.local.per_example is not None:
                 check_model(self.model, sample)
-            self.variables = ModelVariables(self.model, self.spec, self.meter, assigned)
-        self._tables = tables_of(self.model)
+            self.variables = ModelVariables(self.model, self.spec, self.meter, assigned_by(self.model, traced))
+        self._tables = tables_of(self.model, sample.x)
         check_lookups(self._tables, sample, "training")
         self.fixed_batch = fixed_batch(self.model, sample)
         self.evaluation_batch = self.fixed_batch or EVALUATION_BATCH
@@ -104,7 +109,11 @@ class JaxEngine:
         if recipe.rule is not None:
             check_rule(recipe.rule, self.variables)
         self.is_debugged = debug or bool(self.model.run_eagerly)
-        self.width = 1 if self.is_debugged else width or width_for(recipe, self.spec.size)
+        self.has_convolutions = convolves(traced)
+        self.loops = not (self.has_convolutions or self.is_debugged)
+        self._full = recipe.local.batch_size if self.loops else None
+        self.lanes = Lanes(1 if self.is_debugged else lanes)
+        self.use_block(1 if self.is_debugged else block or block_for(recipe, self.spec.size))
         self.initial_memory = [np.array(weight.value) for weight in self.variables.personal]
         rate = self.variables.rate
         self.default_rate = math.nan if rate is None else float(np.array(rate.value))
@@ -112,8 +121,13 @@ class JaxEngine:
         self._description |= {"model.variables": self.spec.digest[:16], "model.config": describe_model(self.model)}
         self._initial_params: Vector = self.spec.flatten(self.model.get_weights())
         self._table = ClientTable(self.meter)
-        self._programs = Programs(self.variables, self.is_debugged)
+        self._programs = Programs(self.variables, self.lanes, self.is_debugged, self.loops)
         self._sent: tuple[Vector, Any] | None = None
+        self.summing = None if self.is_debugged else BlockSums(self)
+
+    def use_block(self, block: int) -> None:
+        """Let so many clients take their steps in one call."""
+        self.block, self.width = block, 1 if self.is_debugged else at_once(block, self.spec.size)
 
     def is_current(self, experiment: Recipe) -> bool:
         """Return whether experiment's builder still makes the model that this engine was built with."""
@@ -123,22 +137,42 @@ class JaxEngine:
         """Train clients, a block at a time. Errors: ClientError for what JAX cannot compute of the examples."""
         if self.experiment.local.per_example is not None:
             return self._train_privately(tasks, self.experiment.local.per_example)
-        for task in tasks:
-            self._look_at(task.data, round=task.round, client=task.client)
+
+        def trained(places: list[int], found: Any) -> list[Trained]:
+            return self._told("train", [tasks[place] for place in places], fetched(found))
+
         results: dict[int, Trained] = {}
-        for places in blocks_of(tasks, self.width, alike):
-            trained = self._train_block([tasks[place] for place in places])
-            results |= zip(places, trained, strict=True)
+        for places, block in self.trained_blocks(tasks, trained):
+            results |= zip(places, block, strict=True)
         return [results[place] for place in range(len(tasks))]
+
+    def trained_blocks(
+        self, tasks: Sequence[TrainTask], finish: Callable[[list[int], Any], T]
+    ) -> list[tuple[list[int], T]]:
+        """Train clients, blocks side by side; return the places of each block's, and what finish makes of it.
+
+        finish(places, found): deltas, personal variables and metrics of a block, on the device.
+        """
+        self._look_at(tasks)
+        self._sent_vector(tasks[0].params)
+
+        def trained(places: list[int]) -> tuple[list[int], T]:
+            return places, finish(places, self._train_block([tasks[place] for place in places]))
+
+        return self.lanes.map(trained, list(blocks_of(tasks, self.block, alike)))
 
     def evaluate(self, tasks: Sequence[EvaluateTask]) -> list[Measured]:
         """Return the metrics' states over the rows of each task."""
-        for task in tasks:
-            self._look_at(task.data)
+        self._look_at(tasks)
+        width = 1 if len(tasks) == 1 else self.block
+        self._sent_vector(tasks[0].params)
+        blocks = list(blocks_of(tasks, self.block, nothing_alike))
+        measured = self.lanes.map(
+            lambda places: self._evaluate_block([tasks[place] for place in places], width), blocks
+        )
         results: dict[int, Measured] = {}
-        for places in blocks_of(tasks, self.width, evaluated_alike):
-            measured = self._evaluate_block([tasks[place] for place in places], 1 if len(tasks) == 1 else self.width)
-            results |= zip(places, measured, strict=True)
+        for places, block in zip(blocks, measured, strict=True):
+            results |= zip(places, block, strict=True)
         return [results[place] for place in range(len(tasks))]
 
     def check(self, examples: Examples, kind: str) -> None:
@@ -197,11 +231,12 @@ class JaxEngine:
     def forget_initial_params(self) -> None:
         """Do nothing: the model's variables are never written, so that its weights are held anyway."""
 
-    def _train_block(self, tasks: Sequence[TrainTask]) -> list[Trained]:
-        first, width, programs = tasks[0], self.width, self._programs
+    def _train_block(self, tasks: Sequence[TrainTask]) -> Any:
+        """Return what is left of a block's training, on the device: deltas, personal variables, metrics."""
+        first, width, programs = tasks[0], self.block, self._programs
         course, is_one = first.course, all(task.params is first.params for task in tasks)
-        data, orders = [as_keras(task.data) for task in tasks], [task.order for task in tasks]
-        block = Block(data, orders, [task.examples for task in tasks], width)
+        orders = [task.order for task in tasks]
+        block = Block([task.data for task in tasks], orders, [task.examples for task in tasks], width)
         params = self._vectors([task.params for task in tasks], is_one)
         rates = filled([np.float32(task.learning_rate) for task in tasks], width)
         state = self._begun(tasks, width, is_one, params, rates, True)
@@ -218,18 +253,15 @@ class JaxEngine:
             offset = None if course.is_anchored else offsets
             kind = StepKind(trains, course.proximal, offset is not None, course.is_anchored)
 
-            def step(state: Any, data: Any, rows: np.ndarray, active: np.ndarray, kind=kind, towards=towards,
-                     offset=offset) -> Any:  # fmt: skip
-                return programs.train(
-                    width, kind, is_one, block.is_resident, state, data, rows, active, towards, offset
-                )
+            def step(state: Any, *stride: Any, kind=kind, towards=towards, offset=offset) -> Any:
+                return programs.train(width, kind, is_one, block.is_resident, state, *stride, towards, offset)
 
             ends = last if epochs is None else block.examples
             batches = batches_of(begun, passes, block.examples, ends, self.experiment.local.batch_size)
             with explained(first.data):
-                state = block.take(state, batches, watched.around(step) if watched else step)
+                state = block.take(state, batches, watched.around(step) if watched else step, self._full)
             begun = begun + passes
-        return self._finished("train", state, tasks, width, is_one, params)
+        return programs.finish(width, "train", is_one, state, params)
 
     def _train_privately(self, tasks: Sequence[TrainTask], privacy: PerExamplePrivacy) -> list[Trained]:
         """Same as train, by DP-SGD; without metrics, which would be releases that nothing covers."""
@@ -237,22 +269,25 @@ class JaxEngine:
         results: dict[int, Trained] = {}
         drawn = {id(task): private_task(task, privacy, local) for task in tasks}
         rooms = {id(task): room_for(drawn[id(task)], local.batch_size) for task in tasks}
-        for places in blocks_of(tasks, self.width, lambda task: (alike(task), rooms[id(task)])):
+        blocks = list(blocks_of(tasks, self.block, lambda task: (alike(task), rooms[id(task)])))
+
+        def train(places: list[int]) -> list[Trained]:
             block = [tasks[place] for place in places]
-            trained = self._train_private_block(
-                block, [drawn[id(task)] for task in block], rooms[id(block[0])], privacy
-            )
+            return self._train_private_block(block, [drawn[id(task)] for task in block], rooms[id(block[0])], privacy)
+
+        self._sent_vector(tasks[0].params)
+        for places, trained in zip(blocks, self.lanes.map(train, blocks), strict=True):
             results |= zip(places, (one._replace(metrics={}) for one in trained), strict=True)
         return [results[place] for place in range(len(tasks))]
 
     def _train_private_block(
         self, tasks: Sequence[TrainTask], drawn: Sequence[PrivateTask], room: int, privacy: PerExamplePrivacy
     ) -> list[Trained]:
-        first, width, programs, rule = tasks[0], self.width, self._programs, self.experiment.rule
+        first, width, programs, rule = tasks[0], self.block, self._programs, self.experiment.rule
         private, proximal = PrivateSteps(self.variables, privacy.clip_norm), 0.0 if rule is None else rule.proximal
         is_one = all(task.params is first.params for task in tasks)
-        data, orders = [as_keras(task.data) for task in tasks], [task.order for task in tasks]
-        block = Block(data, orders, [task.examples for task in tasks], width)
+        orders = [task.order for task in tasks]
+        block = Block([task.data for task in tasks], orders, [task.examples for task in tasks], width)
         params = self._vectors([task.params for task in tasks], is_one)
         rates = filled([np.float32(task.learning_rate) for task in tasks], width)
         state = self._begun(tasks, width, is_one, params, rates, True)
@@ -269,18 +304,18 @@ class JaxEngine:
         taken = Watched(first).around(step) if self.is_debugged else step
         with explained(first.data):
             state = take_private_steps(block, drawn, room, private.size, state, clipped, taken)
-        return self._finished("train", state, tasks, width, is_one, params)
+        return self._told("train", tasks, fetched(programs.finish(width, "train", is_one, state, params)))
 
     def _evaluate_block(self, tasks: Sequence[EvaluateTask], width: int) -> list[Measured]:
         first, programs = tasks[0], self._programs
         is_one = all(task.params is first.params for task in tasks)
-        data, orders = [as_keras(task.data) for task in tasks], [task.rows[None] for task in tasks]
-        block = Block(data, orders, [len(task.rows) for task in tasks], width)
+        orders = [task.rows[None] for task in tasks]
+        block = Block([task.data for task in tasks], orders, [len(task.rows) for task in tasks], width)
         params = self._vectors([task.params for task in tasks], is_one, width)
         state = self._begun(tasks, width, is_one, params, np.zeros(width, np.float32), False)
 
-        def step(state: Any, data: Any, rows: np.ndarray, active: np.ndarray) -> Any:
-            return programs.test(width, block.is_resident, state, data, rows, active)
+        def step(state: Any, *stride: Any) -> Any:
+            return programs.test(width, block.is_resident, state, *stride)
 
         # Clients' validation sets have many sizes, and each would be compiled.
         is_bound = self.meter.agreement.by_batch or self.fixed_batch is not None
@@ -289,91 +324,49 @@ class JaxEngine:
         batches = batches_of(none, once, block.examples, block.examples, self.evaluation_batch, pieces)
         with explained(first.data):
             state = block.take(state, batches, step)
-        return [one.metrics for one in self._finished("test", state, tasks, width, is_one, params)]
+        found = fetched(programs.finish(width, "test", is_one, state, params))
+        return [one.metrics for one in self._told("test", tasks, found)]
 
-    def _look_at(self, data: Examples, **where: int) -> None:
+    def _look_at(self, tasks: Sequence[Task]) -> None:
         """Raise ClientError for labels that are no class, and numbers without a row: JAX would go on without a word."""
-        fault = fault_of_client(self.model, self._tables, data)
-        if fault is not None:
-            raise ClientError(fault, **where)
+        for task in {id(task.data): task for task in reversed(tasks)}.values():
+            fault = fault_of_client(self.model, self._tables, task.data)
+            if fault is not None:
+                where = {"round": task.round, "client": task.client} if isinstance(task, TrainTask) else {}
+                raise ClientError(fault, **where)
 
     def _vectors(self, params: Sequence[Vector], is_one: bool, width: int | None = None) -> Any:
         """Return the vectors that a block starts from: one, which is copied once per broadcast, or each its own."""
         if not is_one:
-            return jnp.asarray(filled(params, width or self.width))
-        if self._sent is None or self._sent[0] is not params[0]:
-            self._sent = params[0], jnp.asarray(params[0])
-        return self._sent[1]
+            return jnp.asarray(filled(params, width or self.block))
+        return self._sent_vector(params[0])
+
+    def _sent_vector(self, params: Vector) -> Any:
+        """Return a vector on the device, where it lies from the last call if it was the same."""
+        sent = self._sent
+        if sent is None or sent[0] is not params:
+            self._sent = sent = params, jnp.asarray(params)
+        return sent[1]
 
     def _begun(self, tasks: Sequence[Any], width: int, is_one: bool, params: Any, rates: Any, is_training: bool) -> Any:
-        generators = len(self.variables.seeds)
-        words = filled([task.key.words(2 * generators).reshape(-1, 2) for task in tasks], width)
-        seeds = [words[:, number].astype(variable.dtype) for number, variable in enumerate(self.variables.seeds)]
+        seeds: list[np.ndarray] = []
+        if generators := self.variables.seeds:
+            words = filled([task.key.words(2 * len(generators)).reshape(-1, 2) for task in tasks], width)
+            seeds = [words[:, number].astype(variable.dtype) for number, variable in enumerate(generators)]
         personal = [
             filled([np.asarray(task.personal[number]) for task in tasks], width)
             for number in range(len(self.variables.personal))
         ]
         return self._programs.begin(width, is_training, is_one, params, personal, rates, seeds)
 
-    def _finished(
-        self, step: StepName, state: Any, tasks: Sequence[Any], width: int, is_one: bool, params: Any
-    ) -> list[Trained]:
-        try:
-            found = self._programs.finish(width, step, is_one, state, params)
-            delta, personal, read = jax.device_get(found)
-        except jax.errors.JaxRuntimeError as error:
-            raise ClientError(str(error).splitlines()[0]) from error
+    def _told(self, step: StepName, tasks: Sequence[Any], found: Any) -> list[Trained]:
+        """Return what is left of a block's states, client by client."""
+        delta, personal, read = found
         results = []
         for place, task in enumerate(tasks):
-            count = task.examples if isinstance(task, TrainTask) else len(task.rows)
+            count = len_of(task)
             visited = visited_of(task) if isinstance(task, TrainTask) else count
             states = self.meter.states(step, [array[place] for array in read], visited)
             own = [np.array(values[place]) for values in personal]
             results.append(Trained(delta[place], own, self.meter.with_loss(step, states, count)))
         return results
-
-
-def visited_of(task: TrainTask) -> int:
-    """Return the number of examples that a training visits, those of all passes together."""
-    return task.examples * len(task.order) - (task.examples - task.last)
-
-
-def blocks_of(tasks: Sequence[Any], width: int, alike: Any) -> Iterator[list[int]]:
-    """Yield the places of tasks in blocks of at most width, which share what `alike` returns.
-
-    Those that have as many batches come together, so that few wait for others.
-    """
-    groups: dict[Any, list[int]] = {}
-    for place, task in enumerate(tasks):
-        groups.setdefault(alike(task), []).append(place)
-    for places in groups.values():
-        ordered = sorted(places, key=lambda place: len_of(tasks[place])) if len(places) > width else places
-        for start in range(0, len(ordered), width):
-            yield ordered[start : start + width]
-
-
-def alike(task: TrainTask) -> Any:
-    """Return what trainings in one block have in common."""
-    return task.course, len(task.offset), identity_of(task.data)
-
-
-def evaluated_alike(task: EvaluateTask) -> Any:
-    """Return what evaluations in one block have in common."""
-    return identity_of(task.data)
-
-
-def identity_of(data: Examples) -> Any:
-    """Return the identity of data on the device; for a client's own their shapes and types."""
-    if not isinstance(next(leaves(data.x)), np.ndarray):
-        return tuple(id(one) for one in leaves(tuple(data)))
-    return tuple((array.shape[1:], str(array.dtype)) for array in leaves(tuple(data)))
-
-
-def len_of(task: TrainTask | EvaluateTask) -> int:
-    """Return the number of examples of a task."""
-    return task.examples if isinstance(task, TrainTask) else len(task.rows)
-
-
-def filled(values: Sequence[Any], width: int) -> np.ndarray:
-    """Stack values, the first again for each client that is not there."""
-    return np.stack([*values, *[values[0]] * (width - len(values))])

@@ -1,22 +1,24 @@
 """Compiled steps over a block of clients: one step of each, in one call.
 
-Steps are looped over from Python: the block already spreads a call over many clients, and XLA's own loops make
-convolutions ten times slower on a CPU. A client that is done, or whose next batch has another size, keeps its state.
+A stride of full batches is one loop of XLA's, but for models with convolutions, which are ten times slower in it on a
+CPU: these are looped over from Python. A client that is done, or whose next batch has another size, keeps its state.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ...core.examples import map_arrays
+from ...core.examples import leaves, map_arrays
 from ...core.types import Trains
 from ..keras.building import BUILDING
 from .debug import check_loss
+from .lanes import Lanes
 from .private import PrivateSteps
 from .variables import ModelVariables, State
 
@@ -33,11 +35,17 @@ class StepKind(NamedTuple):
 class Programs:
     """The compiled parts of a block's round, for blocks of one width each."""
 
-    def __init__(self, variables: ModelVariables, is_debugged: bool = False):
-        """Make nothing yet. is_debugged: compute as it comes, for blocks of one client, and check each step's loss."""
-        self.variables, self.is_debugged = variables, is_debugged
+    def __init__(self, variables: ModelVariables, lanes: Lanes, is_debugged: bool, loops: bool):
+        """Make nothing yet. lanes: those that programs are called on.
+
+        is_debugged: compute as it comes, for blocks of one client, and check each step's loss. loops: whether a stride
+        of batches is a loop of XLA's.
+        """
+        self.variables, self.lanes, self.is_debugged, self.loops = variables, lanes, is_debugged, loops
         self._made: dict[Hashable, Callable[..., Any]] = {}
         self._called: set[Hashable] = set()
+        self._compiling = threading.Lock()
+        self.traces: list[Hashable] = []  # the program of each trace
 
     def begin(self, width: int, is_training: bool, is_one: bool, *arguments: Any) -> State:
         """Return the states of a block. is_one: whether all start from one vector. arguments: those of `begin`."""
@@ -59,12 +67,12 @@ class Programs:
     def train(
         self, width: int, kind: StepKind, is_one: bool, is_resident: bool, state: State, *arguments: Any
     ) -> State:
-        """Return the states after one batch. arguments: data, rows, which clients are active, vector, offsets.
+        """Return the states after a stride. arguments: data, rows, which are active, how many batches, vector, offsets.
 
         is_resident: whether all rows are of the same data; otherwise data are the batches.
         """
         towards = 0 if kind.is_anchored or not is_one else None
-        axes = (0, None, None if is_resident else 0, 0, 0, towards, 0 if kind.has_offset else None)
+        axes = (0, None, None if is_resident else 0, 0, 0, None, towards, 0 if kind.has_offset else None)
         key = "train", width, kind, is_one, is_resident
         step = functools.partial(self._train, kind, is_resident)
         return self._call(key, step, axes, width, (state, self.variables.still, *arguments), donate=True)
@@ -93,25 +101,40 @@ class Programs:
         return self._call(key, step, axes, width, (state, self.variables.still, *arguments), donate=True)
 
     def test(self, width: int, is_resident: bool, state: State, *arguments: Any) -> State:
-        """Return the states after one batch is evaluated. arguments: data, rows, which clients are active."""
-        axes, step = (0, None, None if is_resident else 0, 0, 0), functools.partial(self._test, is_resident)
+        """Return the states after a stride is evaluated. arguments: data, rows, which are active, how many batches."""
+        axes, step = (0, None, None if is_resident else 0, 0, 0, None), functools.partial(self._test, is_resident)
         key = "test", width, is_resident
         return self._call(key, step, axes, width, (state, self.variables.still, *arguments), donate=True)
 
-    def _train(self, kind: StepKind, is_resident: bool, state, still, data, rows, active, towards, offset) -> State:
-        batch = map_arrays(lambda array: array[rows], data) if is_resident else data
+    def _train(
+        self, kind: StepKind, is_resident: bool, state, still, data, rows, active, count, towards, offset
+    ) -> State:
         variables = self.variables
-        with variables.meter.tracing("train"), variables.corrected(kind.proximal, towards, offset, kind.trains):
-            logs, after = variables.train_step(state, still, batch, rows.shape[0])
-        if self.is_debugged:
-            check_loss(logs)
-        return where(active, after, state)
 
-    def _test(self, is_resident: bool, state, still, data, rows, active) -> State:
-        batch = map_arrays(lambda array: array[rows], data) if is_resident else data
-        with self.variables.meter.tracing("test"):
-            after = self.variables.test_step(state, still, batch, rows.shape[0])
-        return where(active, after, state)
+        def step(state: State, batch: tuple, examples: int) -> State:
+            with variables.meter.tracing("train"), variables.corrected(kind.proximal, towards, offset, kind.trains):
+                logs, after = variables.train_step(state, still, batch, examples)
+            if self.is_debugged:
+                check_loss(logs)
+            return after
+
+        return self._strode(step, is_resident, state, data, rows, active, count)
+
+    def _test(self, is_resident: bool, state, still, data, rows, active, count) -> State:
+        def step(state: State, batch: tuple, examples: int) -> State:
+            with self.variables.meter.tracing("test"):
+                return self.variables.test_step(state, still, batch, examples)
+
+        return self._strode(step, is_resident, state, data, rows, active, count)
+
+    def _strode(self, step: Callable[..., State], is_resident: bool, state, data, rows, active, count) -> State:
+        """Return the state after the first `count` batches of a stride."""
+
+        def at(number: Any, state: State) -> State:
+            batch = map_arrays(lambda array: array[rows[number]] if is_resident else array[number], data)
+            return where(active[number], step(state, batch, rows.shape[1]), state)
+
+        return jax.lax.fori_loop(0, count, at, state) if self.loops else at(0, state)
 
     def _call(
         self,
@@ -123,16 +146,33 @@ class Programs:
         donate: bool = False,
     ) -> Any:
         """Call a function over a block; axes: 0 for what each client has of its own, None for what all share."""
-        if key not in self._made:
-            over = jax.vmap(function, axes, axis_size=width) if width > 1 else alone(function, axes)
-            self._made[key] = over if self.is_debugged else jax.jit(over, donate_argnums=(0,) if donate else ())
-        size = key, arguments[3].shape if donate else None  # of its rows: each size of batch is traced
+        arguments = self.lanes.here(tuple(arguments))
+        shapes = tuple((array.shape, array.dtype) for array in (*leaves(arguments[2]), arguments[3])) if donate else ()
+        size = key, shapes, self.lanes.place
         if size in self._called:
             return self._made[key](*arguments)
-        with BUILDING:  # Keras keeps losses on its layers while a step is traced: two traces at once would mix them
+        with self._compiling:  # one lane compiles, the others wait for what it makes
+            if key not in self._made:
+                traced = self._traced(key, function)
+                over = jax.vmap(traced, axes, axis_size=width) if width > 1 else alone(traced, axes)
+                self._made[key] = over if self.is_debugged else jax.jit(over, donate_argnums=(0,) if donate else ())
             result = self._made[key](*arguments)
-        self._called.add(size)
-        return result
+            self._called.add(size)
+            return result
+
+    def _traced(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that holds the lock of building, and is noted, whenever it is traced.
+
+        Keras keeps losses on its layers meanwhile: two traces at once would mix them. The lock is taken inside, since
+        JAX alone knows when it traces; who held it outside would wait for another's trace of the same program.
+        """
+
+        def locked(*arguments: Any) -> Any:
+            with BUILDING:
+                self.traces.append(key)
+                return function(*arguments)
+
+        return locked
 
 
 def where(active: Any, after: State, before: State) -> State:

@@ -22,6 +22,4 @@ def check_simulation(replicas: int, compile: str, devices: object) -> None:
     if compile == "graph":
         raise IncompatibleError(f"compile='graph' is TensorFlow's, and XLA compiles all on JAX; drop it, or {REMEDY}")
     if devices is not None:
-        raise IncompatibleError(
-            f"devices={devices!r} are TensorFlow's names; on JAX the first device is taken: drop it"
-        )
+        raise IncompatibleError(f"devices={devices!r} are TensorFlow's names; on JAX all devices are taken: drop it")

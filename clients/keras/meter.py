@@ -13,7 +13,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -122,6 +122,13 @@ class StatePlace:
     is_mean: bool
 
 
+class Column(NamedTuple):
+    """The states of one metric, of many clients."""
+
+    numbers: np.ndarray  # float64, a row for each client; of a mean (sum, weight)
+    joins: tuple[tuple[Join, int], ...] | None  # as in MetricState; None for a mean
+
+
 class Meter:
     """The metrics of one build of a model, and the terms that their states travel on."""
 
@@ -217,6 +224,24 @@ class Meter:
             states[one.name] = _weighed(arrays[-1][start:end].astype(np.float64), one, examples)
             start = end
         return states
+
+    def columns(self, step: StepName, arrays: Sequence[np.ndarray], examples: np.ndarray) -> dict[str, Column]:
+        """Same as `states`, for many clients: arrays with a row for each; examples of each, shape (clients,)."""
+        columns: dict[str, Column] = {}
+        for place in self._places[step]:
+            numbers = np.concatenate([arrays[number][:, start:end] for number, start, end in place.parts], 1)
+            numbers = numbers.astype(np.float64)
+            if place.is_mean:
+                columns[place.key] = Column(numbers, None)
+            else:
+                columns[place.key] = Column(numbers - place.unit.relative_to, place.unit.runs)
+        start, counts = 0, np.asarray(examples, np.float64)[:, None]
+        for one in self.terms.of(step).averaged:
+            end = start + int(np.prod(one.shape))
+            numbers = np.concatenate([arrays[-1][:, start:end].astype(np.float64) * counts, counts], 1)
+            columns[one.name] = Column(numbers, (("sum", numbers.shape[1]),) if one.shape else None)
+            start = end
+        return columns
 
     def with_loss(self, step: StepName, metrics: Measured, examples: int) -> Measured:
         """Return metrics, and the loss as one mean where it is the state of some other metric.

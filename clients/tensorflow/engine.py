@@ -21,7 +21,7 @@ from ...core.types import (
     Vector,
 )
 from ..draws import private_task
-from ..engine import EvaluateTask, Measured, StepName, Trained, TrainTask
+from ..engine import EvaluateTask, Measured, StepName, Summing, Trained, TrainTask
 from ..keras.agreed import Agreement
 from ..keras.building import as_keras, check_labels
 from ..keras.directions import measures_of
@@ -38,6 +38,7 @@ class TensorFlowEngine:
     """Owner of variables of a model that its team shares. Threads must not share an engine."""
 
     width = 1
+    summing: Summing | None = None
 
     def __init__(
         self,

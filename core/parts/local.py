@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -147,14 +146,17 @@ class Local:
 
         Under per_example, whose batches are drawn, there is one pass, which names the examples to draw from.
         """
+        begun, last = self.passes_of(np.array([examples], np.int64), np.array([epochs]))
+        return Passes(begun.item(), last.item())
+
+    def passes_of(self, examples: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Same as `passes`, for many clients: the passes that each begins, and the examples of its last one."""
         if self.per_example is not None:
-            return Passes(1, examples)
-        if not examples:
-            return Passes(math.ceil(epochs), 0)
-        if not self.is_partial and isinstance(epochs, int):
-            return Passes(epochs, examples)
-        count, last = self._passes(np.array([examples], np.int64), np.array([epochs]))
-        return Passes(count.item(), last.item())
+            return np.ones(len(examples), np.int64), examples
+        count, last = self._passes(examples, epochs)
+        # Who holds nothing makes its passes all the same, over nothing.
+        nothing = examples == 0
+        return np.where(nothing, np.ceil(epochs).astype(np.int64), count), np.where(nothing, 0, last)
 
     def visited(self, examples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Return the number of examples that clients compute gradients of: int64, shape (clients,).

@@ -5,6 +5,7 @@ A call's answer follows from what it was sent: nothing that an earlier call left
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import threading
@@ -127,7 +128,7 @@ class Host:
         client = int(np.argmax(recipe.population.sizes() > 0))
         work = [Assignment(Broadcast(1, params, extra, *rest), client, derive(recipe.seed, "probe"))]
         try:
-            (arrival,) = self._simulation.train(work, self._opened.summation)
+            (arrival,) = self._simulation.train(work, one_by_one(self._opened.summation))
         except UmbelError as error:  # it is for a round to tell
             return Probe(str(error))
         content = arrival.content
@@ -141,7 +142,7 @@ class Host:
         work = (Assignment(broadcasts[place], client, key) for place, client, key in run.clients)
         self._memory.update(run.memory)
         try:
-            arrivals = self._shelved(self._simulation.train(work, run.summation), run)
+            arrivals = self._shelved(self._simulation.train(work, one_by_one(run.summation)), run)
             if not run.is_added_up:
                 content = list(arrivals)
                 return Head(self._lines.take()), content
@@ -229,3 +230,8 @@ class Host:
                     self._fetched.popitem(last=False)
             self._fetched.move_to_end(name)
             return self._fetched[name]
+
+
+def one_by_one(summation: Summation) -> Summation:
+    """Return a summation under which each client arrives by itself: whoever asked adds up what is to be added up."""
+    return dataclasses.replace(summation, subtotals=False)

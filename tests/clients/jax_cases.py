@@ -141,7 +141,7 @@ def alone():
     from umbel.clients.round import client_round
 
     one = experiment()
-    engine = JaxEngine(one, width=6)
+    engine = JaxEngine(one, block=6)
     before = engine.model.get_weights()
     parts = [CLIENTS.examples(client) for client in range(len(SIZES))]
     data = engine.put(Examples(*(np.concatenate([part[place] for part in parts]) for place in (0, 1)), None))
@@ -160,7 +160,7 @@ def alone():
         return all(np.array_equal(one[client].delta, other[client].delta) for client in clients)
 
     first, second = played(engine, range(6)), played(engine, [9, 3, 8, 1, 5, 4, 0])
-    narrow = JaxEngine(one, width=1)
+    narrow = JaxEngine(one, block=1)
     by_itself = played(narrow, [3, 4, 5])
     host = CLIENTS.examples(4)  # a failure among neighbours: rows of one client's own data
     broken = host._replace(x=np.full_like(host.x, np.nan))
@@ -185,9 +185,31 @@ def alone():
             np.array_equal(a, np.array(b)) for a, b in zip(before, engine.model.weights, strict=True)
         ),
         "tensorflow_is_imported": "tensorflow" in sys.modules,
-        "programs": sum(key[0][0] == "train" and key[0][-1] for key in engine._programs._called),
+        "programs": sum(key[0] == "train" and key[-1] for key in engine._programs.traces),
         "batch_size": BATCH,
     }
+
+
+def summed():
+    """A cohort whose deltas are added up on the device, and client by client, with one that fails and uneven ones."""
+    clients = [CLIENTS.examples(number % len(SIZES)) for number in range(21)]
+    clients[5] = clients[5]._replace(x=np.full_like(clients[5].x, np.nan))
+    whole = Examples(*(np.concatenate([one[place] for one in clients]) for place in (0, 1)), None)
+    lies_together = Partitioned(whole, by=Iid(), clients=21)
+
+    def played(one, lanes):
+        with contextlib.closing(Simulation(lanes)) as runtime:
+            history = run(one, runtime)
+        records = [(r.metrics, r.clients, r.failures, r.bytes_up, r.bytes_down) for r in history.rounds]
+        return history.params.tobytes(), records
+
+    found = {}
+    for name, population in (("streamed", PerClient(clients)), ("resident", lies_together)):
+        one = experiment(population=population, sampler=AllClients(), rounds=2, test=None)
+        by_itself = played(dataclasses.replace(one, transforms=Clip(1e9)), 1)  # which changes nothing, and has to look
+        found[name] = [played(one, lanes) == by_itself for lanes in (1, 2)]
+        found[name + " failures"] = by_itself[1][0][2]
+    return found
 
 
 def resume():
@@ -203,7 +225,7 @@ def resume():
         stored = opened.load_run("latest")
     with contextlib.closing(simulation()) as runtime:
         resumed = run(experiment(), runtime, store=store, resume=stored.run)
-    block = 6
+    block = 3  # a cohort of 6, in two blocks side by side
     return {"same_bits": np.array_equal(resumed.params, whole.params), "choices": dict(stored.choices), "block": block}
 
 
@@ -242,6 +264,23 @@ def embedded():
     return model
 
 
+class Looking(keras.Model):
+    """A model that shows no graph of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.last = keras.layers.Embedding(5, 3, name="table"), keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.last(self.table(x)[:, 0])
+
+
+def looking():
+    model = Looking()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
 def refusals():
     """What is not carried, and what is said."""
     text = PerClient([(np.array([["a"] * 6] * 4), np.zeros(4, np.int32))] * 2)
@@ -254,6 +293,7 @@ def refusals():
         "label": (experiment(population=shifted, test=None, sampler=AllClients()), {}),
         "validation": (experiment(validation=shifted, sampler=AllClients()), {}),
         "row": (experiment(model=embedded, population=words, test=None, sampler=AllClients()), {}),
+        "row of a subclass": (experiment(model=looking, population=words, test=None, sampler=AllClients()), {}),
         "split": (experiment(SplitFed("dense")), {}),
         "replicas": (experiment(), {"replicas": 2}),
         "graph": (experiment(), {"compile": "graph"}),

@@ -38,7 +38,7 @@ def tensorflow(initial):
 
 @pytest.fixture(scope="module")
 def jax(initial, tensorflow):  # after it: it begins with the weights that TensorFlow drew
-    return play(initial, "jax", "default", "alone", "refusals", "outputs")
+    return play(initial, "jax", "default", "alone", "summed", "refusals", "outputs")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,13 @@ def test_a_failing_client_leaves_its_neighbours_bits_alone(jax):
     assert jax["alone"]["same_bits_beside_a_failure"]
 
 
+def test_a_sum_on_the_device_has_the_bits_of_one_by_one_on_any_number_of_lanes(jax):
+    """Metrics, failures and bytes too, of uneven clients, of whom one is not finite."""
+    assert jax["summed"]["streamed failures"] == 1
+    assert jax["summed"]["streamed"] == [True, True]
+    assert jax["summed"]["resident"] == [True, True]
+
+
 def test_the_model_is_never_written_and_tensorflow_never_imported(jax):
     assert jax["alone"]["model_is_as_built"]
     assert not jax["alone"]["tensorflow_is_imported"]
@@ -117,6 +124,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_keeps_its_block(more):
         ("label", "client 1: label 3 is out of range: the model has 3 outputs"),
         ("validation", "label 3 is out of range: the model has 3 outputs"),
         ("row", "client 1: x has the number 5, and sequential/embedding has 5 rows"),
+        ("row of a subclass", "client 1: x has the number 5, and looking/table has 5 rows: 0 to 4"),
         ("flower", "Clients over Flower train on TensorFlow alone"),
     ],
 )

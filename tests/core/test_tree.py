@@ -9,7 +9,7 @@ from umbel.core.aggregators import WeightedSum
 from umbel.core.parts.clusters import membership
 from umbel.core.spec import ModelSpec, VariableSpec
 from umbel.core.summation import summation_of
-from umbel.core.tree import LEAF, Tree
+from umbel.core.tree import LEAF, Tree, room_for, summed_rows
 from umbel.core.types import ClientUpdate, Weighted
 from umbel.privacy.plan import FixedCohortPlan
 from umbel.strategies import Median, NormBound, QFair
@@ -126,3 +126,15 @@ def test_runs_that_are_not_aligned_are_refused():
     for more in (lambda: tree.add(None), lambda: tree.add_run(None, 8)):
         with pytest.raises(ConfigError, match="has to be the last"):
             more()
+
+
+@pytest.mark.parametrize("places", [1, 7, 8, 9, 16, 23, 64, 91, 128])
+def test_rows_that_are_summed_at_once_have_the_bits_of_a_tree(places):
+    updates = cohort(places)
+    rows = np.zeros((room_for(places), SIZE), np.float32)
+    for place, update in enumerate(updates):
+        if update is not None:
+            rows[place] = update.delta * np.float32(update.weight)
+    tree = added(WeightedSum(), updates).accumulator()
+    expected = np.zeros(SIZE, np.float32) if tree is None else tree.delta
+    assert summed_rows(rows).tobytes() == expected.tobytes()
