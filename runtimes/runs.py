@@ -1,11 +1,29 @@
-"""Runs of a cohort, each of which comes back as one sum; where the work waits, clients come back one by one."""
+"""Blocks of work for an engine that takes several clients at once, and runs that come back as one sum."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from ..clients.together import have_one_start
 from ..core.runtime import WAIT, Arrival, Assignment
+
+T = TypeVar("T")
+
+
+def in_blocks(width: int, work: Callable[[Sequence[Any]], Sequence[T]], items: Iterable[Any]) -> Iterator[T]:
+    """Yield the results of work over blocks of items, as many as `width`; in the items' order.
+
+    WAIT among the items closes a block.
+    """
+    block: list[Any] = []
+    for item in items:
+        block += [] if item is WAIT else [item]
+        if block and (item is WAIT or len(block) == width):
+            yield from work(block)
+            block = []
+    if block:
+        yield from work(block)
 
 
 def in_runs(

@@ -33,7 +33,7 @@ from ..core.sums import ClientSum, Meeting, ServerSum
 from ..core.system.backend import require_backend
 from ..core.types import NOTHING, Broadcast, ClientMetrics, Metrics, Value, Vector, add_metrics
 from ..core.validation import require, require_count
-from .runs import in_runs
+from .runs import in_blocks, in_runs
 from .team import digests_of, held_out, workers_of
 
 log = logging.getLogger(__name__)
@@ -166,13 +166,14 @@ class Simulation:
     def train(self, work: Iterable[Assignment | None], summation: Summation) -> Iterator[Arrival]:
         """Train clients side by side, each from its own broadcast; arrivals in the order of work."""
         self._parties = parties = Parties()
-        engine, in_blocks = self._team[0], partial(self._in_blocks, partial(self._play_block, parties))
+        engine = self._team[0]
+        blocks = partial(in_blocks, engine.width, partial(self._play_block, parties))
         if engine.width == 1:
             yield from self._in_order(partial(self._play, parties), work)
         elif is_summed(engine, summation):
-            yield from in_runs(work, engine.width, partial(self._sum_up, summation.losses), in_blocks)
+            yield from in_runs(work, engine.width, partial(self._sum_up, summation.losses), blocks)
         else:
-            yield from in_blocks(work)
+            yield from blocks(work)
 
     def hidden_sum(
         self, aggregation: SecureAggregation, meeting: Meeting, cohort: Sequence[int]
@@ -239,7 +240,7 @@ class Simulation:
             return self._borrow(lambda engine: play_together(engine, [asking(engine, client) for client in block]))
 
         if self._team[0].width > 1:
-            return zip(clients, self._in_blocks(measure, clients), strict=True)
+            return zip(clients, in_blocks(self._team[0].width, measure, clients), strict=True)
         return zip(clients, self._in_order(lambda client: measure([client])[0], clients), strict=True)
 
     def terms(self) -> str:
@@ -358,20 +359,6 @@ class Simulation:
             return work(engine)
         finally:
             self._idle.put(engine)
-
-    def _in_blocks(self, work: Callable[[Sequence[Any]], Sequence[T]], items: Iterable[Any]) -> Iterator[T]:
-        """Yield the results of work over blocks of items, as many as the engine takes at once; in the items' order.
-
-        WAIT among the items closes a block.
-        """
-        block: list[Any] = []
-        for item in items:
-            block += [] if item is WAIT else [item]
-            if block and (item is WAIT or len(block) == self._team[0].width):
-                yield from work(block)
-                block = []
-        if block:
-            yield from work(block)
 
     def _in_order(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
         """Yield work(item) for every item, done side by side; in the items' order, few of them waiting at any time.
