@@ -314,6 +314,14 @@ def start_client(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Reach the server there, in place of the kit's address.")
     ] = None,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            envvar="UMBEL_CLIENT_REPLICAS",
+            help="Divide each batch among so many of this host's devices, for clients too large for one.",
+        ),
+    ] = 1,
     monitor: MonitorOption = None,
 ) -> None:
     """Run a client in the foreground, for a service manager. SIGTERM ends it within 30 seconds, with status 0."""
@@ -322,7 +330,7 @@ def start_client(
     from ..server.monitoring.watching import monitored_party
 
     with stop_on_signals() as stop_event, monitored_party(monitor, {"ca": kit / KitFile.AUTHORITY}):
-        run_client(kit, data or None, address, stop_event, _say)
+        run_client(kit, data or None, address, stop_event, _say, replicas)
 
 
 @client.command()

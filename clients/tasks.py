@@ -10,6 +10,7 @@ from ..core.errors import ConfigError
 from ..core.examples import Examples
 from ..core.parts.phases import Course
 from ..core.random import Dealer, Key, derive
+from ..core.recipe import Recipe
 from ..core.types import NOTHING, Broadcast, Vector
 from .engine import Engine, EvaluateTask, Measured, TrainTask
 
@@ -108,6 +109,21 @@ def chunk_of(engine: Engine) -> int:
 def whole_batches(engine: Engine, rows: np.ndarray) -> np.ndarray:
     """Return rows without the last that do not fill a batch, where the model takes batches of one size alone."""
     return rows if engine.fixed_batch is None else rows[: len(rows) // engine.fixed_batch * engine.fixed_batch]
+
+
+def step_sizes(recipe: Recipe, fixed_batch: int | None, client: int, round: int, examples: int) -> list[int]:
+    """Return the numbers of examples in the steps that a client takes in a round, in order.
+
+    fixed_batch: the only batch size that the model takes; None: any. examples: the client's own.
+    """
+    local, count = recipe.local, examples if fixed_batch is None else examples // fixed_batch * fixed_batch
+    passes = local.passes(count, local.epochs_of(np.array([client]), round, recipe.seed)[0].item())
+    sizes: list[int] = []
+    for number in range(passes.begun):
+        seen = passes.last if number == passes.begun - 1 else count
+        batch = local.batch_size or max(seen, 1)
+        sizes += [batch] * (seen // batch) + ([seen % batch] if seen % batch else [])
+    return sizes
 
 
 def epoch_orders(rows: np.ndarray, epochs: int, key: Key | None) -> np.ndarray:

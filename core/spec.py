@@ -159,6 +159,20 @@ class ModelSpec:
             found[variable.place] = variable.path in paths
         return found
 
+    def within(self, places: Collection[int]) -> ModelSpec:
+        """Return the spec of some of the variables, a half of a cut model say: they make a vector of their own.
+
+        places: theirs in `variables`. The base is that of the whole model.
+        """
+        variables, offset = [], 0
+        for place, variable in enumerate(self.variables):
+            if place not in places:
+                continue
+            is_shared = variable.offset is not None
+            variables.append(variable._replace(offset=offset if is_shared else None))
+            offset += variable.size if is_shared else 0
+        return replace(self, variables=tuple(variables))
+
     def flatten(self, weights: Sequence[np.ndarray]) -> np.ndarray:
         """Return the vector of a full list of weights (in `model.weights` order): float32, shape (d,)."""
         parts = [

@@ -66,11 +66,14 @@ def run_server(folder: Path, stop: threading.Event, say: Say) -> None:
     record.note([("deploy.stopped", kit.address)])
 
 
-def run_client(folder: Path, data: str | None, address: str | None, stop: threading.Event, say: Say) -> None:
+def run_client(
+    folder: Path, data: str | None, address: str | None, stop: threading.Event, say: Say, replicas: int = 1
+) -> None:
     """Run a client of a kit until stop is set: one process, which is a node of the SuperLink, and trains.
 
     data: where its examples are, before what policy.toml says; its experiment finds it in UMBEL_CLIENT_DATA. address:
-    host:port at which the server is reached, in place of the kit's. Errors: ConfigError for a kit that cannot be used,
+    host:port at which the server is reached, in place of the kit's. replicas: number of this host's devices among which
+    the client's batches are divided. Errors: ConfigError for a kit that cannot be used,
     a kit that runs already, and a server that is not the federation's.
     """
     kit = ClientKit.load(folder.resolve())
@@ -94,7 +97,8 @@ def run_client(folder: Path, data: str | None, address: str | None, stop: thread
         def why(lines: Sequence[str]) -> str | None:
             return _why_node_ended(lines, host, port, authority)
 
-        words, variables = _node(kit, certificates.joined(host, port)), environment(_flower_home(state), own)
+        words = [*_node(kit, certificates.joined(host, port)), "--replicas", str(replicas)]
+        variables = environment(_flower_home(state), own)
         supervisor.start("node", words, variables, kit.folder / "experiments", why)
         say(f"client {kit.name} works for {certificates.joined(host, port)}")
         supervisor.watch(stop)

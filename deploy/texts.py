@@ -216,6 +216,25 @@ http {{
       proxy_max_temp_file_size 0;
     }}
 
+    # A connection that a client keeps open for the steps of split learning; both ends are heard every 20 seconds.
+    location = /v1/fleet/umbel-steps {{
+      limit_except GET {{ deny all; }}
+      limit_req zone=rate burst=400 nodelay;
+      proxy_pass https://superlink;
+      proxy_http_version 1.1;
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection "upgrade";
+      proxy_set_header Host $host;
+      proxy_ssl_trusted_certificate ca.crt;
+      proxy_ssl_verify on;
+      proxy_ssl_name localhost;
+      proxy_ssl_server_name on;
+      proxy_connect_timeout 5s;
+      proxy_read_timeout 60s;
+      proxy_send_timeout 60s;
+      proxy_buffering off;
+    }}
+
     location = /health {{
       limit_except GET {{ deny all; }}
       limit_req zone=rate burst=20 nodelay;

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -35,6 +35,10 @@ from ..core.types import NOTHING, Broadcast, ClientMetrics, Metrics, Value, Vect
 from ..core.validation import require, require_count
 from .runs import in_blocks, in_runs
 from .team import digests_of, held_out, workers_of
+
+if TYPE_CHECKING:  # TensorFlow is imported with a team of its
+    from ..clients.tensorflow.engine import TensorFlowEngine
+    from ..clients.tensorflow.second import SecondProgram
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -158,6 +162,19 @@ class Simulation:
         """Keep no copy of the initial weights: whoever asks again waits for another model."""
         for worker in self._team:
             worker.forget_initial_params()
+
+    def second_half(self) -> SecondProgram:
+        """Return the server's half of a model that is cut, for clients on other machines."""
+        from ..clients.tensorflow.second import SecondProgram
+
+        return SecondProgram(cast("TensorFlowEngine", self._team[0]))
+
+    @property
+    def on_client(self) -> np.ndarray:
+        """Mark the numbers of a model that is cut which lie with clients: bool, shape (d,)."""
+        on_client = self._team[0].on_client
+        assert on_client is not None
+        return on_client
 
     def client_ids(self) -> Sequence[int]:
         """Return the clients' numbers, 0 … clients − 1."""

@@ -35,6 +35,13 @@ class FlatCall:
         traced = compat.graph_function(function, xla=xla, signature=list(signature)).get_concrete_function()
         return FlatCall(traced, tf.nest.flatten(list(signature)))
 
+    @staticmethod
+    def join(calls: Sequence[FlatCall]) -> None:
+        """Let calls share twins: what one of them assigns, the others read."""
+        assigned = {handle: writer for call in calls for handle, writer in call.assigned.items()}
+        for call in calls:
+            call.assigned = assigned
+
     def __call__(self, twins: Twins, *arguments: Any) -> Any:
         """Return the function's outputs, over twins in place of the variables that it assigns."""
         tensors = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -51,6 +52,29 @@ def pick_devices(names: Sequence[str] | None) -> list[str]:
         if name not in known:
             raise ConfigError(f"unknown device {name!r}: {suggest(name, known)}")
     return list(names)
+
+
+def replica_devices(count: int) -> tuple[str, ...]:
+    """Return the devices among which a host divides its client's batches: GPUs, or else parts of its CPU.
+
+    Errors: ConfigError for fewer GPUs than that, and for a CPU that TensorFlow has used in one piece.
+    """
+    devices = pick_gpus() or divided_cpu(count)
+    return shared_out(devices, count)[0]
+
+
+def pick_gpus() -> list[str]:
+    """Return every GPU's name; nothing of TensorFlow's is used for it."""
+    return [f"GPU:{number}" for number, _ in enumerate(tf.config.list_physical_devices("GPU"))]
+
+
+def divided_cpu(count: int) -> list[str]:
+    """Return the parts of a CPU that is divided, if nothing has used it yet."""
+    (cpu, *_), parts = tf.config.list_physical_devices("CPU"), [tf.config.LogicalDeviceConfiguration()] * count
+    with contextlib.suppress(RuntimeError):  # it is used: as it is, then
+        if tf.config.get_logical_device_configuration(cpu) is None:
+            tf.config.set_logical_device_configuration(cpu, parts)
+    return [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("CPU")]
 
 
 def shared_out(devices: Sequence[str], replicas: int) -> list[tuple[str, ...]]:

@@ -30,6 +30,7 @@ from .calls import Twins
 from .debug import evaluate_eagerly, first_line, train_eagerly
 from .per_example import train_privately_eagerly
 from .prototype import Prototype
+from .split import Crossing, RemoteHalf
 
 SHORT = 1 << 16  # number of rows, 256 KiB of numbers, that cost less to copy than another shape to compile
 
@@ -50,6 +51,7 @@ class TensorFlowEngine:
         is_live: bool = False,
         replicas: Sequence[str] = (),
         agreement: Agreement | None = None,
+        remote: RemoteHalf | None = None,
     ):
         """Make an engine on device, for experiment's clients.
 
@@ -58,13 +60,18 @@ class TensorFlowEngine:
         is_live: this is a real device, whose noise must not follow from a key that the server knows.
         replicas: devices among which each client's batches are divided, `device` the first; fewer than two: not.
         agreement: how metrics travel, as another engine of this experiment found; None: find it.
+        remote: of a model that is cut, the server's half, where that is another machine; this is the client's then, and
+        its vector that of its half alone.
         Errors: ConfigError for a model that is not compiled or does not fit the clients' examples.
         """
         self.experiment = recipe = experiment.resolved
         self.device = device
         self.xla = xla
         self.is_live = is_live
-        self.prototype = shared = prototype or Prototype(recipe, device, debug, replicas, is_live, agreement)
+        self.prototype = shared = prototype or Prototype(
+            recipe, device, debug, replicas, is_live, agreement, remote=remote
+        )
+        self._remote = remote
         self._aside: Prototype | None = None  # another build, for examples that a compiled step refuses
         self.twins = Twins(shared.is_exclusive)
         self.model, self.meter, self.state, self.halves = shared.model, shared.meter, shared.state, shared.halves
@@ -120,8 +127,12 @@ class TensorFlowEngine:
                     recipe, examples = self.experiment, task.examples
                     program = prototype.train_program(recipe, task.data, has_offset, examples, task.course, self.xla)
                     trained = program(self.twins, self._on_device(task.params), self._padded(task))
+                if self._remote is not None:  # the server measures
+                    return trained._replace(metrics={})
                 return trained._replace(metrics=self.meter.with_loss("train", trained.metrics, task.examples))
         except tf.errors.OpError as error:
+            if self._remote is not None and self._remote.failure is not None:
+                raise self._remote.failure from error
             raise ClientError(first_line(error), round=task.round, client=task.client) from error
 
     def _train_privately(self, task: TrainTask) -> Trained:
@@ -208,6 +219,11 @@ class TensorFlowEngine:
         """Return examples as tensors on this worker's device."""
         with tf.device(self.device):
             return Examples(*(map_arrays(tf.convert_to_tensor, part) for part in as_keras(examples)))
+
+    def cross_by(self, crossing: Crossing) -> None:
+        """Let the steps of a cut model's first half cross so, from the next training on."""
+        assert self._remote is not None
+        self._remote.crossing, self._remote.failure = crossing, None
 
     def use_xla(self, xla: bool) -> None:
         """Compile full batches with XLA, or not, from the next call on."""

@@ -48,7 +48,7 @@ from .per_example import PrivateProgram
 from .program import EvaluateProgram, TrainProgram, data_specs, form_of, widened
 from .roles import base_of, check_still_frozen, try_step, unmoved
 from .rows import CompiledRows
-from .split import Halves
+from .split import Halves, RemoteHalf
 from .state import ModelState
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,9 @@ class Prototype:
         is_live: bool = False,
         agreement: Agreement | None = None,
         base: Base | None = None,
+        remote: RemoteHalf | None = None,
     ):
-        """Build experiment's model on device. debug, replicas, is_live, agreement: same as for TensorFlowEngine.
+        """Build experiment's model on device. The others, but for base, are the same as for TensorFlowEngine.
 
         base: another build's frozen variables, which this one takes over; None: it keeps what its own begin with.
 
@@ -90,7 +91,7 @@ class Prototype:
         self.device = device
         self.is_mirrored = len(replicas) > 1
         with BUILDING, tf.device(device):
-            self._build(experiment, debug, replicas, is_live, agreement, base)
+            self._build(experiment, debug, replicas, is_live, agreement, base, remote)
         check_rates(experiment, self.state)
         if experiment.rule is not None:
             check_rule(experiment.rule, self.state)
@@ -100,7 +101,7 @@ class Prototype:
         # Now: where it is trained itself, a round's rate would be in it.
         self.description = {"model.base": self.spec.base[:16]} if self.spec.base else {}
         self.description |= {"model.variables": self.spec.digest[:16], "model.config": describe_model(self.model)}
-        self._initial_params: Vector | None = self.spec.flatten(self.model.get_weights())
+        self._initial_params: Vector | None = self._present_params()
         self._programs: dict[Hashable, Any] = {}
         self._layouts: dict[tuple[str, str], tuple] = {}
         self._forms: dict[Hashable, Signature] = {}  # of what was seen since the last of these changed
@@ -114,6 +115,7 @@ class Prototype:
         is_live: bool,
         agreement: Agreement | None,
         base: Base | None,
+        remote: RemoteHalf | None,
     ) -> None:
         sample, key = as_keras(sample_of(experiment.population)), derive(experiment.seed, "model")
         if is_live and is_discreet(experiment):
@@ -139,7 +141,9 @@ class Prototype:
         self.base = base_of(self.model, spec)
         self.spec = spec.on(self.base)
         cut = experiment.strategy.cut if isinstance(experiment.strategy, SplitStrategy) else None
-        self.halves = None if cut is None else Halves(self.model, self.spec, cut)
+        self.halves = None if cut is None else Halves(self.model, self.spec, cut, remote)
+        if self.halves is not None:
+            self.spec = self.spec.within(self.halves.places)
         # Before any variable's first value is noted: finding an agreement measures, and puts back what it moved.
         self.meter = Meter.of(self.model, sample, agreement)
         self.table = ClientTable(self.meter, CompiledRows)
@@ -179,8 +183,12 @@ class Prototype:
     def initial_params(self) -> Vector:
         """The model's own initial weights, drawn from the experiment's seed."""
         if self._initial_params is None:
-            self._initial_params = self.spec.flatten(self.model.get_weights())
+            self._initial_params = self._present_params()
         return self._initial_params
+
+    def _present_params(self) -> Vector:
+        weights = self.model.weights if self.halves is None else self.halves.weights
+        return self.spec.flatten([keras.ops.convert_to_numpy(weight) for weight in weights])
 
     def forget_initial_params(self) -> None:
         """Drop the initial weights that are held beside the model's variables, where these stay as they were built."""

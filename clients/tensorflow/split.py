@@ -6,13 +6,14 @@
 
 Split learning: Vepakomma, Gupta, Swedish, Raskar 2018, https://arxiv.org/abs/1812.00564 (section 3.1: labels are sent).
 The halves are Keras models of their own over the layers of the whole one, each with an optimizer of its own. No
-gradient tape sees both.
+gradient tape sees both. Where the server is another machine, `RemoteHalf` stands in its place on the client, and
+`second` plays its half there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -24,6 +25,8 @@ from ...core.examples import leaves
 from ...core.spec import ModelSpec
 from ...core.validation import suggest
 from ..optimizers import DeltaSGD
+
+CROSSING = "umbel_crossing"  # name of the operation that waits for the server's half
 
 
 class FirstHalf:
@@ -48,6 +51,18 @@ class FirstHalf:
         self.optimizer.apply(gradients, weights)
 
 
+class ServerStep(Protocol):
+    """The server's half of one step, wherever it is computed."""
+
+    def step(
+        self, activations: tf.Tensor, penalties: tf.Tensor, y: Any, sample_weight: Any, count: tf.Tensor
+    ) -> tuple[tf.Tensor, dict[str, Any]]:
+        """Take a step of `count` examples; return the loss's gradient at the activations, and the metrics so far.
+
+        penalties: those of the client's half, for the loss that is reported: shape (how many,).
+        """
+
+
 class SecondHalf:
     """The server's half of a cut model: the layers after the cut, loss and metrics."""
 
@@ -55,20 +70,63 @@ class SecondHalf:
         self.whole, self.model, self.optimizer = whole, model, optimizer
 
     def step(
-        self, activations: tf.Tensor, y: Any, sample_weight: Any, count: tf.Tensor
+        self, activations: tf.Tensor, penalties: tf.Tensor, y: Any, sample_weight: Any, count: tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, Any]]:
-        """Take a step of `count` examples; return the loss's gradient at the activations, and the metrics so far."""
+        """Take the step here; see `ServerStep`."""
         weights = self.model.trainable_variables
         with tf.GradientTape() as tape:
             tape.watch(activations)
             predicted = self.model(activations, training=True)
-            # The whole model's, so that what is reported is what Keras would report: the client's penalties are in
-            # it, but nothing that this tape has seen.
-            loss = self.whole.compute_loss(y=y, y_pred=predicted, sample_weight=sample_weight, training=True)
+            loss = self._loss(predicted, penalties, y, sample_weight)
         self.whole._loss_tracker.update_state(loss, sample_weight=count)
         at_cut, *gradients = tape.gradient(loss, [activations, *weights])
         self.optimizer.apply(gradients, weights)
         return at_cut, self.whole.compute_metrics(None, y, predicted, sample_weight=sample_weight)
+
+    def _loss(self, predicted: Any, penalties: tf.Tensor, y: Any, sample_weight: Any) -> tf.Tensor:
+        """Compute what Keras would report of the whole model. The client's penalties are numbers here."""
+        terms = [] if self.whole._compile_loss is None else [self.whole._compile_loss(y, predicted, sample_weight)]
+        terms += [tf.reduce_sum(penalty) for penalty in self.model.losses]
+        if len(terms) == 1 and penalties.shape[0] == 0:
+            return terms[0]
+        if not terms:
+            raise ConfigError("the server's half has no loss: compile the model with one")
+        own = tf.stack([tf.cast(term, terms[0].dtype) for term in terms])
+        return tf.reduce_sum(tf.concat([own, tf.cast(penalties, own.dtype)], 0))
+
+
+# (numbers of examples in a step, activations and penalties, then labels and weights, as flat arrays) → the gradient
+Crossing = Callable[[int, Sequence[np.ndarray]], np.ndarray]
+
+
+class RemoteHalf:
+    """The server's half where that is another machine, as a client sees it.
+
+    crossing: sends a step, and waits for its answer; set before a training begins. failure: what it raised last.
+    """
+
+    def __init__(self) -> None:
+        self.crossing: Crossing | None = None
+        self.failure: Exception | None = None
+
+    def step(
+        self, activations: tf.Tensor, penalties: tf.Tensor, y: Any, sample_weight: Any, count: tf.Tensor
+    ) -> tuple[tf.Tensor, dict[str, Any]]:
+        """Let the server take the step; see `ServerStep`. Metrics are measured there, and stay there."""
+        told = [one for one in tf.nest.flatten((y, sample_weight)) if one is not None]
+        sent = [count, activations, penalties, *told]
+        gradient = tf.numpy_function(self._cross, sent, activations.dtype, name=CROSSING)
+        gradient.set_shape(activations.shape)
+        return gradient, {}
+
+    def _cross(self, count: np.ndarray, *sent: np.ndarray) -> np.ndarray:
+        """Cross, and keep what goes wrong: TensorFlow passes on its words alone."""
+        assert self.crossing is not None
+        try:
+            return self.crossing(int(count), sent)
+        except Exception as error:
+            self.failure = error
+            raise
 
 
 class Halves:
@@ -77,9 +135,10 @@ class Halves:
     on_client: which numbers of the vector are the client's half: bool, shape (d,).
     """
 
-    def __init__(self, model: keras.Model, spec: ModelSpec, cut: str):
+    def __init__(self, model: keras.Model, spec: ModelSpec, cut: str, remote: RemoteHalf | None = None):
         """Cut model after the layer of that name.
 
+        remote: stands for the server's half, where that is another machine: this is the client's half alone.
         Errors: ConfigError for a layer that is not there, a model that it does not cut in two, personal variables of
         the server's half, and what does not train in halves.
         """
@@ -91,13 +150,11 @@ class Halves:
             raise ConfigError(f"{stays[0]!r} lies after the cut {cut!r}, on the server: it cannot be personal")
         self.on_client = spec.places(paths)
         self.client = FirstHalf(before, own_optimizer(model.optimizer, before))
-        self.server = SecondHalf(model, after, own_optimizer(model.optimizer, after))
+        self.server: ServerStep = remote or SecondHalf(model, after, own_optimizer(model.optimizer, after))
         self.crossed = keras.Variable(np.zeros(2), dtype="int64", trainable=False, name="crossed")  # bytes up, down
-
-    @property
-    def weights(self) -> list[keras.Variable]:
-        """Weights of both halves, in the whole model's order."""
-        return self.server.whole.weights
+        held = {id(weight) for weight in before.weights}
+        self.places = [at for at, weight in enumerate(model.weights) if remote is None or id(weight) in held]
+        self.weights = [model.weights[at] for at in self.places]  # those that lie here, in the whole model's order
 
     @property
     def counters(self) -> list[keras.Variable]:
@@ -106,8 +163,9 @@ class Halves:
 
     @property
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
-        """Optimizers of both halves: the client's, then the server's."""
-        return [self.client.optimizer, self.server.optimizer]
+        """Optimizers of the halves that lie here: the client's, then the server's."""
+        server = [self.server.optimizer] if isinstance(self.server, SecondHalf) else []
+        return [self.client.optimizer, *server]
 
     def train_step(self, batch: tuple) -> dict[str, Any]:
         """Take one step of both halves: what the model's own `train_step` does, across the cut."""
@@ -115,9 +173,9 @@ class Halves:
         activations, penalties, tape = self.client.forward(x)
         if getattr(activations, "_keras_mask", None) is not None:
             raise ConfigError("the activations at the cut carry a mask, which does not cross; cut after what uses it")
-        received = tf.stop_gradient(activations)
-        gradient, results = self.server.step(received, y, sample_weight, tf.shape(next(leaves(x)))[0])
-        self.crossed.assign_add(tf.stack([bytes_of((received, y, sample_weight)), bytes_of(gradient)]))
+        sent = tf.stop_gradient(activations), flat_penalties(penalties)
+        gradient, results = self.server.step(*sent, y, sample_weight, tf.shape(next(leaves(x)))[0])
+        self.crossed.assign_add(tf.stack([bytes_of((*sent, y, sample_weight)), bytes_of(gradient)]))
         self.client.backward(activations, penalties, tape, gradient)
         return results
 
@@ -129,6 +187,12 @@ class Halves:
         half = 4 * int(np.count_nonzero(self.on_client))
         up, down = counters[0].tolist()
         return half + up, half + down
+
+
+def flat_penalties(penalties: list[tf.Tensor]) -> tf.Tensor:
+    """Return the sum of each penalty: float32, shape (how many,)."""
+    sums = [tf.cast(tf.reduce_sum(penalty), tf.float32) for penalty in penalties]
+    return tf.stack(sums) if sums else tf.zeros([0], tf.float32)
 
 
 def bytes_of(tensors: Any) -> tf.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -20,9 +20,28 @@ from ..keras.slots import copies_of, is_averaging, sets_own_rate
 from . import compat
 from .averages import finish
 from .calls import FlatCall, Start
-from .mirrored import Mirrored
 from .randomness import Seeder, seeded_by
-from .split import Halves
+from .split import CROSSING, Halves
+
+
+class Parts(Protocol):
+    """The parts of a model that trains in several places, as far as they lie here."""
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """The weights that lie here, in the whole model's order."""
+
+    @property
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
+        """The optimizers that lie here."""
+
+    @property
+    def counters(self) -> Sequence[keras.Variable]:
+        """Variables that start at 0 with each client."""
+
+    def train_step(self, batch: tuple) -> dict[str, Any]:
+        """Take a step in place of the model's own."""
+
 
 log = logging.getLogger(__name__)
 CONTROL_SCOPES = ("while", "cond", "body", "PartitionedCall", "StatefulPartitionedCall")  # parts of operations' names
@@ -31,7 +50,7 @@ CONTROL_SCOPES = ("while", "cond", "body", "PartitionedCall", "StatefulPartition
 class ModelState:
     """A model's variables, sorted by what happens to them in a client's round, and a step of training."""
 
-    def __init__(self, model: keras.Model, spec: ModelSpec, meter: Meter, parts: Halves | Mirrored | None = None):
+    def __init__(self, model: keras.Model, spec: ModelSpec, meter: Meter, parts: Parts | None = None):
         """Sort the variables of a model. meter: the model's.
 
         parts: those of a model that trains in several places, with optimizers and a step of their own.
@@ -91,6 +110,8 @@ class ModelState:
 
     def _name_what_is_not_seeded(self, graph: Any) -> None:
         for operation in compat.stateful_operations(graph):
+            if operation.name.rpartition("/")[2].startswith(CROSSING):  # what the server computes is the seed's, too
+                continue
             scopes = [part for part in operation.name.split("/")[:-1] if not part.startswith(CONTROL_SCOPES)]
             what = operation.type, "/".join(scopes) or "a step"
             if what not in self._named:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
@@ -24,12 +25,15 @@ from ...core.bases import Population
 from ...core.errors import ClientError, ConfigError, StoreError, UmbelError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
+from ...core.parts.algorithms import SplitStrategy
 from ...core.parts.discretion import is_discreet
 from ...core.reading.compatible import check_fresh
 from ...core.system.backend import require_tensorflow
 from ...core.system.faults import crash_point
 from ...core.types import Broadcast, Failure
 from . import secure_tasks, wire
+from .first_half import Opener, Passage
+from .identity import PartyIdentity
 from .memory import Disk, client_home
 
 if TYPE_CHECKING:  # TensorFlow is imported for the first message that needs it
@@ -42,6 +46,9 @@ COPIES = 4  # copies of its parameters that a model takes: they themselves, what
 log = logging.getLogger(__name__)  # the client's own log: nothing in it is sent
 app = ClientApp()
 _disk: Disk | None = None
+_replicas = 1
+_opener: Opener | None = None
+_identity: PartyIdentity | None = None
 _runs: OrderedDict[tuple[int, str, str], Prepared] = OrderedDict()  # the one that was last used at the end
 
 
@@ -49,6 +56,21 @@ def keep_in(disk: Disk | None) -> None:
     """Say where this process's clients keep their memory; None: in `client_home()`, not encrypted."""
     global _disk
     _disk = disk
+
+
+def divide_among(replicas: int) -> None:
+    """Say among how many devices of this host its clients' batches are divided; 1: one trains alone."""
+    global _replicas
+    _replicas = replicas
+
+
+def cross_by(opener: Opener | None, identity: PartyIdentity | None = None) -> None:
+    """Say how this process's clients open channels of steps, for models that are cut; None: they cannot.
+
+    identity: what they prove themselves by; None in a federation that signs nothing.
+    """
+    global _opener, _identity
+    _opener, _identity = opener, identity
 
 
 @app.query()
@@ -150,25 +172,51 @@ def _train(message: Message, client: int, worker: Engine, broadcast: Broadcast, 
         if not isinstance(begun, secure_tasks.SumPart):
             return begun
         part = begun
-    if order.memory:
-        disk.keep_only(order.memory, client, order.since, order.committed)
     charge()
-    train = partial(_reply, run, client, worker, broadcast, order, part)
+    train = partial(_reply, run, client, worker, broadcast, order, message.content, part)
     return held_back(client, train) if is_discreet(worker.experiment) else train()
 
 
 def _reply(
-    run: int, client: int, worker: Engine, broadcast: Broadcast, order: wire.Order, part: secure_tasks.SumPart | None
+    run: int,
+    client: int,
+    worker: Engine,
+    broadcast: Broadcast,
+    order: wire.Order,
+    content: RecordDict,
+    part: secure_tasks.SumPart | None,
 ) -> RecordDict | Failure:
     """Train, note what the client keeps, and pack what leaves it."""
-    update, kept = _trained(client, worker, broadcast, order)
+    with _crossing(run, worker, content) as attempt:
+        update, kept = _trained(client, worker, broadcast, order)
     crash_point("client-training", broadcast.round)
     if isinstance(update, Failure):
         return update
     if order.memory:
+        # Not before it has trained: an order that comes late, and to nothing, must not take what counts by now.
+        _home().keep_only(order.memory, client, order.since, order.committed)
         _home().write(order.memory, client, order.number, kept)
     crash_point("client-trained", broadcast.round)
-    return wire.pack_update(broadcast.round, update) if part is None else secure_tasks.enter(run, part, update)
+    if part is not None:
+        return secure_tasks.enter(run, part, update)
+    return RecordDict({**wire.pack_update(broadcast.round, update), **attempt})
+
+
+@contextlib.contextmanager
+def _crossing(run: int, worker: Engine, content: RecordDict) -> Iterator[RecordDict]:
+    """Let a model that is cut train inside; yield what its reply says of that. Nothing for a whole one."""
+    if not isinstance(worker.experiment.strategy, SplitStrategy):
+        yield RecordDict()
+        return
+    if _opener is None:
+        raise ConfigError(
+            f"{worker.experiment.strategy!r} needs a connection that is kept open for the steps, which Flower's "
+            "SuperNode does not have; start the client by umbel client start"
+        )
+    invitation = wire.unpack_invitation(content)
+    with Passage(partial(_opener, run, invitation.session), invitation, _identity) as passage:
+        cast("TensorFlowEngine", worker).cross_by(passage)
+        yield wire.pack_attempt(passage.attempt)
 
 
 def _trained(client: int, worker: Engine, broadcast: Broadcast, order: wire.Order) -> tuple[Any, list[np.ndarray]]:
@@ -232,16 +280,26 @@ class Prepared:
         """
         from ...clients.keras.agreed import Agreement
         from ...clients.keras.metric_terms import MetricTerms
-        from ...clients.tensorflow.devices import configure_tensorflow, pick_devices
+        from ...clients.tensorflow.devices import configure_tensorflow, pick_devices, replica_devices
         from ...clients.tensorflow.engine import TensorFlowEngine
+        from ...clients.tensorflow.split import RemoteHalf
 
         require_tensorflow("Clients over Flower train")
         if choice not in self._workers:
             configure_tensorflow()
             agreement = Agreement.on(MetricTerms.from_json(terms))
-            device = pick_devices(None)[0]
+            devices = replica_devices(_replicas) if _replicas > 1 else tuple(pick_devices(None)[:1])
+            if _replicas > 1 and choice == "xla":
+                raise ConfigError(f"replicas={_replicas} are compiled as a graph, and the run with XLA; use replicas=1")
+            is_cut = isinstance(self.experiment.resolved.strategy, SplitStrategy)
             self._workers[choice] = TensorFlowEngine(
-                self.experiment, device, xla=choice == "xla", is_live=True, agreement=agreement
+                self.experiment,
+                devices[0],
+                xla=choice == "xla",
+                is_live=True,
+                replicas=devices,
+                agreement=agreement,
+                remote=RemoteHalf() if is_cut else None,
             )
             self._workers[choice].forget_initial_params()  # the server sends its own
         return self._workers[choice]

@@ -41,15 +41,17 @@ class LocalFederation:
                 ...
 
     store: URL of the database that runs are kept in; it never leaves the server's processes. memory: folder for what
-    clients keep between rounds; by default `client_home()`. A client whose process dies is started again.
+    clients keep between rounds; by default `client_home()`. replicas: number of devices among which each client's
+    batches are divided, as in a simulation. A client whose process dies is started again.
     Leaving the block ends every process, also on Ctrl-C, SIGTERM and errors; if this process is killed, they end
     themselves. Connections are not encrypted, and reach no further than this machine. What clients
     of a hidden sum prove themselves by is made up here, for the federation's life: it keeps nobody on this machine out.
     """
 
-    def __init__(self, clients: int, *, store: str | None = None, memory: Path | str | None = None):
+    def __init__(self, clients: int, *, store: str | None = None, memory: Path | str | None = None, replicas: int = 1):
         require_count("clients", clients)
-        self.clients, self.store = clients, store
+        require_count("replicas", replicas)
+        self.clients, self.store, self.replicas = clients, store, replicas
         self.memory = client_home() if memory is None else Path(memory)
 
     def __enter__(self) -> LocalFederation:
@@ -133,7 +135,7 @@ class LocalFederation:
         self._processes.start("SuperExec", executor, {STORE_VARIABLE: self.store or ""} | own)
         for client in range(self.clients):
             own, name = NOTHING_OF_OTHERS | self._variables(f"client-{client}"), f"client-{client}"
-            place = ["--client", str(client), "--clients", str(self.clients)]
+            place = ["--client", str(client), "--clients", str(self.clients), "--replicas", str(self.replicas)]
             folders = ["--home", str(self.memory / name), "--state", str(self._processes.home / name)]
             self._processes.start(f"client {client}", ["node", address, *place, *folders], own, restart=True)
         self._control = ControlApi(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple, cast
@@ -16,7 +17,7 @@ from flwr.serverapp import Grid
 from ...core.errors import ConfigError, IncompatibleError
 from ...core.examples import Examples
 from ...core.experiment import Experiment
-from ...core.parts.algorithms import AsynchronousStrategy, SplitStrategy
+from ...core.parts.algorithms import AsynchronousStrategy
 from ...core.parts.private import RemoteAggregation, SecureAggregation
 from ...core.protocols import Memory
 from ...core.random import Key
@@ -44,6 +45,7 @@ from .exchange import Exchange, Late, bytes_received, bytes_sent
 from .identity import PartyIdentity, name_of
 from .mail import Mail, mail_of
 from .nodes import FORGED, Nodes
+from .second_half import Sessions, check_split, sessions_of
 from .secure import FIRST, LATER, STAGE_SECONDS, check_hidden, check_stage, kit_folder, pack_messages
 from .signing import SignedMail
 
@@ -111,6 +113,7 @@ class FlowerRuntime:
         self._experiment: Experiment | None = None
         self._connection: Connection | None = None
         self._hidden: tuple[Meeting, int]  # the sum under way, and its next stage
+        self._sessions: Sessions | None = None  # of a model that is cut
         self._training: Exchange | None = None  # the last that clients trained in: it may be under way
 
     def __repr__(self) -> str:
@@ -124,9 +127,7 @@ class FlowerRuntime:
         time; ConfigError for a run to resume whose clients' memory has no name.
         """
         check_hidden(experiment.resolved, self.over_selection)
-        # Its steps cross the cut, which an exchange a round does not carry.
-        if isinstance(experiment.resolved.strategy, SplitStrategy):
-            raise ConfigError(f"{experiment.strategy!r} runs in simulation only; drop it, or --runtime flower")
+        check_split(self.grid, experiment.resolved, self.over_selection)
         if self.over_selection > 1 and experiment.plan is not None:
             raise IncompatibleError(
                 f"over_selection={self.over_selection:g} counts the fastest, so that one client decides whether "
@@ -139,6 +140,7 @@ class FlowerRuntime:
             )
         require_tensorflow("Clients over Flower train")
         opened = self._server.open(experiment, memory, choices)
+        self._sessions = sessions_of(self.grid, self._server, experiment.resolved, self._identity)
         keeps = is_memory_kept(experiment.resolved, opened.spec)
         if keeps and choices is not None and MEMORY not in choices:
             raise ConfigError(
@@ -155,9 +157,7 @@ class FlowerRuntime:
         self._experiment, self._digest = experiment, experiment.digest
         self._base = opened.spec.base
         summation = replace(opened.summation, strangers=True)
-        return opened._replace(
-            summation=summation, on_client=None, over_selection=self.over_selection, digest=self._digest
-        )
+        return opened._replace(summation=summation, over_selection=self.over_selection, digest=self._digest)
 
     def describe(self) -> Mapping[str, str]:
         """Return the model's digests, how it is compiled, the name of clients' memory, and that of the federation."""
@@ -201,7 +201,7 @@ class FlowerRuntime:
         While it waits the others stay out, for as long as it takes: work may outlive a round.
         """
         batch: list[Assignment] = []
-        with self._exchange(FIRST) as self._training:
+        with self._exchange(FIRST) as self._training, self._sessions or nullcontext():
             asking = _Asking(self, self._training, summation)
             for assignment in work:
                 if assignment is not WAIT:
@@ -246,10 +246,13 @@ class FlowerRuntime:
             content = check_stage(assignment.opening.meeting, 0, client, reply)
         else:
             content = check_update(reply, expected)
+        up = down = 0
+        if self._sessions is not None:
+            content, up, down = self._sessions.close(client, reply, content)
         self._note(round, content)
         keeps = self._keeps and not isinstance(content, Failure)
         memory = {client: [np.array([assignment.number or round], np.int64)]} if keeps else {}
-        return Arrival((client,), content, memory, bytes_received(reply), 0)
+        return Arrival((client,), content, memory, bytes_received(reply) + up, down)
 
     def evaluate(self, params: Vector, examples: Examples) -> Metrics:
         """Evaluate params centrally, by the server's own model."""
@@ -323,7 +326,8 @@ class FlowerRuntime:
         terms = self._server.terms()
         for broadcast, client, key, _, number, before in assignments:
             if id(broadcast) not in packed:
-                packed[id(broadcast)] = broadcast, wire.pack_broadcast(broadcast)
+                shared = broadcast if self._sessions is None else self._sessions.shared(broadcast)
+                packed[id(broadcast)] = broadcast, wire.pack_broadcast(shared)
             own, since = key.derive("client", client), self._noted(self._memory.read(client))
             committed = since if before is None else self._noted(before)
             numbers = (number or broadcast.round, committed)
@@ -343,7 +347,8 @@ class FlowerRuntime:
         def expected(assignment: Assignment) -> Expected:
             client = assignment.client
             weight = float(sizes[client]) if is_by_size else 1.0
-            return Expected(client, assignment.broadcast.round, *summation.shape, weight, summation.codec, joins)
+            form = Expected(client, assignment.broadcast.round, *summation.shape, weight, summation.codec, joins)
+            return form if self._sessions is None else self._sessions.expected(form)
 
         return expected
 
@@ -380,6 +385,9 @@ class _Asking:
             stages = pack_messages(first.opening.meeting, 0, openings)
             contents = {client: RecordDict({**content, **stages[client]}) for client, content in contents.items()}
             most = first.opening.reply_bytes + SLACK_BYTES
+        if (sessions := self._runtime._sessions) is not None:
+            node = self._runtime._connected.nodes.of.get
+            contents = {one.client: RecordDict({**contents[one.client], **sessions.open(one, node)}) for one in batch}
         self._bytes_down += bytes_sent(contents)
         self._exchange.ask(contents, most, f"round {first.broadcast.round}")
 
@@ -389,7 +397,7 @@ class _Asking:
         assignment = self._out.pop(client)
         arrival = self._runtime._arrival(assignment, reply, self._expect(assignment))
         bytes_down, self._bytes_down = self._bytes_down, 0
-        return arrival._replace(bytes_down=bytes_down)
+        return arrival._replace(bytes_down=arrival.bytes_down + bytes_down)
 
 
 class Connection(NamedTuple):

@@ -6,6 +6,7 @@
     from a client    "vectors": delta, extra            "update": round, weight          "metrics": name → [sum, count]
                      with a codec: payload, extra                                        "states": name → float64
                  or  "failure": round, reason, detail
+    of a cut model   "vectors" of the client's half      "steps": session, key; in its reply: attempt
     of a hidden sum  "message": message                 "stage": run, round, number, cohort      either way
 
 A vector is its raw little-endian float32: no header to parse, and a length that either fits its shape or does not.
@@ -27,6 +28,7 @@ from ...core.parts.phases import PERSONAL
 from ...core.random import Key
 from ...core.serial import dumps, loads
 from ...core.types import Broadcast, ClientUpdate, CodedUpdate, Failure, Join, Metrics, MetricState, State, Weighted
+from .greeting import Invitation
 from .malformed import Malformed
 from .objects import array_record, raw_array
 
@@ -37,6 +39,7 @@ NAMES = frozenset(
 FORMAT = 5  # number of the format that is described here
 VERSION = version("umbel")
 MAX_METRICS = 256
+STEPS = "steps"  # name of a record of what trains in two halves
 Joins = Mapping[str, tuple[tuple[Join, int], ...]]
 NO_JOINS: Joins = {}
 MAX_TEXT = 500  # most characters of a client's own words that the server keeps
@@ -159,6 +162,27 @@ def unpack_stage(content: RecordDict) -> SumMessage:
     round, number, cohort = (_field(about, name, int) for name in ("round", "number", "cohort"))
     (message,) = _vectors(content, "message", message="uint8")
     return SumMessage(_field(about, "run", str), round, number, cohort, message.tobytes())
+
+
+def pack_invitation(invitation: Invitation) -> RecordDict:
+    """Pack what a client is told of the session that its steps are taken in."""
+    return RecordDict({STEPS: ConfigRecord({"session": invitation.session, "key": invitation.key})})
+
+
+def unpack_invitation(content: RecordDict) -> Invitation:
+    """Invert `pack_invitation`. Errors: Malformed."""
+    record = _record(content, STEPS, ConfigRecord)
+    return Invitation(_field(record, "session", str), _field(record, "key", bytes))
+
+
+def pack_attempt(attempt: str) -> RecordDict:
+    """Pack the attempt that an update is of."""
+    return RecordDict({STEPS: ConfigRecord({"attempt": attempt})})
+
+
+def unpack_attempt(content: RecordDict) -> str:
+    """Return the attempt that a reply names. Errors: Malformed."""
+    return _field(_record(content, STEPS, ConfigRecord), "attempt", str)
 
 
 def pack_failure(round: int, failure: Failure) -> RecordDict:

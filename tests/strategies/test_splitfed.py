@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rounds import begin, collect
 
-from federations import CLASSES, FEATURES, Nowhere, adam, blobs, dense, dropped_and_normalised, federation
+from federations import CLASSES, FEATURES, adam, blobs, dense, dropped_and_normalised, federation
 from simulations import play, simulation
 from umbel import (
     AllClients,
@@ -321,13 +321,6 @@ LOCAL = LocalPlan(epsilon=50.0, delta=1e-3, rounds=3, population=8, clip_norm=0.
 def test_what_does_not_go_with_it(changes, message):
     with pytest.raises(IncompatibleError, match=message + r".*, which strategy=SplitFed"):
         small(SplitFed("dense"), **changes)
-
-
-def test_it_is_refused_over_flower():
-    from umbel.runtimes.flower.runtime import FlowerRuntime
-
-    with pytest.raises(ConfigError, match=r"SplitFed.* runs in simulation only"):
-        FlowerRuntime(object()).open(small(SplitFed("dense")), Nowhere())
 
 
 @pytest.mark.parametrize("make", [lambda: SplitFed(""), lambda: SplitFed(3), lambda: SplitFed("dense", 3)])

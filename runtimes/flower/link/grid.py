@@ -11,8 +11,10 @@ from typing import Any
 from flwr.app import Context
 
 from ..calls import runtime_client
+from ..certificates import trusting
 from ..compat import (
     SUPERLINK_NODE_ID,
+    TASK_TOKEN_HEADER,
     GetNodesRequest,
     HeartbeatSender,
     Node,
@@ -26,11 +28,13 @@ from ..compat import (
     play_as,
     run_config_of,
 )
+from ..steps import Channel, Crosses, open_channel
+from .pairing import PLAYER_PATH
 
 NAME = "flwr-serverapp"  # what Flower calls a process that plays a run
 
 
-class LinkGrid:
+class LinkGrid(Crosses):
     """The Runtime API of a SuperLink, as the one task that a token is for.
 
     client: its calls wait for a SuperLink that is away. outages: set whenever it could not be reached. node: the
@@ -39,6 +43,7 @@ class LinkGrid:
 
     def __init__(self, address: str, token: str, authority: Path | None = None):
         self.outages, self.node, self.run = threading.Event(), Node(node_id=SUPERLINK_NODE_ID), 0
+        self._token = token
         self._place = address, authority, NAME, [RuntimeTokenHttpInterceptor(token)]
         self.client = runtime_client(*self._place, self.outages.set)
 
@@ -55,6 +60,13 @@ class LinkGrid:
         """Say how the task ended. is_patient: whether to wait for a SuperLink that is away. Errors: httpx's."""
         client = self.client if is_patient else runtime_client(*self._place, is_patient=False)
         client.PushTaskOutput(PushTaskOutputRequest(sub_status=sub_status, details=details))
+
+    def crossing(self, node: int, session: str) -> Channel:
+        """Open a channel to a node; see `Crosses`."""
+        address, authority, *_ = self._place
+        context = None if authority is None else trusting(authority)
+        url = f"{'ws' if context is None else 'wss'}://{address}{PLAYER_PATH}"
+        return open_channel(url, f"{node}-{session}", {TASK_TOKEN_HEADER: self._token}, context)
 
     def get_node_ids(self) -> list[int]:
         """List the nodes that are online, by number."""

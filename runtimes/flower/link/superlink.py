@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import ssl
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ..compat import let_tasks_last, log_config, state_of, superlink_app
 from .asgi import App
 from .bounds import Bounded
 from .delivery import Delivery
+from .pairing import FRAME_BYTES, Pairing
 from .parcels import Parcels
 from .patience import PATIENCE_SECONDS, Patience
 from .quota import Quota, prepare, reply_bytes
@@ -52,7 +54,7 @@ def layered(flower: Any, guard: LinkGuard | None, is_ending: Callable[[], bool] 
     if guard is not None:
         app = Trusting(app, guard.authenticator.lets_in)
     app = Waiting(app, is_ending)
-    return Bounded(app, anybody if guard is None else senders(state, guard.authenticator.lets_in))
+    return Pairing(Bounded(app, anybody if guard is None else senders(state, guard.authenticator.lets_in)), state)
 
 
 def serve(host: str, port: int, guard: LinkGuard | None = None) -> None:
@@ -60,7 +62,11 @@ def serve(host: str, port: int, guard: LinkGuard | None = None) -> None:
     import uvicorn
 
     let_tasks_last(PATIENCE_SECONDS)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "ws": "websockets-sansio",  # it reads a frame, and no more before that one was taken
+        "ws_max_size": FRAME_BYTES,
+        "ws_per_message_deflate": False,
+    }
     if guard is None:
         flower = superlink_app(host, port)
     else:
@@ -70,10 +76,16 @@ def serve(host: str, port: int, guard: LinkGuard | None = None) -> None:
     app = layered(flower, guard, lambda: server.should_exit)
     options |= {"log_config": log_config(), "timeout_keep_alive": KEPT_SECONDS}
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, **options))
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not _is_routine(record))
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
         sys.exit(STARTUP_FAILURE)
+
+
+def _is_routine(record: logging.LogRecord) -> bool:
+    """Return whether a line says no more than that a WebSocket came or went: several for each client and round."""
+    return "connection " in record.getMessage() or '"WebSocket ' in record.getMessage()
 
 
 def _following(config: Any, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:

@@ -23,6 +23,7 @@ from ..identity import identity_of_this_process, sealer_of_this_process
 from ..memory import Disk
 from ..signing import SignedApp
 from .contexts import Contexts
+from .crossings import crossings
 from .fleet import FleetApi, Leaving, connection
 from .heart import Heart
 from .inbox import Mailbox
@@ -46,7 +47,7 @@ class Process:
         self._failure: Exception | None = None
         vouched = options.key is not None
         self._proof = Proof(load_key(options.key) if vouched else make_key(options.state / KEY))
-        trust = None if options.authority is None else Announced(options.authority)
+        self._trust = trust = None if options.authority is None else Announced(options.authority)
         self._fleet = FleetApi(connection(options.server, trust), self._proof, trust, self._stop)
         self._presence = Presence(self._fleet, self._proof.public, hold(options.state), vouched)
         self._heart: Heart | None = None
@@ -82,6 +83,8 @@ class Process:
 
     def _app(self) -> App:
         identity, sealer = identity_of_this_process(), sealer_of_this_process()
+        client.divide_among(self._options.replicas)
+        client.cross_by(crossings(self._options.server, self._proof, self._trust), identity)
         client.keep_in(Disk(self._options.home, *((sealer.seal, sealer.unseal) if sealer is not None else ())))
         return warmed(client.app if identity is None else SignedApp(client.app, identity))
 
@@ -99,6 +102,7 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, required=True, help="number of clients")
     parser.add_argument("--home", type=Path, required=True, help="folder for what the client keeps between rounds")
     parser.add_argument("--state", type=Path, required=True, help="folder for what the node keeps while it is online")
+    parser.add_argument("--replicas", type=int, default=1, help="devices among which batches are divided")
     parser.add_argument("--authority", type=Path, help="certificates of the authorities that are trusted, PEM")
     parser.add_argument("--key", type=Path, help="key of the node, OpenSSH's format; without it, it makes its own")
     return parser.parse_args(words)

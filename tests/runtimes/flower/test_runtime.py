@@ -86,7 +86,7 @@ def test_flower_equals_simulation(written, arguments):
     assert [record.clients for record in history.rounds] == [4, 4, 4]
 
 
-@pytest.mark.parametrize("arguments", ["strategy=SplitFed('dense')", "strategy=SemiSynchronous()"])
+@pytest.mark.parametrize("arguments", ["strategy=SemiSynchronous()"])
 def test_what_only_a_simulation_does_is_refused(written, arguments):
     path = written(arguments)
     with pytest.raises(ConfigError, match=r"simulation|Simulation"):
