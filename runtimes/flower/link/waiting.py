@@ -1,4 +1,4 @@
-"""Who asks for what is not there yet is answered when it is.
+"""A layer in which whoever asks for what is not there yet is answered when it is.
 
 Flower's SuperNodes ask every few seconds, ours at once again, and each question is a signature to check and a look
 into a database: three idle clients kept a third of a processor busy. Here an answer that there is nothing waits for
