@@ -65,3 +65,13 @@ def test_params_are_loaded_into_a_model_that_was_adapted_to_other_data():
     history.load_into(other)
     np.testing.assert_allclose(other.evaluate(X, Y, verbose=0), history.rounds[0].metrics["test_loss"], rtol=1e-5)
     assert before != pytest.approx(history.rounds[0].metrics["test_loss"], rel=1e-3)
+
+
+def test_words_that_are_adapted_to_again_are_seen_by_a_simulation_that_is_used_again():
+    model, simulation = looking_up(), Simulation(workers=1, compile=SOONEST)
+    first = play(model, WORDS[:, None], simulation).rounds[0].metrics["test_loss"]
+    before = model.layers[0].get_vocabulary()
+    model.layers[0].adapt(np.array(["ant", "ant", "dog", "cat", "bee", "bee bee", "eel"]))  # as many, in another order
+    assert sorted(before) == sorted(model.layers[0].get_vocabulary()) != before
+    again, fresh = (play(model, WORDS[:, None], one).rounds[0].metrics["test_loss"] for one in (simulation, None))
+    assert again == fresh != first
