@@ -132,7 +132,7 @@ def joined(received: Iterator[bytes | str], most: int) -> bytes:
             raise Malformed("schema", "expected a frame of a message")
         whole += memoryview(frame)[1:]
         if len(whole) > most:
-            raise Malformed("size", f"expected a message of at most {most} bytes")
+            raise Malformed("shape", f"expected a message of at most {most} bytes")
         if frame[:1] == LAST:
             break
     return bytes(whole)
