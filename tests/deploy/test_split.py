@@ -128,4 +128,4 @@ def test_the_server_is_killed_in_the_middle_of_steps_and_goes_on(fed):
                     os.kill(player, signal.SIGKILL)
         *events, finished = remote.submit("split.py:killed", LONG, resume="latest")
     assert finished.final["params_sha256"] == expected
-    assert [(record.clients, record.failures) for record in records_of(events)] == [(3, 0)] * 2
+    assert {(record.clients, record.failures) for record in records_of(events)} == {(3, 0)}
