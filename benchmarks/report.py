@@ -226,6 +226,8 @@ NOTES = """## Notes
 - *FedJAX*: its own `federated_averaging`, jit backend. *pfl-research*: `FederatedAveraging` over `SimulatedBackend`, in
   one process.
 - *Umbel*: `compile="auto"`, which judges by the length of the run: a run of 1,000 rounds is asked for, then stopped.
+- *Umbel over Ray*: a cluster of this machine, two processes of one thread. Cohorts that are worth one are in
+  docs/ray.md (`make bench-ray`).
 - *Bare TensorFlow*: the floor. Hand-written steps over raw variables, one compiled call per client, two threads, XLA
   where it is faster. *Bare JAX*: a whole round as one compiled call over two CPU devices; not for the CNN, whose
   convolutions XLA runs 25 times slower there.
