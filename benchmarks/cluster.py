@@ -116,7 +116,7 @@ WORKLOADS = {
     "digits": Workload(digits, 2_000, 1_000, 20, (64,)),
     "2nn": Workload(two_nn, 2_000, 1_000, 30, (784,)),
     "2nn_100": Workload(two_nn, 2_000, 100, 30, (784,)),
-    "cnn": Workload(cnn, 256, 64, 20, (28, 28, 1)),
+    "cnn": Workload(cnn, 256, 64, 100, (28, 28, 1)),
     "large": Workload(large, 128, 64, 20, (784,), batch=20),
 }
 
