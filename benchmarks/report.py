@@ -16,6 +16,7 @@ from rich.table import Table
 from umbel.benchmarks import scale
 from umbel.benchmarks.environments import versions
 from umbel.benchmarks.measure import WARM_UP, Contender, Result
+from umbel.core.system.processors import processors
 
 Results = Mapping[tuple[Contender, str], Result]
 
@@ -149,7 +150,7 @@ def machine() -> str:
         name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
         name = None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = processors()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     processor = name.group(1) if name else platform.processor() or platform.machine()
     return f"{processor}, {cores} cores used, {memory:.0f} GiB, {platform.system()}"

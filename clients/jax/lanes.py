@@ -6,7 +6,6 @@ devices each has lanes of its own. A block's numbers do not depend on its lane.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+
+from ...core.system.processors import processors
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -32,7 +33,7 @@ class Lanes:
     def __init__(self, count: int | None = None):
         """Take a number of lanes; None: one for each processor on a CPU, else one for each device."""
         self._devices = jax.local_devices()
-        usual = min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        usual = min(MOST, processors())
         self.count = count or max(len(self._devices), usual if jax.default_backend() == "cpu" else 1)
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="umbel-lane") if self.count > 1 else None
         self._lane = _Lane()

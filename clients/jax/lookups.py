@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from jax.extend.core import ClosedJaxpr, Literal
 from ...core.examples import leaves, map_arrays
 from ..keras.lookups import Table
 from .eager import groups_of, values_of
+
+log = logging.getLogger(__name__)
 
 # Operations that leave a number as it is, with the first operand that it may be; a choice counts a negative one from
 # the end, as Keras does.
@@ -33,7 +36,12 @@ def tables_of(model: Any, x: Any) -> Mapping[int, Table]:
         traced = jax.make_jaxpr(lambda trained, others, x: model.stateless_call(trained, others, x)[0])(
             trained, others, map_arrays(jnp.asarray, x)
         ).jaxpr
-    except Exception:
+    except Exception as error:
+        log.warning(
+            "whether numbers have a row in what %s looks up is not checked, since its call cannot be traced: %s",
+            type(model).__name__,
+            error,
+        )
         return {}
     weights, inputs = traced.invars[: len(variables)], traced.invars[len(variables) :]
     reader = LookupReader()

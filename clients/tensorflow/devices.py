@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 from collections.abc import Sequence
 
 import tensorflow as tf
 
 from ...core.errors import ConfigError
+from ...core.system.processors import processors
 from ...core.validation import suggest
 
 log = logging.getLogger(__name__)
@@ -93,5 +93,5 @@ def shared_out(devices: Sequence[str], replicas: int) -> list[tuple[str, ...]]:
 def default_workers(devices: Sequence[str]) -> int:
     """Return the number of workers: one per processor that this process may use; on accelerators one per device."""
     if all(device.startswith("CPU") for device in devices):
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return processors()
     return len(devices)

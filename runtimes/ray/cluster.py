@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from ...core.errors import ConfigError
 from ...core.system.backend import VARIABLE, keras_backend
+from ...core.system.processors import processors
 from ...core.validation import require
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ def _start(places: Places) -> str:
     import ray
 
     most = places.most
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = processors()
     _sweep()
     # Short: a socket's path has at most 107 bytes.
     folder = tempfile.mkdtemp(prefix=f"{FOLDER.name}{os.getpid()}-", dir=FOLDER.parent)
@@ -207,7 +208,7 @@ def _start(places: Places) -> str:
             _read_again()
             ray.init(
                 address="local",  # never a cluster that happens to be there, whatever RAY_ADDRESS says
-                num_cpus=max(processors, places.threads * (most or 1)),
+                num_cpus=max(here, places.threads * (most or 1)),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
