@@ -9,6 +9,7 @@ import pytest
 
 from shown import INJECTED, fill, standing, sweep
 from umbel import Experiment, FedAvg, FixedCohort, Local, Simulation, data, run
+from umbel.benchmarks.page import chromium
 from umbel.server.ui import Page, PageAddress
 from umbel.studies.importance import importance_of
 
@@ -22,22 +23,9 @@ POINTS = (
 def browser():
     """A headless Chromium."""
     pytest.importorskip("selenium", reason="selenium is not installed")
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or driver is None:
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for word in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(word)
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    opened = chromium()
     yield opened
     opened.quit()
 
